@@ -1,0 +1,79 @@
+"""What a model eats: one record as token ids and pixels, and a padded batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of a position that carries no loss (the convention of PyTorch's cross entropy)."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One record as the model's processor sees it; every picture is already spread over its tokens."""
+
+    input_ids: Sequence[int]
+    """The token ids; positions of picture tokens hold the padding id."""
+    picture_positions: Sequence[bool]
+    labels: Sequence[int]
+    """The ids to predict, `IGNORED` where there is no loss; as long as `input_ids`, not shifted."""
+    pixels: Mapping[str, torch.Tensor]
+    """The pictures of this record: part name to `[pictures, 3, height, width]`; empty without pictures."""
+
+    @property
+    def labelled(self) -> int:
+        """How many positions carry a loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass
+class Batch:
+    """Padded records. Rows are records; the pictures of all rows lie one after another, in order."""
+
+    input_ids: torch.Tensor
+    """`[rows, tokens]`, int64."""
+    attention_mask: torch.Tensor
+    """`[rows, tokens]`, bool, True at real tokens."""
+    picture_positions: torch.Tensor
+    """`[rows, tokens]`, bool, True where a picture token goes."""
+    labels: torch.Tensor
+    """`[rows, tokens]`, int64, `IGNORED` where there is no loss."""
+    pixels: dict[str, torch.Tensor]
+    """Part name to `[pictures, 3, height, width]`; empty when no row has a picture."""
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.picture_positions.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            moved,
+        )
+
+
+def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") -> Batch:
+    """Pad `examples` to the longest, on the `side` "right" (training) or "left" (generation)."""
+    import torch
+
+    longest = max(len(example.input_ids) for example in examples)
+
+    def padded(values: Sequence[int] | Sequence[bool], filler: int | bool) -> list[int | bool]:
+        filling: list[int | bool] = [filler] * (longest - len(values))
+        return [*values, *filling] if side == "right" else [*filling, *values]
+
+    parts = [name for name in examples[0].pixels] if examples[0].pixels else []
+    parts += [name for example in examples for name in example.pixels if name not in parts]
+    return Batch(
+        torch.tensor([padded(e.input_ids, pad_id) for e in examples], dtype=torch.int64),
+        torch.tensor([padded([True] * len(e.input_ids), False) for e in examples], dtype=torch.bool),
+        torch.tensor([padded(e.picture_positions, False) for e in examples], dtype=torch.bool),
+        torch.tensor([padded(e.labels, IGNORED) for e in examples], dtype=torch.int64),
+        {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in dict.fromkeys(parts)},
+    )

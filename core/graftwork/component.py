@@ -1,0 +1,98 @@
+"""A component: the class that authors write for every exchangeable thing."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from graftwork.plan import Plan
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a component needs from the machine before it can work."""
+
+    packages: tuple[str, ...] = ()
+    """Distributions as PEP 508 requirements, such as `peft>=0.19`; asked of metadata, never imported."""
+    cuda: tuple[int, int] | None = None
+    """The least compute capability, such as `(8, 0)`; None where no CUDA device is needed."""
+    install: str | None = None
+    """The pip arguments to suggest when a package is missing; by default the missing requirements themselves."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """Yes, or no with a reason that a person reads."""
+
+    ok: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+SUPPORTED = Support(True)
+
+
+def unsupported(reason: str) -> Support:
+    """The answer no, with its reason: a clause such as `head_dim is 256, at most 128 works`."""
+    return Support(False, reason)
+
+
+def setting(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A field of a `Settings` dataclass: its default, its line of help, and its inclusive bounds.
+
+    The annotation says the rest: `Literal["a", "b"]` for a choice, `Path` for a path (relative ones are taken from the
+    folder of the run file), `tuple[str, ...]` for a list, `int | None` for an optional number.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, list | dict | set):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a component that has none."""
+
+
+class Component(ABC, Generic[S]):
+    """A class whose attributes are its catalogue card and whose methods do the work.
+
+    An instance holds validated settings and nothing heavy; torch is imported inside methods. The first line of the
+    class's docstring is its summary in every list.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    requires: ClassVar[Requires] = Requires()
+    Settings: ClassVar[type] = NoSettings
+    settings_version: ClassVar[int] = 1
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring, without a full stop."""
+        return (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+    @classmethod
+    def migrate(cls, settings: Mapping[str, Any], version: int) -> Mapping[str, Any]:
+        """Settings that an older `version` of this component wrote, as this version wants them."""
+        return settings
+
+    def objections(self, plan: Plan) -> Iterable[str]:
+        """Why this component cannot work in this plan, a clause each; nothing when it can."""
+        return ()
+
+    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+        """The foreign formats that this component writes: name to a function of (Assembly, empty folder)."""
+        return {}

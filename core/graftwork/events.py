@@ -1,0 +1,62 @@
+"""What observers are told of, in the order of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run; `out` is the run's folder."""
+
+    out: Path
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """The model is built; training begins or resumes at `step`."""
+
+    step: int
+    steps: int
+    plan: Any
+
+
+@dataclass(frozen=True)
+class StepTaken(Event):
+    """One optimizer step; `loss` is the mean over the step's labelled tokens, in nats."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    images: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint has its final name."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """An evaluator's scores are known: `scores[arm][metric or group]`."""
+
+    evaluator: str
+    scores: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunEnded(Event):
+    """Training is over; `healthy` is the verdict and `reasons` what speaks against it."""
+
+    step: int
+    healthy: bool
+    reasons: tuple[str, ...]

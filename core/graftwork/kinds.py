@@ -1,0 +1,411 @@
+"""The eight contracts: what a component of each kind is asked for, and what it may rely on."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from graftwork.component import Component, S, Support
+from graftwork.errors import WeightsError
+from graftwork.records import BadRecord, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftwork.batch import Batch, Encoded
+    from graftwork.compose import Assembly
+
+KINDS: Mapping[str, str] = {
+    "model": "model_architectures",
+    "vision_tower": "vision_towers",
+    "peft": "peft_methods",
+    "memory": "memory_strategies",
+    "attention": "attention_kernels",
+    "evaluator": "evaluators",
+    "data_source": "data_sources",
+    "data_operator": "data_operators",
+}
+"""Every kind, and the hook that registers it."""
+
+LazyTensor = Callable[[], "Tensor"]
+"""A tensor in a file, read when called."""
+
+
+class Weighted(Component[S]):
+    """A component whose structure depends on a folder of weights (models and vision towers)."""
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """Everything that the structure depends on, as plain JSON; it becomes part of the plan and the checkpoint.
+
+        `folder` holds weights or only configurations; None where the run names neither, and then settings must do.
+        """
+        if folder is None:
+            raise WeightsError(
+                f"'{self.name}' needs a folder of weights or of configurations: set 'weights' or 'config'"
+            )
+        return read_json(folder / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; WeightsError when it is missing or is not one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"'{file.parent}' holds no {file.name}; is it the right folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"'{file}' is not readable JSON ({error}); fetch the folder again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"'{file}' holds a {type(content).__name__}, not a JSON object; fetch the folder again")
+    return content
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A place in a model where attention is computed, known without weights."""
+
+    name: str
+    """`language`, `mining`, or `vision.PART`."""
+    head_dim: int
+    heads: int
+    kv_heads: int
+    causal: bool
+    padding: bool
+    """Whether some keys can be padding."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """A site on a machine: what a kernel must be able to compute."""
+
+    site: AttentionSite
+    dtype: str
+    """`float32`, `bfloat16` or `float16`."""
+    device: str
+    """`cpu` or `cuda`."""
+    capability: tuple[int, int] | None = None
+    """The CUDA compute capability of the device; None on a CPU."""
+    backward: bool = True
+
+
+class AttentionKernel(Component[S]):
+    """An implementation of scaled dot-product attention."""
+
+    kind: ClassVar[str] = "attention"
+
+    @abstractmethod
+    def supports(self, case: AttentionCase) -> Support:
+        """Whether this kernel computes this case; the reason when it does not. Imports no torch."""
+
+    @abstractmethod
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+    ) -> Tensor:
+        """softmax(q k^T * scale) v, of shape `[batch, heads, queries, head_dim]`.
+
+        `q` is `[batch, heads, queries, head_dim]`; `k` and `v` are `[batch, kv_heads, keys, head_dim]`, where kv_heads
+        divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
+        `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
+        no key at all gets finite numbers, whatever they are.
+        """
+
+
+# Vision towers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How a picture becomes a tensor: the side of the square in pixels, and the mean and deviation of each channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """What a tower computes, known without weights: a pyramid of feature maps, finest first."""
+
+    widths: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of each map."""
+    pixels: PixelSettings
+
+
+class VisionTower(Weighted[S]):
+    """An image encoder: pixels to a pyramid of feature maps."""
+
+    kind: ClassVar[str] = "vision_tower"
+
+    @abstractmethod
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
+        """What the tower computes from square pictures of `size` pixels (by default those it was trained on).
+
+        Raises WeightsError for a size that it cannot take.
+        """
+
+    def sites(self, config: Mapping[str, Any]) -> Sequence[AttentionSite]:
+        """Where the tower computes attention; none for a convolutional one. The model renames them `vision.PART`."""
+        return ()
+
+    @abstractmethod
+    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+        """The tower, whose forward takes pixels `[pictures, 3, size, size]` and returns a list of maps
+        `[pictures, width, rows, columns]`, finest first. No weights are read here."""
+
+    @abstractmethod
+    def translate(self, name: str) -> str | None:
+        """The built module's name for a tensor of that name in a weights file; None for one that it does not use."""
+
+    def original(self, name: str) -> str:
+        """The name that published weights give to the built module's tensor `name`; the inverse of `translate`."""
+        return name
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot of a model for a vision tower."""
+
+    summary: str
+    default: str | None
+    """The component to use when the run does not say; None where the slot may stay empty."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where building happens: what a model or tower needs from its surroundings."""
+
+    attn_implementation: str = "eager"
+    """The name to give transformers' models, under which Graftwork's kernels are registered."""
+
+
+class VisionLanguageModel(Protocol):
+    """What the engine calls on a built model, which is a `torch.nn.Module`."""
+
+    def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The towers' outputs for a batch's pixels: everything before the first part that is usually trained."""
+        ...
+
+    def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+        """The final hidden states `[rows, tokens, width]`.
+
+        `features` saves calling `see` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
+        only and `batch.attention_mask` covers the cached ones as well: `[rows, cached + new]`.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The vocabulary's scores for hidden states `[..., width]`: `[..., vocabulary]`."""
+        ...
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values for generation."""
+        ...
+
+
+class Processor(Protocol):
+    """The only way from records to tensors and back."""
+
+    pad_id: int
+    stop_ids: frozenset[int]
+    vocabulary: int
+
+    def encode(self, record: Record) -> Encoded:
+        """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
+        turn is labelled. Raises DataError for a record that does not fit the template or a picture that cannot be read."""
+        ...
+
+    def length(self, record: Record) -> int:
+        """How many tokens `encode` would make, without opening the pictures."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and surrounding space."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `ModelArchitecture.processor` needs into an empty folder, as files that are no pickles."""
+        ...
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A built model and a map of it."""
+
+    model: nn.Module
+    roles: Mapping[str, tuple[str, ...]]
+    """Role to the names of its modules; a module stands for everything below it."""
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """`language`, `vision.PART`: the names of the repeated blocks, in order."""
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
+    the empty name is the model itself. Where two overlap, the one that is listed later wins."""
+
+
+class ModelArchitecture(Weighted[S]):
+    """A vision-language model: how it is built from towers, which part plays which role, and its prompt."""
+
+    kind: ClassVar[str] = "model"
+    parts: ClassVar[Mapping[str, Part]] = {}
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Every role, such as `language.attention`, with a line on what it is. `language` selects all `language.*`."""
+    fresh_roles: ClassVar[tuple[str, ...]] = ()
+    """The roles that may be missing from the weights and then start untrained (a connector)."""
+    overflows_in: ClassVar[tuple[str, ...]] = ()
+    """Precisions, such as `fp16`, in which the published model is known to overflow."""
+
+    @abstractmethod
+    def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
+        """Where the model itself, without its towers, computes attention."""
+
+    @abstractmethod
+    def describe_towers(
+        self, config: Mapping[str, Any], towers: Mapping[str, tuple[VisionTower[Any], Mapping[str, Any]]]
+    ) -> Mapping[str, TowerOutput]:
+        """What each part's tower computes at the size at which this model uses it. Raises WeightsError for towers that
+        do not fit together. `towers` maps each filled part to its component and its configuration."""
+
+    @abstractmethod
+    def build(
+        self, config: Mapping[str, Any], towers: Mapping[str, nn.Module], outputs: Mapping[str, TowerOutput], site: Site
+    ) -> Structure:
+        """The model around its towers. No weights are read here; it may be called where parameters are on `meta`."""
+
+    @abstractmethod
+    def tensors(
+        self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
+    ) -> Mapping[str, LazyTensor]:
+        """The tensors of a weights folder under the built model's names, towers included if the folder has them.
+
+        A tensor of the folder that the model does not use is left out only if that is known to be right."""
+
+    @abstractmethod
+    def processor(
+        self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
+    ) -> Processor:
+        """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
+
+    @abstractmethod
+    def write(self, assembly: Assembly, folder: Path) -> None:
+        """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
+
+
+# The rest -------------------------------------------------------------------------------------------------------------
+
+
+class PeftMethod(Component[S]):
+    """A way of training few parameters. It writes no save code and knows no model."""
+
+    kind: ClassVar[str] = "peft"
+
+    @abstractmethod
+    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+        """Change `model` in place so that what should be trained requires gradients; everything else is frozen already.
+
+        `targets` are names of modules that hold parameters themselves (a Linear, a LayerNorm). With `fresh` false the
+        values of everything new are loaded right after, so no expensive initialisation is needed, and parameters may
+        live on `meta`. Raises AdapterError when nothing among the targets can be adapted.
+        """
+
+    @abstractmethod
+    def off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While entered, what `apply` added has no effect. Values of the base that were trained are core's business."""
+
+    @abstractmethod
+    def merge(self, model: nn.Module) -> None:
+        """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
+
+    def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups for all trained parameters, by name."""
+        return [{"params": list(parameters.values()), "lr": learning_rate}]
+
+
+class MemoryStrategy(Component[S]):
+    """A way of using less memory that does not change what is trained."""
+
+    kind: ClassVar[str] = "memory"
+
+    def building(self) -> AbstractContextManager[None]:
+        """Entered while the model is built and filled."""
+        return nullcontext()
+
+    def prepare(self, assembly: Assembly) -> None:
+        """Change the assembled model in place, after the PEFT method and before the optimizer exists."""
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Entered while full tensors are read, for saving."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good one answer is, from 0 to 1, and the group that it counts for."""
+
+    value: float
+    group: str = ""
+
+
+class Evaluator(Component[S]):
+    """A benchmark: questions in a fixed order, and how answers are scored. The loop is core's."""
+
+    kind: ClassVar[str] = "evaluator"
+    metric: ClassVar[str] = "accuracy"
+    max_new_tokens: ClassVar[int] = 16
+
+    @abstractmethod
+    def records(self) -> Iterable[Record | BadRecord]:
+        """The questions, each with a unique id, in a fixed order."""
+
+    @abstractmethod
+    def score(self, record: Record, answer: str) -> Score:
+        """The score of one answer."""
+
+    def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
+        """The final numbers, 0 to 1 unless the benchmark says otherwise: under `metric` overall, then one per group."""
+        groups = sorted({score.group for score in scores if score.group})
+        totals = {self.metric: sum(score.value for score in scores) / len(scores)}
+        for group in groups:
+            values = [score.value for score in scores if score.group == group]
+            totals[group] = sum(values) / len(values)
+        return totals
+
+
+class DataSource(Component[S]):
+    """A reader of training data."""
+
+    kind: ClassVar[str] = "data_source"
+
+    @abstractmethod
+    def records(self) -> Iterator[Record | BadRecord]:
+        """The records in a fixed order; what is malformed as a BadRecord with its file and line."""
+
+
+class Writer(Protocol):
+    """A model lent by core to operators that write text."""
+
+    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
+        """The model's answers to the last user turns."""
+        ...
+
+
+class DataOperator(Component[S]):
+    """A filter or maker of training data."""
+
+    kind: ClassVar[str] = "data_operator"
+
+    @abstractmethod
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        """The records that stay, or new ones; what is dropped as a BadRecord that says why. Same seed, same result."""
