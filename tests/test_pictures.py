@@ -1,0 +1,182 @@
+"""Pictures: every file becomes RGB pixels or one DataError."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from graftwork import pictures
+from graftwork.errors import DataError
+from graftwork.records import Picture
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 0, rows: bytes = b"") -> bytes:
+    """A PNG written by hand, whose header may promise what its rows do not hold."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.frombytes("RGB", (width, height), bytes(index * 7919 % 251 for index in range(width * height * 3)))
+
+
+def load(data: bytes) -> Image.Image:
+    return pictures.load(Picture(data=data))
+
+
+def refusal(picture: Picture, **options: int) -> str:
+    with pytest.raises(DataError) as caught:
+        pictures.load(picture, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_plain_picture_is_loaded_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "plain.png"
+    path.write_bytes(encode(noise()))
+    image = pictures.load(Picture(path))
+    assert image.mode == "RGB"
+    assert image.tobytes() == noise().tobytes() == load(path.read_bytes()).tobytes()
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(encode(noise(), "JPEG"))
+    assert pictures.load(Picture(path)).size == (40, 30)
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"])
+def test_every_promised_format_is_opened(format: str) -> None:
+    assert load(encode(noise(), format)).size == (40, 30)
+
+
+def test_files_that_are_no_pictures_are_refused_in_words(tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert refusal(Picture(tmp_path / "none.png")) == f"the picture '{tmp_path / 'none.png'}' does not exist"
+    assert refusal(Picture(tmp_path)) == f"the picture '{tmp_path}' is a folder"
+    assert refusal(Picture(pipe)) == f"the picture '{pipe}' is not a regular file"
+    assert refusal(Picture(text)).startswith(f"'{text}' is not a picture in one of the formats BMP, GIF")
+    assert refusal(Picture(empty)).startswith(f"'{empty}' is not a picture")
+    assert "cannot be read" in refusal(Picture(tmp_path / ("x" * 5000)))
+    assert "neither a path nor data" in refusal(Picture())
+
+
+def test_formats_that_run_other_programs_are_not_opened() -> None:
+    assert "is not a picture" in refusal(Picture(data=encode(noise(), "EPS")))
+
+
+def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    whole = encode(noise(200, 200))
+    path.write_bytes(whole[: len(whole) // 2])
+    assert refusal(Picture(path)).startswith(f"'{path}' cannot be read (")
+    assert pictures.probe(Picture(path)) == (200, 200)
+    jpeg = encode(noise(200, 200), "JPEG")
+    assert "cannot be read" in refusal(Picture(data=jpeg[: len(jpeg) // 2]))
+
+
+@pytest.mark.parametrize("side", [8_000, 11_000, 30_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
+    bomb = Picture(data=png(side, side))
+    assert "is larger than the 50 megapixels that are opened" in refusal(bomb)
+    with pytest.raises(DataError, match="megapixels"):
+        pictures.probe(bomb)
+
+
+def test_the_limit_on_pixels_can_be_set_and_pil_keeps_its_own() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    picture = Picture(data=encode(noise()))
+    assert pictures.load(picture, max_pixels=1200).size == (40, 30)
+    assert "larger than the 0.001199 megapixels" in refusal(picture, max_pixels=1199)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.webp"
+    with path.open("wb") as file:
+        file.truncate(pictures.MAX_BYTES + 1)  # Sparse: takes no room on the disk.
+    assert "has more than 512 MiB" in refusal(Picture(path))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = load(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = image.getpixel((4, 4))
+    assert image.mode == "RGB"
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+
+
+def test_sixteen_bit_grey_is_scaled_rather_than_clipped() -> None:
+    levels = [0, 128, 129, 257, 32768, 65535]
+    image = load(png(len(levels), 1, depth=16, rows=b"\0" + struct.pack(">6H", *levels)))
+    assert [image.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 1, 1, 128, 255]
+
+
+def test_pictures_with_levels_of_unknown_range_are_refused() -> None:
+    assert "has 32-bit levels" in refusal(Picture(data=encode(Image.new("F", (4, 4), 0.5), "TIFF")))
+
+
+def test_transparency_shows_white() -> None:
+    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    rgba.putpixel((1, 0), (0, 0, 255, 255))
+    grey = Image.new("LA", (2, 1), (0, 0))
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([0, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    blue, white = (0, 0, 255), (255, 255, 255)
+    assert list(load(encode(rgba)).get_flattened_data()) == [white, blue]
+    assert list(load(encode(palette, transparency=0)).get_flattened_data()) == [white, blue]
+    assert list(load(encode(palette)).get_flattened_data()) == [(0, 0, 0), blue]
+    assert list(load(encode(grey)).get_flattened_data()) == [white, white]
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    assert load(encode(first, "GIF", save_all=True, append_images=[second])).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_an_exif_orientation_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load(encode(noise(), "JPEG", exif=exif)).size == (40, 30)
+
+
+def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
+    def digest(image: Image.Image, format: str) -> str:
+        return pictures.digest(Picture(data=encode(image, format)))
+
+    assert digest(noise(), "PNG") == digest(noise(), "BMP")
+    assert digest(Image.new("RGB", (2, 8)), "PNG") != digest(Image.new("RGB", (4, 4)), "PNG")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=64), st.integers(0, 200), st.sampled_from(["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]))
+def test_damaged_files_end_in_a_picture_or_a_data_error(damage: bytes, place: int, format: str) -> None:
+    data = encode(noise(8, 8), format)
+    with suppress(DataError):
+        assert load(data[:place] + damage + data[place + len(damage) :]).mode == "RGB"

@@ -1,0 +1,148 @@
+"""The pipeline: sources and operators in order, with every loss counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from graftwork.component import NoSettings
+from graftwork.errors import DataError
+from graftwork.kinds import DataOperator, DataSource, Writer
+from graftwork.pipeline import StageCount, gather, summary
+from graftwork.records import BadRecord, Record, Turn
+
+
+def record(id: str, answer: str = "yes") -> Record:
+    return Record(id, (Turn("user", "Is it?"), Turn("assistant", answer)), where=f"file:{id}")
+
+
+class Listed(DataSource[list[object]]):
+    """Gives its settings."""
+
+    name = "listed"
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        yield from self.settings  # type: ignore[misc]
+
+
+class Failing(DataSource[NoSettings]):
+    """Fails after a record."""
+
+    name = "failing"
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        yield record("1")
+        raise KeyError("colour")
+
+
+class OnlyYes(DataOperator[NoSettings]):
+    """Drops records whose answer is not yes."""
+
+    name = "only-yes"
+
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        for each in records:
+            yield each if each.turns[-1].text == "yes" else BadRecord(each.where, "the answer is not yes")
+
+
+class Asked(DataOperator[NoSettings]):
+    """Adds a copy of each record that the writer answered, and the seed."""
+
+    name = "asked"
+
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        for each in records:
+            yield each
+            assert writer
+            yield record(each.id, f"{writer.answer([each], max_new_tokens=4)[0]} {seed}")
+
+
+class Parrot:
+    """Answers with the question."""
+
+    def answer(self, records: Iterable[Record], *, max_new_tokens: int) -> list[str]:
+        return [each.question for each in records]
+
+
+def test_stages_run_in_order_and_every_loss_is_counted() -> None:
+    first = Listed([record("1"), BadRecord("file:2", "no turns"), record("3", "no")])
+    second = Listed([record("4")])
+    gathered = gather([first, second], [OnlyYes(NoSettings())], seed=0, strict=False)
+    assert [each.id for each in gathered.records] == ["1", "4"]
+    assert gathered.bad == [BadRecord("file:2", "no turns"), BadRecord("file:3", "the answer is not yes")]
+    assert gathered.counts == [
+        StageCount("listed", 3, 2, 1),
+        StageCount("listed", 1, 1, 0),
+        StageCount("only-yes", 3, 2, 1),
+    ]
+    assert summary(gathered) == [
+        "listed: 3 read, 2 kept, 1 dropped",
+        "listed: 1 read, 1 kept, 0 dropped",
+        "only-yes: 3 read, 2 kept, 1 dropped",
+        "total: 2 records, 2 dropped",
+    ]
+
+
+def test_operators_get_the_seed_and_the_writer() -> None:
+    gathered = gather([Listed([record("1")])], [Asked(NoSettings())], seed=5, strict=False, writer=Parrot())
+    assert [each.turns[-1].text for each in gathered.records] == ["yes", "Is it? 5"]
+    assert [each.id for each in gathered.records] == ["1", "1#2"]
+
+
+def test_repeated_ids_are_made_distinct() -> None:
+    ids = ["a", "a", "a#2", "a", "b", "a#2"]
+    gathered = gather([Listed([record(id) for id in ids]), Listed([record("b")])], [], seed=0, strict=False)
+    assert [each.id for each in gathered.records] == ["a", "a#3", "a#2", "a#4", "b", "a#2#2", "b#2"]
+
+
+def test_strict_data_stops_at_the_first_bad_record_of_a_source() -> None:
+    source = Listed([record("1"), BadRecord("file:2", "no turns"), BadRecord("file:3", "worse")])
+    with pytest.raises(DataError, match=r"^file:2: no turns; mend it, or do without strict data$"):
+        gather([source], [], seed=0, strict=True)
+
+
+def test_strict_data_lets_operators_drop() -> None:
+    source = Listed([record("1"), record("2", "no")])
+    assert len(gather([source], [OnlyYes(NoSettings())], seed=0, strict=True).records) == 1
+
+
+def test_an_empty_result_says_where_the_records_went() -> None:
+    source = Listed([BadRecord("file:1", "no turns"), record("2", "no")])
+    with pytest.raises(DataError) as caught:
+        gather([source], [OnlyYes(NoSettings())], seed=0, strict=False)
+    sentence = "no record is left of 2 that were read: 'listed' dropped 1, 'only-yes' dropped 1"
+    assert caught.value.sentence == sentence
+    assert caught.value.details == ("file:1: no turns", "file:2: the answer is not yes")
+    bad = [BadRecord(f"file:{number}", "broken") for number in range(1, 2001)]
+    with pytest.raises(DataError) as caught:
+        gather([Listed(bad)], [], seed=0, strict=False)
+    assert caught.value.details[-2:] == ("file:5: broken", "… and 1,995 more")
+    with pytest.raises(DataError, match="no record is left of 0 that were read: no source has any"):
+        gather([Listed([])], [], seed=0, strict=False)
+
+
+def test_a_failing_component_is_named_and_its_error_kept() -> None:
+    with pytest.raises(DataError, match=r"^data source 'failing' failed with KeyError: 'colour'$") as caught:
+        gather([Failing(NoSettings())], [], seed=0, strict=False)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(DataError, match=r"^data operator 'asked' failed with AssertionError"):
+        gather([Listed([record("1")])], [Asked(NoSettings())], seed=0, strict=False)
+
+
+def test_a_component_that_gives_something_else_is_named() -> None:
+    with pytest.raises(DataError, match="data source 'listed' gave a dict, not a Record or a BadRecord"):
+        gather([Listed([{"id": 1}])], [], seed=0, strict=False)
+
+
+def test_an_error_that_a_person_can_mend_passes_unchanged() -> None:
+    class Missing(Failing):
+        def records(self) -> Iterator[Record | BadRecord]:
+            raise DataError("there is no file 'x.json'")
+
+    with pytest.raises(DataError, match=r"^there is no file 'x.json'$"):
+        gather([Missing(NoSettings())], [], seed=0, strict=False)

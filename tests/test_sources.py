@@ -1,0 +1,266 @@
+"""The source `llava-json`: what it reads, and what it says of everything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graftwork.errors import DataError
+from graftwork.records import BadRecord, Picture, Record, Turn
+from graftwork_llava_json import LlavaJson, LlavaJsonSettings
+
+
+def talk(*values: str, first: str = "human") -> list[dict[str, str]]:
+    roles = ("human", "gpt") if first == "human" else ("gpt", "human")
+    return [{"from": roles[number % 2], "value": value} for number, value in enumerate(values)]
+
+
+def read(path: Path, **settings: Any) -> list[Record | BadRecord]:
+    return list(LlavaJson(LlavaJsonSettings(path=path, **settings)).records())
+
+
+def read_one(folder: Path, content: object) -> Record | BadRecord:
+    (folder / "x.png").touch()
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps(content))
+    [item] = read(path)
+    return item
+
+
+def write(path: Path, content: object, **options: Any) -> Path:
+    path.write_text(json.dumps(content, **options), encoding="utf-8")
+    return path
+
+
+def test_a_list_and_lines_give_the_same_records(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").touch()
+    contents = [
+        {"id": 7, "image": "a/x.png", "conversations": talk("<image>\nWhat?", "A cat.", "Sure?", "Yes.")},
+        {"conversations": talk("Größe?\u2028", "1 m")},
+    ]
+    as_list = read(write(tmp_path / "data.json", contents, indent=1), group="cats")
+    lines = tmp_path / "data.jsonl"
+    lines.write_text("\n\n".join(json.dumps(each, ensure_ascii=False) for each in contents), encoding="utf-8-sig")
+    as_lines = read(lines, group="cats")
+    turns = (
+        Turn("user", "<image>\nWhat?"),
+        Turn("assistant", "A cat."),
+        Turn("user", "Sure?"),
+        Turn("assistant", "Yes."),
+    )
+    picture = Picture(tmp_path / "a" / "x.png")
+    where = f"{tmp_path / 'data.json'}:2 (record 1)"
+    assert as_list[0] == Record("7", turns, (picture,), group="cats", where=where)
+    assert [each.where for each in as_lines] == [f"{lines}:1", f"{lines}:3"]
+    assert [each.turns for each in as_list] == [each.turns for each in as_lines]  # type: ignore[union-attr]
+    assert [each.id for each in as_list] == ["7", "2"]  # type: ignore[union-attr]
+
+
+def test_a_record_of_a_list_is_placed_by_the_line_where_it_starts(tmp_path: Path) -> None:
+    good = {"conversations": talk("Q", "A")}
+    path = write(tmp_path / "data.json", [good, 5, good, {}], indent=2)
+    lines = path.read_text().split("\n")
+    places = [item.where for item in read(path)]
+    numbers = [int(place.split(":")[-1].split()[0]) for place in places]
+    assert places[1] == f"{path}:{numbers[1]} (record 2)"
+    assert [lines[number - 1].strip() for number in numbers] == ["{", "5,", "{", "{}"]
+
+
+def test_image_paths_are_relative_to_the_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.png").touch()
+    path = write(tmp_path / "data.json", [{"image": ["x.png"], "conversations": talk("<image>", "A")}])
+    [record] = read(path, image_folder=tmp_path / "images")
+    assert isinstance(record, Record)
+    assert record.pictures == (Picture(tmp_path / "images" / "x.png"),)
+
+
+def test_the_limit_counts_readable_records(tmp_path: Path) -> None:
+    good = {"conversations": talk("Q", "A")}
+    items = read(write(tmp_path / "data.json", [5, good, good, 6]), limit=1)
+    assert [type(item) for item in items] == [BadRecord, Record]
+
+
+def test_a_leading_answer_is_dropped(tmp_path: Path) -> None:
+    item = read_one(tmp_path, {"conversations": talk("Hello", "Q", "A", first="gpt")})
+    assert isinstance(item, Record)
+    assert [turn.text for turn in item.turns] == ["Q", "A"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([], "the record is a list, not an object"),
+        (None, "the record is null, not an object"),
+        (3, "the record is a number, not an object"),
+        ({}, "'conversations' is missing or is not a list of turns"),
+        ({"conversations": []}, "'conversations' is missing or is not a list of turns"),
+        ({"conversations": "Q"}, "'conversations' is missing or is not a list of turns"),
+        ({"conversations": ["Q"]}, "turn 1 is a string, not an object"),
+        ({"conversations": [{"value": "Q"}]}, "turn 1 is from None, neither 'human' nor 'gpt'"),
+        ({"conversations": [{"from": ["human"], "value": "Q"}]}, "turn 1 is from ['human'], neither 'human' nor 'gpt'"),
+        ({"conversations": [{"from": "system", "value": "Q"}]}, "turn 1 is from 'system', neither 'human' nor 'gpt'"),
+        ({"conversations": [{"from": "human"}]}, "turn 1 has no text in 'value'"),
+        ({"conversations": talk("Q", " ")}, "turn 2 has no text in 'value'"),
+        ({"conversations": talk("Q")}, "the last turn is not an answer of 'gpt'"),
+        ({"conversations": talk("Q", "A", "Q")}, "the last turn is not an answer of 'gpt'"),
+        ({"conversations": talk("A", first="gpt")}, "the last turn is not an answer of 'gpt'"),
+        ({"conversations": talk("Q", "A") + talk("B", first="gpt")}, "the turns of 'human' and 'gpt' do not alternate"),
+        ({"conversations": talk("Q\ud800", "A")}, "turn 1 holds a lone surrogate, which is not text"),
+        ({"id": "\udfff", "conversations": talk("Q", "A")}, "id holds a lone surrogate, which is not text"),
+        ({"id": [1], "conversations": talk("Q", "A")}, "'id' is a list, not a string or a number"),
+        ({"id": True, "conversations": talk("Q", "A")}, "'id' is a boolean, not a string or a number"),
+        ({"image": 1, "conversations": talk("<image>", "A")}, "'image' is a number, not a path"),
+        ({"image": "\udfff", "conversations": talk("<image>", "A")}, "image holds a lone surrogate, which is not text"),
+        (
+            {"image": ["x.png", "y.png"], "conversations": talk("<image>", "A")},
+            "the record has 2 pictures; only one is",
+        ),
+        ({"images": ["x.png"], "conversations": talk("<image>", "A")}, "'images' is not supported; give one picture"),
+        ({"video": "x.mp4", "conversations": talk("Q", "A")}, "'video' is not supported; give one picture"),
+        (
+            {"conversations": talk("<image>", "A")},
+            "'<image>' in the conversation: 1, pictures of the record: 0; they must be equal",
+        ),
+        (
+            {"image": "x.png", "conversations": talk("Q", "A")},
+            "'<image>' in the conversation: 0, pictures of the record: 1; they must be equal",
+        ),
+        ({"image": "x.png", "conversations": talk("Q", "<image>")}, "'<image>' stands in an answer; only questions"),
+    ],
+)
+def test_a_malformed_record_says_what_is_wrong(tmp_path: Path, content: object, why: str) -> None:
+    item = read_one(tmp_path, content)
+    assert isinstance(item, BadRecord)
+    assert item.where == f"{tmp_path / 'data.jsonl'}:1"
+    assert item.why.startswith(why)
+
+
+@pytest.mark.parametrize("image", ["/x.png", "../x.png", "a/../../x.png"])
+def test_image_paths_that_leave_the_folder_are_refused(tmp_path: Path, image: str) -> None:
+    (tmp_path / "x.png").touch()
+    (tmp_path / "in").mkdir()
+    item = read_one(tmp_path / "in", {"image": image, "conversations": talk("<image>", "A")})
+    assert item.why == f"the image path '{image}' leads out of the image folder; make it relative to that"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("image", ["none.png", "", "\0", "x" * 5000])
+def test_a_missing_picture_is_noticed(tmp_path: Path, image: str) -> None:
+    item = read_one(tmp_path, {"image": image, "conversations": talk("<image>", "A")})
+    assert item.why == f"there is no picture '{tmp_path / image}'; check 'image_folder'"  # type: ignore[union-attr]
+
+
+def test_a_truncated_list_keeps_what_can_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.json", [{"conversations": talk("Q", "A")}] * 3, indent=1)
+    path.write_text(path.read_text()[:-20])
+    items = read(path)
+    assert [type(item) for item in items] == [Record, Record, BadRecord]
+    assert "(record 3)" in items[2].where
+    assert items[2].why.startswith("from here on the file is not JSON (")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[{"a": 1} {"a": 2}]', "after this record comes neither a comma nor ']', so the rest is not read"),
+        ('[{"a": 1}', "after this record comes neither a comma nor ']', so the rest is not read"),
+        ("[1] 2", "what comes after the end of the list is not read"),
+        ("[" * 100_000, "from here on the file is not JSON (it is nested too deeply); is it cut off?"),
+        ("[" + "1" * 5000 + "]", "from here on the file is not JSON (Exceeds the limit"),
+        ("[", "from here on the file is not JSON (Expecting value); is it cut off?"),
+    ],
+)
+def test_a_damaged_list_says_from_where_on_it_is_lost(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    last = read(path)[-1]
+    assert isinstance(last, BadRecord)
+    assert last.why.startswith(why)
+
+
+def test_a_damaged_line_costs_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"conversations"\n' + json.dumps({"conversations": talk("Q", "A")}) + "\n" + "[" * 100_000)
+    items = read(path)
+    assert [type(item) for item in items] == [BadRecord, Record, BadRecord]
+    assert items[0] == BadRecord(f"{path}:1", "the line is not JSON (Expecting ':' delimiter)")
+
+
+def test_a_file_that_is_none_of_both_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    for content, words in [
+        (b'{"id": 1}', "does not hold a JSON list; if it has one record a line, let its name end in .jsonl"),
+        (b"", "does not hold a JSON list"),
+        (b"[\n\n\xff", "is not UTF-8 text (line 3); is it the right file?"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"'{path}' {words}")
+    with path.open("wb") as file:
+        file.truncate(9 * 2**30)  # Sparse: takes no room on the disk.
+    with pytest.raises(DataError, match="larger than 8 GiB; split it"):
+        read(path)
+    with pytest.raises(DataError, match=r"ends neither in \.json \(a list\) nor in \.jsonl"):
+        read(tmp_path / "data.txt")
+    with pytest.raises(DataError, match=r"there is no file .*none\.json'; mend 'path'"):
+        read(tmp_path / "none.json")
+    with pytest.raises(DataError, match="has no 'path'; name the"):
+        list(LlavaJson(LlavaJsonSettings()).records())
+
+
+def test_a_missing_file_is_an_objection_to_the_plan(tmp_path: Path) -> None:
+    def objections(path: Path | None) -> list[str]:
+        return list(LlavaJson(LlavaJsonSettings(path=path)).objections(None))
+
+    assert objections(None) == ["'path' is not set; name the .json or .jsonl file"]
+    assert objections(tmp_path / "x.json") == [f"there is no file '{tmp_path / 'x.json'}'; mend 'path'"]
+    assert objections(write(tmp_path / "y.json", [])) == []
+
+
+def read_bytes(content: bytes, suffix: str) -> list[Record | BadRecord]:
+    """What is read of a file, checked; nothing when the file as a whole is refused."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"data{suffix}"
+        path.write_bytes(content)
+        try:
+            items = read(path)
+        except DataError as error:
+            assert str(path) in error.sentence
+            return []
+    for item in items:
+        assert item.where.startswith(f"{path}:")
+        if isinstance(item, Record):
+            assert [turn.role for turn in item.turns] == ["user", "assistant"] * (len(item.turns) // 2)
+            assert all(turn.text.encode() for turn in item.turns)
+    return items
+
+
+@settings(deadline=None)
+@given(st.binary(), st.sampled_from([b"", b"[", b"[{", b'[{"id":']), st.sampled_from([".json", ".jsonl"]))
+def test_any_bytes_end_in_records_bad_records_or_one_error(content: bytes, start: bytes, suffix: str) -> None:
+    read_bytes(start + content, suffix)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["human", "gpt", "<image>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+turn = st.fixed_dictionaries({}, optional={"from": st.sampled_from(["human", "gpt"]) | values, "value": values})
+near = st.fixed_dictionaries({}, optional={"id": values, "image": values, "conversations": st.lists(turn) | values})
+
+
+@settings(deadline=None)
+@given(st.lists(values | near, max_size=4))
+def test_any_json_gives_one_item_for_each_record(contents: list[Any]) -> None:
+    assert len(read_bytes(json.dumps(contents).encode(), ".json")) == len(contents)
+    lines = "\n".join(json.dumps(content) for content in contents)
+    assert len(read_bytes(lines.encode(), ".jsonl")) == len(contents)
