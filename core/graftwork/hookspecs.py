@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -25,42 +25,42 @@ hookimpl = pluggy.HookimplMarker("graftwork")
 
 
 @hookspec
-def model_architectures() -> Iterable[type[ModelArchitecture]]:  # type: ignore[empty-body]
+def model_architectures() -> Iterable[type[ModelArchitecture[Any]]]:  # type: ignore[empty-body]
     """Vision-language models. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def vision_towers() -> Iterable[type[VisionTower]]:  # type: ignore[empty-body]
+def vision_towers() -> Iterable[type[VisionTower[Any]]]:  # type: ignore[empty-body]
     """Vision towers. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def peft_methods() -> Iterable[type[PeftMethod]]:  # type: ignore[empty-body]
+def peft_methods() -> Iterable[type[PeftMethod[Any]]]:  # type: ignore[empty-body]
     """Ways of training few parameters. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def memory_strategies() -> Iterable[type[MemoryStrategy]]:  # type: ignore[empty-body]
+def memory_strategies() -> Iterable[type[MemoryStrategy[Any]]]:  # type: ignore[empty-body]
     """Ways of saving memory. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def attention_kernels() -> Iterable[type[AttentionKernel]]:  # type: ignore[empty-body]
+def attention_kernels() -> Iterable[type[AttentionKernel[Any]]]:  # type: ignore[empty-body]
     """Implementations of attention. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def evaluators() -> Iterable[type[Evaluator]]:  # type: ignore[empty-body]
+def evaluators() -> Iterable[type[Evaluator[Any]]]:  # type: ignore[empty-body]
     """Benchmarks. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def data_sources() -> Iterable[type[DataSource]]:  # type: ignore[empty-body]
+def data_sources() -> Iterable[type[DataSource[Any]]]:  # type: ignore[empty-body]
     """Readers of training data. Called once when the plugin is loaded; must not import torch."""
 
 
 @hookspec
-def data_operators() -> Iterable[type[DataOperator]]:  # type: ignore[empty-body]
+def data_operators() -> Iterable[type[DataOperator[Any]]]:  # type: ignore[empty-body]
     """Filters and makers of training data. Called once when the plugin is loaded; must not import torch."""
 
 

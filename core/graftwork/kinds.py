@@ -100,6 +100,8 @@ class AttentionKernel(Component[S]):
     """An implementation of scaled dot-product attention."""
 
     kind: ClassVar[str] = "attention"
+    preference: ClassVar[int] = 0
+    """Where a run does not say, kernels are tried from the highest preference down."""
 
     @abstractmethod
     def supports(self, case: AttentionCase) -> Support:
@@ -179,7 +181,9 @@ class Part:
 
     summary: str
     default: str | None
-    """The component to use when the run does not say; None where the slot may stay empty."""
+    """The component to use when the run does not say; with None the slot then stays empty."""
+    optional: bool = False
+    """Whether a run may leave the slot empty although it has a default."""
 
 
 @dataclass(frozen=True)

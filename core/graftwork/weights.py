@@ -1,0 +1,187 @@
+"""Folders of weights: where they are, what is in them, and a hash that says which they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from graftwork.errors import WeightsError
+from graftwork.kinds import LazyTensor, read_json
+from graftwork.settings import absolute
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+WANTED_FROM_HUB = ["*.safetensors", "*.json", "*.model", "*.txt"]
+
+
+def locate(given: str, folder: Path, *, where: str, fetch: bool = True) -> Path:
+    """The folder that `given` names: a path relative to `folder`, an absolute one, or a Hugging Face hub id.
+
+    A path always wins over a hub id. With `fetch` a hub id that is not in the local cache is downloaded (safetensors,
+    JSON and tokenizer files only). Raises WeightsError that says where it was looked for.
+    """
+    if not given:
+        raise WeightsError(f"{where}: is empty; name a folder or a hub id")
+    path = absolute(Path(given), folder)
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise WeightsError(f"{where}: '{given}' is a file ('{path}'); name the folder that holds it")
+    if not HUB_ID.fullmatch(given):
+        raise WeightsError(
+            f"{where}: there is no folder '{path}', and '{given}' is no hub id (owner/name); correct the path"
+        )
+    return _from_hub(given, path, where, fetch)
+
+
+def _from_hub(given: str, path: Path, where: str, fetch: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(given, allow_patterns=WANTED_FROM_HUB, local_files_only=True))
+    except Exception as error:
+        reason = error
+    if fetch:
+        try:
+            return Path(snapshot_download(given, allow_patterns=WANTED_FROM_HUB))
+        except Exception as error:
+            reason = error
+    said = str(reason).strip().split("\n")[0] or type(reason).__name__
+    raise WeightsError(
+        f"{where}: there is no folder '{path}', and the hub id '{given}' could not be fetched ({type(reason).__name__}: "
+        f"{said}); correct the path, or fetch the model first"
+    )
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """The files of `folder` that hold its tensors: those an index names, else all safetensors, else all pickles."""
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            names = read_json(folder / index).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise WeightsError(f"'{folder / index}' has no usable weight_map; fetch the folder again")
+            return [inside(folder, name) for name in sorted(set(names.values()))]
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
+        found = sorted(file for file in folder.glob(pattern) if file.name not in ("training_args.bin", "optimizer.pt"))
+        if found:
+            return found
+    return []
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`; WeightsError when the name leads out of the folder or to no file."""
+    parts, file = PurePosixPath(name), folder / name
+    if parts.is_absolute() or ".." in parts.parts:
+        raise WeightsError(f"'{folder}' names the file '{name}', which is outside the folder; refused")
+    if not file.is_file():
+        raise WeightsError(f"'{folder}' lacks the file '{name}'; fetch or copy the folder again")
+    return file
+
+
+def open_weights(folder: Path) -> dict[str, LazyTensor]:
+    """Every tensor of a folder by name, read when called. Pickles are read with `weights_only`, never otherwise."""
+    tensors: dict[str, LazyTensor] = {}
+    for file in tensor_files(folder):
+        names: Mapping[str, LazyTensor]
+        if file.suffix == ".safetensors":
+            names = {name: partial(_read, file, name) for name in shapes_in(file)}
+        else:
+            loaded = _unpickle(str(file))
+            names = {name: partial(loaded.__getitem__, name) for name in loaded}
+        for twice in tensors.keys() & names.keys():
+            raise WeightsError(f"'{folder}' holds the tensor '{twice}' in two files; remove the one that is stale")
+        tensors.update(names)
+    if not tensors:
+        raise WeightsError(f"'{folder}' holds no weights (*.safetensors or *.bin); fetch them, or name another folder")
+    return tensors
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a folder, without reading data where the format allows; empty without weights."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in tensor_files(folder):
+        if file.suffix == ".safetensors":
+            found.update(shapes_in(file))
+        else:
+            found.update({name: tuple(tensor.shape) for name, tensor in _unpickle(str(file)).items()})
+    return found
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file, from its header; WeightsError for a damaged file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(100_000_000, file.stat().st_size):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
+
+
+def dtypes_in(file: Path) -> set[str]:
+    """The dtypes of a safetensors file, as its header names them (`F32`, `BF16`, …)."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _read(file: Path, name: str) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(name)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
+
+
+@lru_cache(maxsize=4)
+def _unpickle(file: str) -> dict[str, Tensor]:
+    import pickle
+
+    import torch
+
+    try:
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        said = str(error).strip().split("\n")[0]
+        raise WeightsError(f"'{file}' is refused: it is damaged, or holds more than tensors ({said})") from None
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsError(f"'{file}' holds something other than named tensors; name a folder of weights")
+    return loaded
+
+
+def fingerprint(folder: Path) -> str:
+    """The sha256 of the contents of a folder's tensor files, taken in the order of their names.
+
+    File names do not enter, so a folder keeps its fingerprint when it is copied or renamed.
+    """
+    digest = hashlib.sha256()
+    for file in tensor_files(folder):
+        digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    for block in blocks(file):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks(file: Path) -> Iterator[bytes]:
+    """A file's content, a mebibyte at a time."""
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
