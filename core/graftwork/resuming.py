@@ -1,0 +1,64 @@
+"""Resuming: whether a run may go on from a checkpoint, and what of its log still counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from graftwork import checkpoint, manifest
+from graftwork.errors import CheckpointError
+from graftwork.plan import Plan
+
+
+def resumable(start: Path, plan: Plan) -> manifest.Manifest:
+    """The manifest of the checkpoint to go on from; it must be whole, and of the same plan."""
+    read = manifest.read(start)
+    manifest.check_files(read, start)
+    if checkpoint.OPTIMIZER + "/state.safetensors" not in read.files:
+        raise CheckpointError(f"'{start}' holds no optimizer state to resume from; start a new run with --out")
+    then, now = comparable(checkpoint.locate_base(read.plan, start, None, {})), comparable(plan)
+    if then != now:
+        differing = sorted(_differences(then, now))
+        raise CheckpointError(
+            f"'{start}' was trained with another plan, so it cannot be resumed; change it back, or name another folder with "
+            "--out",
+            differing[:10],
+        )
+    return read
+
+
+def comparable(plan: Plan) -> dict[str, Any]:
+    """What of a plan must be the same when a run is resumed: all but where things are, and the plugins' versions."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            skipped = {"weights", "folder", "version", "attention", "evaluate"}
+            return {key: bare(inner) for key, inner in value.items() if key not in skipped}
+        return [bare(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    result: dict[str, Any] = bare(plan.to_json())
+    return result
+
+
+def _differences(then: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        return [d for key in keys for d in _differences(then.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if then == now else [f"{path}: {then!r} then, {now!r} now"]
+
+
+def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
+    """Drop what a killed run logged after `step`; returns the lines that stay."""
+    kept = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # The line that was being written when the run was killed.
+        if line["step"] <= step:
+            kept.append(line)
+    work = file.with_suffix(".unfinished")
+    work.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    work.replace(file)
+    return kept

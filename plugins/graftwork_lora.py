@@ -1,0 +1,177 @@
+"""LoRA and its relatives, through the peft library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from graftwork import Requires, hookimpl, setting
+from graftwork.errors import AdapterError
+from graftwork.kinds import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graftwork.compose import Assembly
+
+ADAPTER = "default"
+START = "start"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How large the low-rank matrices are, how they start, and how they learn."""
+
+    rank: int = setting(16, "The rank of the update", minimum=1)
+    alpha: float = setting(32.0, "The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))", minimum=0.0)
+    dropout: float = setting(0.0, "Dropout on the adapter's input", minimum=0.0, maximum=0.99)
+    use_rslora: bool = setting(False, "Rank-stabilised scaling (arXiv:2312.03732)")
+    use_dora: bool = setting(False, "Weight-decomposed adaptation (arXiv:2402.09353)")
+    init: Literal["default", "pissa"] = setting(
+        "default", "'pissa' starts from the principal components (arXiv:2404.02948)"
+    )
+    plus_ratio: float = setting(1.0, "LoRA+: B learns this many times faster than A (arXiv:2402.12354)", minimum=0.0)
+
+    def __post_init__(self) -> None:
+        if self.use_dora and self.init == "pissa":
+            raise ValueError("use_dora and init = 'pissa' cannot be combined; choose one")
+
+
+class Lora(PeftMethod[LoraSettings]):
+    """Low-rank adaptation (arXiv:2106.09685), with DoRA, rsLoRA, PiSSA and LoRA+ as settings.
+
+    PiSSA is kept as a difference: next to the trained matrices lie the frozen ones it started from, with the opposite
+    sign. So the base weights stay what they are, and a fresh adapter changes nothing.
+    """
+
+    name = "lora"
+    requires = Requires(packages=("peft>=0.19",))
+    Settings = LoraSettings
+
+    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+        from peft import inject_adapter_in_model
+
+        linears = [name for name in targets if type(model.get_submodule(name)).__name__ == "Linear"]
+        if not linears:
+            raise AdapterError("'lora' adapts linear layers, and the chosen roles have none; choose other roles")
+        pissa = self.settings.init == "pissa"
+        for adapter in [ADAPTER, START] if pissa else [ADAPTER]:
+            inject_adapter_in_model(self._config(linears), model, adapter_name=adapter, state_dict=None)
+        for layer in _layers(model):
+            if pissa:
+                layer.set_adapter([ADAPTER, START])
+                if fresh:
+                    _start_from_principal_components(layer, self.settings.rank)
+            for name, parameter in layer.named_parameters():
+                # peft unfreezes every active adapter; what PiSSA started from is to stay.
+                parameter.requires_grad_(f".{ADAPTER}" in f".{name}" and "base_layer" not in name)
+
+    def _config(self, linears: Sequence[str]) -> Any:
+        from peft import LoraConfig
+
+        s = self.settings
+        return LoraConfig(
+            r=s.rank,
+            lora_alpha=s.alpha,
+            lora_dropout=s.dropout,
+            use_rslora=s.use_rslora,
+            use_dora=s.use_dora,
+            target_modules=list(linears),
+        )
+
+    @contextmanager
+    def off(self, model: nn.Module) -> Iterator[None]:
+        layers = list(_layers(model))
+        trained = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for layer in layers:
+                layer.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def merge(self, model: nn.Module) -> None:
+        for name, layer in [(n, m) for n, m in model.named_modules() if _is_layer(m)]:
+            layer.merge(safe_merge=True)
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, layer.get_base_layer())
+
+    def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+        if self.settings.plus_ratio == 1.0:
+            return super().groups(parameters, learning_rate)
+        fast = [p for name, p in parameters.items() if ".lora_B." in name]
+        slow = [p for name, p in parameters.items() if ".lora_B." not in name]
+        return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.settings.plus_ratio}]
+
+    def exports(self) -> Mapping[str, Any]:
+        return {"peft": partial(_export, self)}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
+def _layers(model: nn.Module) -> Iterable[Any]:
+    return (module for module in model.modules() if _is_layer(module))
+
+
+def _start_from_principal_components(layer: Any, rank: int) -> None:
+    """Set both adapters of a layer from the SVD of its weight, so that they cancel."""
+    import torch
+
+    scale = layer.scaling[ADAPTER]
+    u, s, vh = torch.linalg.svd(layer.get_base_layer().weight.detach().float(), full_matrices=False)
+    root = (s[:rank] / scale).sqrt()
+    with torch.no_grad():
+        for adapter, sign in ((ADAPTER, 1.0), (START, -1.0)):
+            layer.lora_A[adapter].weight[: len(root)] = root[:, None] * vh[:rank]
+            layer.lora_B[adapter].weight[:, : len(root)] = sign * u[:, :rank] * root
+
+
+def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
+    """Write a folder that plain peft loads onto the same base: adapter_config.json and adapter_model.safetensors."""
+    import torch
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    model = assembly.model
+    layers = {name: layer for name, layer in model.named_modules() if _is_layer(layer)}
+    config = method._config(list(layers))
+    if method.settings.init == "pissa":
+        # The difference of two products of rank r is one product of rank 2r.
+        tensors = {}
+        for name, layer in layers.items():
+            a = [layer.lora_A[adapter].weight for adapter in (ADAPTER, START)]
+            b = [layer.lora_B[adapter].weight for adapter in (ADAPTER, START)]
+            tensors[f"{name}.lora_A.weight"] = torch.cat(a, dim=0)
+            tensors[f"{name}.lora_B.weight"] = torch.cat(b, dim=1)
+        config.r *= 2
+        config.lora_alpha *= 2**0.5 if method.settings.use_rslora else 2
+    else:
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = get_peft_model_state_dict(
+            model, state_dict={n: t for n, t in named.items() if "lora_" in n}, adapter_name=ADAPTER
+        )
+    weights = assembly.plan.identity.model.weights
+    config.base_model_name_or_path = weights.path if weights else None
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(
+        {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+@hookimpl
+def peft_methods() -> list[type[PeftMethod[Any]]]:
+    return [Lora]
