@@ -57,7 +57,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"'{file.parent}' holds no {file.name}; is it the right folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise WeightsError(f"'{file}' is not readable JSON ({error}); fetch the folder again") from None
     if not isinstance(content, dict):
         raise WeightsError(f"'{file}' holds a {type(content).__name__}, not a JSON object; fetch the folder again")

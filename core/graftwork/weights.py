@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
 
 
@@ -144,7 +144,6 @@ def _read(file: Path, name: str) -> Tensor:
         raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
 
 
-@lru_cache(maxsize=4)
 def _unpickle(file: str) -> dict[str, Tensor]:
     import pickle
 

@@ -67,7 +67,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
     Settings = MgmSettings
     parts: ClassVar[Mapping[str, Part]] = {
         "low": Part("sees the picture as the language model's tokens", "clip"),
-        "high": Part("sees it at a higher resolution, for the details that mining adds", None),
+        "high": Part("sees it at a higher resolution, for the details that mining adds", "openclip-convnext", optional=True),
     }
     fresh_roles = ("connector", "mining")
     roles: ClassVar[Mapping[str, str]] = {
