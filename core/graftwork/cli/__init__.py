@@ -1,0 +1,121 @@
+"""The command line: `graftwork`. Every command's module is imported when that command runs, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graftwork import __version__
+from graftwork.errors import GraftworkError
+
+if TYPE_CHECKING:
+    from graftwork_registry import Catalog
+
+COMMANDS = {
+    "demo": ("graftwork.cli.train:demo", "Train, evaluate and compare a tiny model on this machine, in a minute."),
+    "plan": ("graftwork.cli.train:plan", "Say what a run file resolves to, and how much memory it needs."),
+    "train": ("graftwork.cli.train:train", "Train an adapter as a run file says."),
+    "evaluate": ("graftwork.cli.evaluate:evaluate", "Score a checkpoint with evaluators."),
+    "compare": ("graftwork.cli.evaluate:compare", "Score a checkpoint and its base in one pass."),
+    "ask": ("graftwork.cli.evaluate:ask", "Ask a checkpoint about a picture."),
+    "inspect": ("graftwork.cli.checkpoint:inspect", "Say what a checkpoint holds."),
+    "verify": ("graftwork.cli.checkpoint:verify", "Reopen a checkpoint and prove that it is what was saved."),
+    "merge": ("graftwork.cli.checkpoint:merge", "Fold an adapter into its base, and prove that they are equal."),
+    "export": ("graftwork.cli.checkpoint:export", "Write a checkpoint in a format of other tools."),
+    "list": ("graftwork.cli.catalogue:list_components", "List the installed components."),
+    "show": ("graftwork.cli.catalogue:show", "Say everything about one component."),
+    "new": ("graftwork.cli.scaffold:new", "Write a working plugin to start from."),
+    "check": ("graftwork.cli.check:check", "Run the conformance kit against a plugin."),
+    "doctor": ("graftwork.cli.doctor:doctor", "Say what is wrong with this environment, and what to do."),
+    "schema": ("graftwork.cli.schema:schema", "Write the JSON Schema of run files."),
+}
+"""Command to where its function is, and its line in the help."""
+
+BUG_STATUS = 70
+"""The exit status for an error that is not the user's (EX_SOFTWARE of sysexits.h)."""
+
+
+@dataclass
+class Session:
+    """What every command gets by `@click.pass_obj`: the global options, and the catalogue that they lead to."""
+
+    files: Sequence[Path] = ()
+    disable: Sequence[str] = ()
+    debug: bool = False
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The plugins of this environment, loaded when first asked for."""
+        from graftwork_registry import Catalog
+
+        return Catalog.discover(files=self.files, disable=self.disable)
+
+
+class Commands(click.Group):
+    """A group that knows its commands by name and imports only the one that runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, in the order of the help."""
+        return [*COMMANDS]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one command; None where there is none of that name."""
+        if name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands into the help without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help) for name, (_, help) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; every failure ends in a sentence and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+        except GraftworkError as error:
+            if ctx.params["debug"]:
+                _print_traceback(error)
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except Exception as error:
+            _print_traceback(error)
+            click.echo("This is a bug in Graftwork or in a plugin; please report it with the lines above.", err=True)
+            ctx.exit(BUG_STATUS)
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "files",
+    "--plugin",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Load a plugin from a Python file as well.",
+)
+@click.option("--disable", multiple=True, metavar="NAME", help="Do not load a plugin; '*' for all that are installed.")
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+@click.version_option(__version__, prog_name="graftwork", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, files: tuple[Path, ...], disable: tuple[str, ...], debug: bool) -> None:
+    """Train adapters onto vision-language models; the checkpoints always open, evaluate, compare and merge."""
+    ctx.obj = Session(files, disable, debug)

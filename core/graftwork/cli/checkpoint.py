@@ -1,0 +1,236 @@
+"""The commands that take a checkpoint: inspect, verify, merge, export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graftwork.cli import Session
+from graftwork.cli.console import open_console, print_json
+from graftwork.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from graftwork.checkpoint import Opened
+    from graftwork.manifest import Manifest
+
+FOLDER = click.argument("checkpoint", type=click.Path(path_type=Path))
+JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
+
+
+def base_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where base weights are now."""
+    base = click.option(
+        "--base", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
+    )
+    part = click.option(
+        "parts", "--part", multiple=True, metavar="NAME=DIR", help="Where the weights of one part are now."
+    )
+    return base(part(command))
+
+
+def parse_parts(parts: tuple[str, ...]) -> dict[str, Path]:
+    """`NAME=DIR` options as a dictionary; a usage error for anything else."""
+    named = {}
+    for given in parts:
+        name, equals, folder = given.partition("=")
+        if not (name and equals and folder):
+            raise click.UsageError(f"--part takes NAME=DIR, such as low=weights/clip, not '{given}'")
+        named[name] = Path(folder)
+    return named
+
+
+def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str, ...], **options: Any) -> Opened:
+    """Open a checkpoint as a command's options say."""
+    from graftwork.checkpoint import open_checkpoint
+
+    return open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
+
+
+@click.command()
+@FOLDER
+@JSON
+def inspect(checkpoint: Path, as_json: bool) -> None:
+    """Say in plain words what CHECKPOINT is, without loading it."""
+    from rich.table import Table
+
+    from graftwork import manifest
+    from graftwork.checkpoint import newest
+
+    folder = newest(checkpoint)
+    read = manifest.read(folder)
+    if as_json:
+        print_json(asdict(read))
+        return
+    console = open_console()
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, facts in describe(read):
+        table.add_row(name, facts)
+    console.print(f"[bold]{folder}[/bold]: a Graftwork checkpoint\n")
+    console.print(table)
+    try:
+        manifest.check_files(read, folder)
+    except CheckpointError as error:
+        console.print(f"\n[red]Not intact:[/red] {error.sentence}")
+        raise SystemExit(1) from None
+    console.print(
+        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {checkpoint}"
+    )
+
+
+def describe(read: Manifest) -> list[tuple[str, str]]:
+    """The rows that tell a person what a checkpoint is."""
+    identity = read.plan.identity
+    numbers = sum(_size(entry.shape) for entry in read.tensors.values())
+    rows = [
+        (
+            "trained",
+            f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {read.provenance.get('created', '')}",
+        )
+    ]
+    rows += [("verdict", read.health.sentence())]
+    for role, choice in [("model", identity.model), *identity.parts.items()]:
+        where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
+        rows.append((role, f"{choice.name} ({choice.distribution} {choice.version}){where}"))
+    if identity.peft:
+        settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in identity.peft.settings.items())
+        rows.append(
+            ("method", f"{identity.peft.name} on {', '.join(identity.on)}" + (f"; {settings}" if settings else ""))
+        )
+    if identity.also_train:
+        rows.append(("also trained", ", ".join(identity.also_train)))
+    if read.fresh:
+        rows.append(("not in the base", f"{', '.join(read.fresh)} (switching the adapter off leaves these as trained)"))
+    share = read.counts["trained"] / read.counts["total"]
+    rows.append(("parameters", f"{read.counts['trained']:,} trained of {read.counts['total']:,} ({share:.2%})"))
+    rows.append(("holds", f"{len(read.tensors)} tensors with {numbers:,} numbers"))
+    rows.append(
+        (
+            "adapter",
+            f"moves the probe's logits by up to {read.probe.distance:.3g} (largest logit {read.probe.largest:.3g})",
+        )
+    )
+    for site, facts in read.attention.items():
+        ran = ", ".join(facts.get("ran", {})) or "nothing"
+        said = f"; {'; '.join(facts['fallbacks'])}" if facts.get("fallbacks") else ""
+        rows.append((f"attention, {site}", f"{ran} ran in {read.probe.precision} on the {read.probe.device}{said}"))
+    groups = ", ".join(f"{name} ({count:,})" for name, count in read.data.get("groups", {}).items())
+    rows.append(("data", f"{read.data.get('records', 0):,} records" + (f": {groups}" if groups else "")))
+    return rows
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+@click.command()
+@FOLDER
+@base_options
+@JSON
+@click.pass_obj
+def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
+    """Rebuild CHECKPOINT from its files alone, and prove that it gives the logits that it was saved with."""
+    opened = open_for(session, checkpoint, base, parts)
+    facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)}
+    if as_json:
+        print_json(facts)
+        return
+    console = open_console()
+    tensors, proof = opened.manifest.tensors, opened.proof
+    console.print(f"[bold]{opened.folder}[/bold] is proven.")
+    console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
+    console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")
+    if proof.comparable:
+        console.print(
+            f"  logits    differ by {proof.error:.3g} from those recorded; at most {proof.tolerance:.3g} is rounding"
+        )
+    else:
+        console.print("  logits    not comparable: the precision or the device is not the recorded one")
+    console.print(f"  adapter   alive: it moves the logits by up to {proof.distance:.3g}")
+
+
+def verify_in_fresh_process(session: Session, folder: Path) -> dict[str, Any]:
+    """Run `graftwork verify` on a checkpoint in another process, from another working directory; its facts.
+
+    Raises CheckpointError with what that process said.
+    """
+    command = [sys.executable, "-m", "graftwork"]
+    for file in session.files:
+        command += ["--plugin", str(Path(file).resolve())]
+    for name in session.disable:
+        command += ["--disable", name]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [*command, "verify", str(folder.resolve()), "--json"],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise CheckpointError(
+            f"'{folder}' could not be reopened in a fresh process: {said[0].removeprefix('Error: ')}", said[1:]
+        )
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+@click.command()
+@FOLDER
+@click.argument("out", type=click.Path(path_type=Path))
+@base_options
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What to store; by default as the base weights are.",
+)
+@click.pass_obj
+def merge(
+    session: Session, checkpoint: Path, out: Path, base: Path | None, parts: tuple[str, ...], precision: str | None
+) -> None:
+    """Fold CHECKPOINT's adapter into its base, write the whole model to OUT, and certify that it is the same model."""
+    from graftwork.merging import CERTIFICATE, refuse_existing
+    from graftwork.merging import merge as merge_opened
+
+    refuse_existing(out)
+    opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
+    certificate = merge_opened(opened, out, session.catalog, precision=precision)
+    console = open_console()
+    console.print(f"[bold]{out}[/bold] holds the merged model, in {certificate.precision}.")
+    console.print(
+        f"  tensors   {certificate.tensors}: {certificate.changed} changed, {certificate.unchanged} as in the base, "
+        f"{certificate.new} that the base lacks; none dropped"
+    )
+    console.print(
+        f"  logits    differ by {certificate.error:.3g} from the unmerged model; at most {certificate.tolerance:.3g} is rounding"
+    )
+    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
+
+
+@click.command()
+@FOLDER
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "to", required=True, metavar="FORMAT", help="The format, such as 'peft'.")
+@base_options
+@click.pass_obj
+def export(session: Session, checkpoint: Path, out: Path, to: str, base: Path | None, parts: tuple[str, ...]) -> None:
+    """Write CHECKPOINT to OUT in a format that other tools read."""
+    from graftwork.merging import export as export_opened
+
+    opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
+    export_opened(opened, to, out)
+    files = ", ".join(sorted(file.name for file in out.iterdir()))
+    open_console().print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")

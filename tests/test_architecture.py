@@ -1,0 +1,211 @@
+"""The house: who may import whom, what stays lazy, and that the core knows no component."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ENTRY_POINTS: dict[str, str] = PROJECT["entry-points"]["graftwork.plugins"]
+
+CORE = sorted((ROOT / "core").rglob("*.py"))
+REGISTRY = sorted((ROOT / "registry").rglob("*.py"))
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+COMPOSITION_ROOTS = ("graftwork/cli", "graftwork/conformance")
+"""The only parts of the core that may know the registry."""
+HEAVY = {
+    *("accelerate", "huggingface_hub", "numpy", "peft", "PIL", "pydantic"),
+    *("safetensors", "tokenizers", "torch", "transformers"),
+}
+"""What takes long to import, and so waits for a function that needs it."""
+OF_PLUGINS = {"bitsandbytes", "deepspeed", "flash_attn", "peft", "timm", "xformers"}
+"""Libraries that only plugins know."""
+FOREIGN_WORDS = {"eager"}
+"""Names of components that are words of transformers as well."""
+VAGUE = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(nodes: Iterator[ast.AST]) -> set[str]:
+    """The absolute names of what is imported."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: no function bodies, nothing for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("file", CORE, ids=name_of)
+def test_the_core_imports_no_plugin_and_only_its_roots_the_registry(file: Path) -> None:
+    imported = packages(imports(ast.walk(tree_of(file))))
+    allowed = {"graftwork_registry"} if any(root in file.as_posix() for root in COMPOSITION_ROOTS) else set()
+    assert {name for name in imported if name.startswith("graftwork_")} <= allowed
+    assert not imported & OF_PLUGINS
+    if "graftwork/cli" not in file.as_posix():
+        assert not imported & {"click", "rich"}
+
+
+@pytest.mark.parametrize("file", REGISTRY, ids=name_of)
+def test_the_registry_imports_only_the_core_pluggy_and_packaging(file: Path) -> None:
+    imported = imports(ast.walk(tree_of(file)))
+    assert packages(imported) - sys.stdlib_module_names <= {"graftwork", "graftwork_registry", "packaging", "pluggy"}
+    assert not {name for name in imported if name.startswith(("graftwork.cli", "graftwork.conformance"))}
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=name_of)
+def test_a_plugin_imports_no_other_plugin_no_registry_and_no_command_line(file: Path) -> None:
+    own = file.relative_to(ROOT / "plugins").parts[0].removesuffix(".py")
+    imported = imports(ast.walk(tree_of(file)))
+    assert {name for name in packages(imported) if name.startswith("graftwork_")} <= {own}
+    assert not {name for name in imported if name.startswith("graftwork.cli")}
+
+
+@pytest.mark.parametrize("file", CORE + REGISTRY, ids=name_of)
+def test_nothing_heavy_is_imported_at_the_top_of_a_module(file: Path) -> None:
+    assert not packages(imports(at_import(tree_of(file)))) & HEAVY
+
+
+def test_importing_everything_that_listing_needs_leaves_torch_out() -> None:
+    core = [name_of(file).removeprefix("core/").removesuffix(".py").replace("/", ".") for file in CORE]
+    modules = [module.removesuffix(".__init__") for module in core if not module.endswith("__main__")]
+    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)\n" + (
+        f"print([name for name in {sorted(HEAVY)} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *modules, "graftwork_registry", *ENTRY_POINTS.values()],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.fixture(scope="module")
+def component_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of all components of this repository, asked of the registry as after an installation."""
+    from graftwork_registry import Catalog
+
+    site = tmp_path_factory.mktemp("site")
+    info = site / f"graftwork-{PROJECT['version']}.dist-info"
+    info.mkdir()
+    lines = ["[graftwork.plugins]", *(f"{name} = {value}" for name, value in ENTRY_POINTS.items()), ""]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: graftwork\nVersion: {PROJECT['version']}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        patch.delenv("GRAFTWORK_DISABLE", raising=False)
+        catalog = Catalog.discover()
+    assert {row.name for row in catalog.plugins() if row.state == "ok"} >= set(ENTRY_POINTS)
+    return {row.name for row in catalog.components() if row.distribution == "graftwork"}
+
+
+@pytest.mark.parametrize("file", CORE, ids=name_of)
+def test_the_core_names_no_component(file: Path, component_names: set[str]) -> None:
+    tree = tree_of(file)
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not texts & (component_names - FOREIGN_WORDS)
+
+
+@pytest.mark.parametrize("file", CORE, ids=name_of)
+def test_everything_public_in_the_core_says_what_it_is(file: Path) -> None:
+    tree = tree_of(file)
+    assert ast.get_docstring(tree)
+    silent = []
+    for node in tree.body:
+        members = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else []
+        for thing in (node, *members):
+            public = isinstance(thing, ast.FunctionDef | ast.ClassDef) and not thing.name.startswith("_")
+            if public and not ast.get_docstring(thing):
+                silent.append(thing.name)
+    assert not silent
+
+
+@pytest.mark.parametrize("file", CORE + REGISTRY + PLUGINS + TESTS, ids=name_of)
+def test_a_file_has_at_most_400_lines_and_a_telling_name(file: Path) -> None:
+    assert file.read_text(encoding="utf-8").count("\n") <= 400
+    assert not {file.stem, file.parent.name} & VAGUE
+
+
+def test_the_wheel_holds_the_three_roots_without_their_names(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0].removesuffix(".py") for name in files if ".dist-info" not in name}
+    assert {"graftwork", "graftwork_registry", *(value.partition(".")[0] for value in ENTRY_POINTS.values())} <= top
+    assert all(name.startswith("graftwork") for name in top)
+    sources = {
+        file.relative_to(ROOT / root) for root in ("core", "registry", "plugins") for file in (ROOT / root).rglob("*")
+    }
+    kept = {path.as_posix() for path in sources if path.suffix in (".py", ".txt") and "__pycache__" not in path.parts}
+    assert kept <= set(files)
+
+
+def test_the_installed_entry_points_are_those_of_the_project() -> None:
+    try:
+        installed = importlib.metadata.distribution("graftwork").entry_points
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("graftwork is not installed")
+    found = {point.name: point.value for point in installed.select(group="graftwork.plugins")}
+    assert found == ENTRY_POINTS, "the entry points have changed: run `pip install -e .` again"
+
+
+def test_no_file_of_the_project_names_a_folder_of_somebodys_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    private = re.compile(rb"(?<![\w.:-])/(root|work|Users)/\w|" + re.escape(os.fsencode(ROOT)))
+    files = [ROOT / name for name in listed.stdout.split("\0") if name and not name.startswith("tests/golden/")]
+    assert not [str(file) for file in files if file.is_file() and private.search(file.read_bytes())]
