@@ -1,0 +1,75 @@
+"""The report of a run or of a comparison: `report.json` for machines, `report.md` for issues, `report.html` for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwork.comparison import Comparison
+from graftwork.health import Verdict
+from graftwork.plan import Plan
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What a report says; a part that is left out leaves its section out."""
+
+    title: str
+    summary: str = ""
+    """A sentence under the title, left out where a comparison begins with the same one."""
+    verdict: Verdict | None = None
+    comparisons: Sequence[Comparison] = ()
+    log: Sequence[Mapping[str, Any]] = ()
+    """A row for each logged step, with `step`, `loss` and whatever else the training log holds."""
+    plan: Plan | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Parameters: `total` and `trained`."""
+    roles: Sequence[Mapping[str, Any]] = ()
+    """A row for each role of the model (see `planning.RoleRow`)."""
+    kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `Assembly.attention_report` returned."""
+    data: Sequence[Mapping[str, Any]] = ()
+    """A row for each source and operator (see `pipeline.StageCount`)."""
+    proof: Mapping[str, Any] = field(default_factory=dict)
+    """What shows that the checkpoint works, such as the probe's distance, the hash, and that a fresh process opened it."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Versions, machine, command and time."""
+    notes: Sequence[str] = ()
+    """Sentences that a reader must not miss."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
+        content["verdict"] = dataclasses.asdict(self.verdict) if self.verdict else None
+        content["plan"] = self.plan.to_json() if self.plan else None
+        plain: dict[str, Any] = _plain(content)
+        return plain
+
+
+def write_report(folder: Path, content: ReportContent) -> None:
+    """Write `report.json`, `report.md` and `report.html` into `folder`; the page needs no other file and no network."""
+    from graftwork.report.markdown import render_markdown
+    from graftwork.report.page import render_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(content), encoding="utf-8")
+    (folder / "report.html").write_text(render_page(content), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON without numbers that JSON has not: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

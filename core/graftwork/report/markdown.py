@@ -1,0 +1,70 @@
+"""A report as Markdown, to paste into an issue or a pull request."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from graftwork.report.wording import SCORE_HEADERS, counts_sentence, grid, plan_facts, score_cells, text, words
+
+if TYPE_CHECKING:
+    from graftwork.comparison import Comparison
+    from graftwork.report import ReportContent
+
+
+def render_markdown(content: ReportContent) -> str:
+    """The whole report."""
+    return "\n\n".join(filter(None, _blocks(content))) + "\n"
+
+
+def _blocks(content: ReportContent) -> Iterator[str]:
+    yield f"# {_escape(content.title)}"
+    if content.summary not in (comparison.headline for comparison in content.comparisons):
+        yield _escape(content.summary)
+    if content.verdict:
+        yield f"**{_escape(content.verdict.sentence())}**"
+    yield from (f"> {_escape(note)}" for note in content.notes)
+    for comparison in content.comparisons:
+        yield from _comparison(comparison)
+    if content.log:
+        first, last = content.log[0], content.log[-1]
+        yield "## Training"
+        yield f"Loss {text(first['loss'])} at step {text(first['step'])}, {text(last['loss'])} at step {text(last['step'])}."
+    if content.plan:
+        yield "## What was trained"
+        yield _escape(counts_sentence(content.counts))
+        yield _table(("", ""), plan_facts(content.plan))
+        train = dataclasses.asdict(content.plan.circumstance.train)
+        yield _table(("training", ""), [(words(name), text(value)) for name, value in train.items()])
+    for title, rows in {"Roles": content.roles, "Data": content.data}.items():
+        if rows:
+            yield f"## {title}"
+            yield _table(*grid(rows))
+    for title, facts in {
+        "Attention": content.kernels,
+        "Proof": content.proof,
+        "Provenance": content.provenance,
+    }.items():
+        if facts:
+            yield f"## {title}"
+            yield _table(("", ""), [(words(name), text(value)) for name, value in facts.items()])
+
+
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    yield f"## Base and adapter on {_escape(comparison.evaluator)}"
+    yield _escape(comparison.headline)
+    yield from (f"> {_escape(sentence)}" for sentence in comparison.forgetting)
+    yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows])
+    if comparison.bad:
+        yield f"{comparison.bad:,} questions could not be asked."
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+
+
+def _escape(value: str) -> str:
+    """Text that Markdown shows as it is: one line, no HTML, no table of its own."""
+    return " ".join(value.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

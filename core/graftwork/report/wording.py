@@ -1,0 +1,100 @@
+"""How a report words things: names, numbers, and the facts of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graftwork.comparison import Comparison
+from graftwork.plan import Choice, Plan
+from graftwork.scores import ADAPTER, BASE, Row, shown, shown_change, shown_p, shown_ratio
+
+SCORE_HEADERS = (
+    "",
+    "questions",
+    "base",
+    "adapter",
+    "difference, 95% interval",
+    "ratio, 95% interval",
+    "p",
+    "gained / lost",
+    "majority answer",
+)
+
+
+def words(name: str) -> str:
+    """A key as words: `learning_rate` becomes `learning rate`."""
+    return name.replace("_", " ")
+
+
+def text(value: Any) -> str:
+    """Any plain value as a person reads it."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{words(str(key))} {text(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(text, value)) or "–"
+    return str(value)
+
+
+def grid(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The headers and the cells of a table; the first row says which columns there are."""
+    return [words(key) for key in rows[0]], [[text(row.get(key)) for key in rows[0]] for row in rows]
+
+
+def score_cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
+    """A row of the table of scores, under `SCORE_HEADERS`."""
+    percent = comparison.percent
+    return (
+        row.name,
+        f"{row.records:,}" if row.records else "–",
+        shown(row.scores[BASE].value, percent),
+        shown(row.scores[ADAPTER].value, percent),
+        shown_change(row.difference, percent) if row.difference else "–",
+        shown_ratio(row.ratio),
+        shown_p(row.p),
+        f"{row.gained:,} / {row.lost:,}",
+        f"{shown(row.majority, percent)} ({row.majority_answer})",
+    )
+
+
+def counts_sentence(counts: Mapping[str, int]) -> str:
+    """How much of a model is trained, or nothing if that is not known."""
+    if not counts.get("total"):
+        return ""
+    total, trained = counts["total"], counts.get("trained", 0)
+    return f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})."
+
+
+def plan_facts(plan: Plan) -> list[tuple[str, str]]:
+    """What was trained and how, as pairs of a name and its value."""
+    identity, circumstance = plan.identity, plan.circumstance
+    facts = [("model", choice_text(identity.model))]
+    facts += [(f"part {part}", choice_text(choice)) for part, choice in identity.parts.items()]
+    if identity.peft:
+        facts += [("PEFT method", choice_text(identity.peft)), ("adapts", text(identity.on))]
+    if identity.also_train:
+        facts.append(("also trains", text(identity.also_train)))
+    named = {
+        "memory strategies": circumstance.memory,
+        "data sources": circumstance.sources,
+        "data operators": circumstance.operators,
+        "evaluators": circumstance.evaluate,
+    }
+    facts += [(name, "; ".join(map(choice_text, choices))) for name, choices in named.items() if choices]
+    return [*facts, ("seed", str(circumstance.seed))]
+
+
+def choice_text(choice: Choice) -> str:
+    """A component with its version, settings and weights."""
+    settings = ", ".join(f"{words(name)} {text(value)}" for name, value in choice.settings.items())
+    weights = f"weights {choice.weights.given} (sha256 {choice.weights.sha256[:12]}…)" if choice.weights else ""
+    details = "; ".join(filter(None, [settings, weights]))
+    return f"{choice.label} {choice.version}" + (f": {details}" if details else "")

@@ -1,0 +1,218 @@
+"""The numbers of an evaluation: scores with intervals, overall and by group, and what the adapter changed in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from graftwork import statistics
+from graftwork.kinds import Evaluator, Score
+from graftwork.records import Picture, Record
+from graftwork.statistics import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Draws = Mapping[str, Mapping[str, NDArray[np.float64]]]
+
+BASE, ADAPTER = "base", "adapter"
+"""The arms: the model with its adapter off, and on."""
+TOTAL_RESAMPLES = 1_000
+"""Fewer than for means, because a benchmark's own `total` is called for each."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the answers of each arm."""
+
+    record: Record
+    answers: Mapping[str, str]
+    scores: Mapping[str, Score]
+    tokens: Mapping[str, int]
+    """Generated, by arm."""
+    seconds: float
+
+    @property
+    def group(self) -> str:
+        """The group that the question counts for."""
+        return next(iter(self.scores.values())).group
+
+    def correct(self, arm: str) -> bool:
+        """Whether an answer counts as right where only right and wrong are told apart: a score of at least a half."""
+        return self.scores[arm].value >= 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table of scores: the whole benchmark, or one group."""
+
+    name: str
+    records: int
+    scores: Mapping[str, Interval]
+    """By arm."""
+    majority: float
+    """The score of always giving the most common reference of these questions."""
+    majority_answer: str
+    difference: Interval | None = None
+    """Adapter minus base."""
+    ratio: Interval | None = None
+    """Adapter over base; None where the base may be nought."""
+    p: float | None = None
+    """Of McNemar's exact test."""
+    gained: int = 0
+    lost: int = 0
+
+
+def picture_key(record: Record) -> str:
+    """What identifies the pictures of a record; a record without pictures stands alone."""
+    return "\n".join(_name(picture) for picture in record.pictures) or f"no picture: {record.id}"
+
+
+def _name(picture: Picture) -> str:
+    return str(picture.path) if picture.path else hashlib.sha256(picture.data or b"").hexdigest()
+
+
+def tabulate(evaluator: Evaluator[Any], answered: Sequence[Answered]) -> tuple[Row, ...]:
+    """The table of scores: the metric first, then whatever groups the evaluator has."""
+    arms = tuple(answered[0].answers)
+    totals = {arm: evaluator.total([one.scores[arm] for one in answered]) for arm in arms}
+    clusters: dict[str, list[Answered]] = {}
+    for one in answered:
+        clusters.setdefault(picture_key(one.record), []).append(one)
+    plain = type(evaluator).total is Evaluator.total
+    draw = _draw_means if plain else _draw_totals
+    draws = draw(evaluator, list(clusters.values()), arms, list(totals[arms[0]]))
+    return tuple(_row(evaluator, name, answered, totals, draws) for name in totals[arms[0]])
+
+
+def _row(
+    evaluator: Evaluator[Any],
+    name: str,
+    answered: Sequence[Answered],
+    totals: Mapping[str, Mapping[str, float]],
+    draws: Draws,
+) -> Row:
+    members = [one for one in answered if one.group == name] if name != evaluator.metric else answered
+    common = majority_answer([one.record for one in members or answered])
+    always = [evaluator.score(one.record, common) for one in members or answered]
+    row = Row(
+        name,
+        len(members),
+        {arm: statistics.interval(totals[arm][name], draws[arm][name]) for arm in totals},
+        evaluator.total(always).get(name, 0.0),
+        common,
+    )
+    if set(totals) != {BASE, ADAPTER}:
+        return row
+    base, adapter = totals[BASE][name], totals[ADAPTER][name]
+    gained = sum(one.correct(ADAPTER) and not one.correct(BASE) for one in members)
+    lost = sum(one.correct(BASE) and not one.correct(ADAPTER) for one in members)
+    known = draws[BASE][name] == draws[BASE][name]  # NaN where a resample holds no member of the group
+    positive = base > 0 and bool((draws[BASE][name][known] > 0).all())
+    return replace(
+        row,
+        difference=statistics.interval(adapter - base, draws[ADAPTER][name] - draws[BASE][name]),
+        ratio=statistics.interval(adapter / base, draws[ADAPTER][name] / draws[BASE][name]) if positive else None,
+        p=statistics.mcnemar(gained, lost) if members else None,
+        gained=gained,
+        lost=lost,
+    )
+
+
+def majority_answer(records: Sequence[Record]) -> str:
+    """The most common reference, the first of equally common ones; what a model that sees nothing could always say."""
+    counts = Counter(reference for record in records for reference in record.reference)
+    return max(counts, key=counts.__getitem__, default="")
+
+
+def _draw_means(
+    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Answered]], arms: Sequence[str], names: Sequence[str]
+) -> Draws:
+    """Every mean in every resample, all at once: columns hold how many members a name has, and their scores by arm."""
+    import numpy as np
+
+    column = {name: position * (1 + len(arms)) for position, name in enumerate(names)}
+    sums = np.zeros((len(clusters), len(names) * (1 + len(arms))))
+    for row, cluster in zip(sums, clusters, strict=True):
+        for one in cluster:
+            for name in {evaluator.metric, one.group} - {""}:
+                row[column[name]] += 1
+                for offset, arm in enumerate(arms, start=1):
+                    row[column[name] + offset] += one.scores[arm].value
+    drawn = statistics.resample_sums(sums)
+    with np.errstate(invalid="ignore"):
+        return {
+            arm: {name: drawn[:, column[name] + offset] / drawn[:, column[name]] for name in names}
+            for offset, arm in enumerate(arms, start=1)
+        }
+
+
+def _draw_totals(
+    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Answered]], arms: Sequence[str], names: Sequence[str]
+) -> Draws:
+    """The evaluator's own totals in every resample; NaN where a resample lacks a group."""
+    import numpy as np
+
+    draws = {arm: {name: np.full(TOTAL_RESAMPLES, np.nan) for name in names} for arm in arms}
+    for number, drawn in enumerate(statistics.resample_clusters(len(clusters), resamples=TOTAL_RESAMPLES)):
+        for arm in arms:
+            total = evaluator.total([one.scores[arm] for cluster in drawn for one in clusters[cluster]])
+            for name in total.keys() & draws[arm].keys():
+                draws[arm][name][number] = total[name]
+    return draws
+
+
+def is_percent(rows: Sequence[Row]) -> bool:
+    """Whether all scores lie from 0 to 1, and are then shown in per cent."""
+    return all(0 <= score.value <= 1 for row in rows for score in row.scores.values())
+
+
+def shown(value: float | None, percent: bool) -> str:
+    """A score as people read it: `93.1%`, or `1,432.1`."""
+    return "–" if value is None else f"{value:.1%}" if percent else f"{value:,.1f}"
+
+
+def shown_change(change: Interval, percent: bool) -> str:
+    """A difference with its interval: `+84.1 [+80.0, +88.2]`, in percentage points where scores are in per cent."""
+    bounds = f" [{_signed(change.low, percent)}, {_signed(change.high, percent)}]" if change.known else ""
+    return _signed(change.value, percent) + bounds
+
+
+def _signed(value: float | None, percent: bool) -> str:
+    rounded = round((value or 0.0) * (100 if percent else 1), 1) or 0.0  # never -0.0
+    return f"{rounded:+,.1f}"
+
+
+def shown_ratio(ratio: Interval | None) -> str:
+    """A ratio with its interval: `0.53 [0.48, 0.59]`."""
+    if ratio is None:
+        return "–"
+    return f"{ratio.value:.2f}" + (f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.known else "")
+
+
+def shown_p(p: float | None) -> str:
+    """A p value as people read it."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def describe_change(row: Row, subject: str, percent: bool) -> str:
+    """What became of a score: `colour rose from 12.0% to 96.4% (+84.4 points, 95% interval +80.1 to +88.3, p < 0.001)`.
+
+    It rose or fell only if the interval of the difference excludes nought.
+    """
+    base, adapter = shown(row.scores[BASE].value, percent), shown(row.scores[ADAPTER].value, percent)
+    difference = row.difference or Interval(0.0)
+    facts = [_signed(difference.value, percent) + " points" * percent]
+    if difference.known:
+        facts.append(f"95% interval {_signed(difference.low, percent)} to {_signed(difference.high, percent)}")
+    if row.p is not None:
+        facts.append(f"p {shown_p(row.p)}" if row.p < 0.001 else f"p = {shown_p(row.p)}")
+    if difference.excludes_nought:
+        change = f"{'rose' if difference.value > 0 else 'fell'} from {base} to {adapter}"
+    else:
+        change = f"did not change measurably: {base} before, {adapter} after"
+    return f"{subject} {change} ({', '.join(facts)})"

@@ -1,0 +1,91 @@
+"""How sure a score is: bootstrap intervals over pictures, and McNemar's exact test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+SEED = 17
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and the 95% interval in which it lies; the bounds are None where nothing can be said."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there are bounds."""
+        return self.low is not None
+
+    @property
+    def excludes_nought(self) -> bool:
+        """Whether both bounds lie on one side of nought."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+def interval(value: float, draws: NDArray[np.float64]) -> Interval:
+    """The percentile interval of a bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    `draws` holds the number in every resample; a resample in which it does not exist is NaN and does not count. Where all
+    questions have the same score the interval has no width, and says nothing of questions that were not asked.
+    """
+    import numpy as np
+
+    exist = draws[np.isfinite(draws)]
+    if not exist.size:
+        return Interval(value)
+    low, high = np.percentile(exist, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def resample_sums(sums: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
+    """The column sums of `resamples` bootstrap resamples of the rows of `sums`: `[resamples, columns]`.
+
+    A row is a cluster: everything that is asked about one picture. Questions about one picture are not independent, so
+    whole clusters are drawn (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; for
+    benchmarks of language models Miller, Adding Error Bars to Evals, arXiv:2411.00640). Equal rows are interchangeable:
+    how often each distinct row is drawn is multinomial, which is exact and much faster than drawing rows.
+    """
+    import numpy as np
+
+    rows, multiplicity = np.unique(sums, axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    size = max(1, 4_000_000 // len(rows))  # keeps the counts of one step near 32 MB
+    parts = [
+        generator.multinomial(len(sums), multiplicity / len(sums), size=min(size, resamples - start)) @ rows
+        for start in range(0, resamples, size)
+    ]
+    return np.concatenate(parts)
+
+
+def resample_clusters(clusters: int, *, resamples: int, seed: int = SEED) -> Iterator[NDArray[Any]]:
+    """The indices of the drawn clusters, resample by resample, for numbers that are no sums."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield generator.integers(clusters, size=clusters)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The two-sided p value of McNemar's exact test: are as many answers gained as lost?
+
+    McNemar, Psychometrika 12, 1947; exactly, by the binomial distribution of the answers that changed. It treats
+    questions as independent, also those about one picture.
+    """
+    changed, fewer = gained + lost, min(gained, lost)
+    term = tail = 1
+    for k in range(fewer):
+        term = term * (changed - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << changed))

@@ -1,0 +1,229 @@
+"""Differences are paired and drawn by picture, p values are exact, and forgetting is said in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_vlm import Quiz, question
+
+from graftwork.comparison import Comparison, compare
+from graftwork.errors import DataError
+from graftwork.evaluation import Result
+from graftwork.kinds import Score
+from graftwork.scores import Answered, Row, majority_answer, shown, shown_change, shown_p, shown_ratio, tabulate
+from graftwork.statistics import Interval, interval, mcnemar, resample_sums
+
+
+def answered(
+    name: str, base: float, adapter: float, *, picture: str = "", group: str = "", reference: str = "yes"
+) -> Answered:
+    scores = {"base": Score(base, group), "adapter": Score(adapter, group)}
+    tokens = {"base": 1, "adapter": 1}
+    record = question(name, "is it", picture=picture, group=group, reference=reference)
+    return Answered(record, {"base": f"b{base}", "adapter": f"a{adapter}"}, scores, tokens, 0.1)
+
+
+def result(ones: Sequence[Answered], quiz: Quiz | None = None) -> Result:
+    return Result(quiz or Quiz(), tuple(ones), (), {})
+
+
+def overall(ones: Sequence[Answered]) -> Row:
+    return tabulate(Quiz(), ones)[0]
+
+
+def compared(ones: Sequence[Answered], trained: Sequence[str] | None = None) -> Comparison:
+    return compare(result(ones), trained)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [(9, 1, 22 / 1024), (1, 9, 22 / 1024), (5, 5, 1.0), (0, 0, 1.0), (10, 0, 2 / 1024), (3, 0, 0.25)],
+)
+def test_mcnemar_is_exact(gained: int, lost: int, p: float) -> None:
+    assert mcnemar(gained, lost) == p
+
+
+def test_mcnemar_neither_overflows_nor_rounds_with_many_changes() -> None:
+    assert mcnemar(5000, 5000) == 1.0
+    assert 0 < mcnemar(5300, 4700) < 1e-8
+    assert mcnemar(20_000, 0) == 0.0
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_doubled_binomial_tail(gained: int, lost: int) -> None:
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
+    assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_resampled_sums_are_those_of_drawing_rows_one_by_one() -> None:
+    generator = np.random.default_rng(5)
+    rows = np.column_stack([np.ones(40), generator.integers(0, 2, 40), generator.random(40).round(1)])
+    fast = resample_sums(rows, resamples=40_000)
+    drawn = generator.integers(40, size=(40_000, 40))
+    slow = rows[drawn].sum(axis=1)
+    assert (fast[:, 0] == 40).all()
+    assert np.cov(fast[:, 1:].T) == pytest.approx(np.cov(slow[:, 1:].T), rel=0.05)
+    assert np.percentile(fast, [2.5, 50, 97.5], axis=0) == pytest.approx(
+        np.percentile(slow, [2.5, 50, 97.5], axis=0), abs=0.6
+    )
+
+
+def test_an_interval_holds_the_middle_95_percent_of_the_resamples_that_exist() -> None:
+    draws = np.append(np.arange(1001.0), np.nan)
+    assert interval(400.0, draws) == Interval(400.0, 25.0, 975.0)
+    assert interval(400.0, np.array([np.nan])) == Interval(400.0)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(11)
+    hits = 0
+    for _ in range(200):
+        values = (generator.random(120) < 0.3).astype(float)
+        sums = resample_sums(values[:, None], resamples=1000)
+        bounds = interval(values.mean(), sums[:, 0] / 120)
+        assert bounds.low is not None and bounds.high is not None
+        hits += bounds.low <= 0.3 <= bounds.high
+    assert 180 <= hits <= 198
+
+
+def test_questions_about_one_picture_do_not_make_a_score_surer() -> None:
+    single = [answered(str(n), n % 2, (n % 3) / 2, picture=f"{n}.png") for n in range(30)]
+    tenfold = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, picture=f"{n}.png") for n in range(30) for k in range(10)]
+    apart = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, picture=f"{n}-{k}.png") for n in range(30) for k in range(10)]
+    assert overall(tenfold).scores == overall(single).scores
+    assert overall(tenfold).difference == overall(single).difference
+    wide, narrow = overall(tenfold).scores["base"], overall(apart).scores["base"]
+    assert wide.low is not None and narrow.low is not None
+    assert wide.value - wide.low > 2 * (narrow.value - narrow.low)
+
+
+def test_a_difference_is_paired() -> None:
+    generator = np.random.default_rng(2)
+    right = (generator.random(200) < 0.5).astype(float)
+    ones = [answered(str(n), value, value if n else 1 - value) for n, value in enumerate(right)]
+    row = overall(ones)
+    assert row.difference is not None and row.difference.low is not None and row.difference.high is not None
+    score = row.scores["base"]
+    assert score.low is not None and score.high is not None
+    assert row.difference.high - row.difference.low <= 0.02 < score.high - score.low
+
+
+def test_the_same_answers_always_give_the_same_numbers() -> None:
+    ones = [answered(str(n), n % 2, (n % 3) / 2, group="xy"[n % 2]) for n in range(50)]
+    assert tabulate(Quiz(), ones) == tabulate(Quiz(), ones)
+
+
+def test_rows_hold_the_metric_then_the_groups_with_what_was_gained_and_lost() -> None:
+    ones = [
+        answered("1", 0, 1, group="colour"),
+        answered("2", 0, 1, group="colour"),
+        answered("3", 1, 0, group="shape"),
+        answered("4", 1, 1, group="shape"),
+    ]
+    whole, colour, shape = tabulate(Quiz(), ones)
+    assert [row.name for row in (whole, colour, shape)] == ["accuracy", "colour", "shape"]
+    assert [(row.records, row.gained, row.lost) for row in (whole, colour, shape)] == [(4, 2, 1), (2, 2, 0), (2, 0, 1)]
+    assert whole.difference is not None and whole.difference.value == 0.25
+    assert whole.p == mcnemar(2, 1)
+    assert colour.scores["base"] == Interval(0, 0, 0)
+    assert colour.ratio is None, "a ratio to nought means nothing"
+    assert shape.ratio is not None and shape.ratio.value == 0.5
+
+
+def test_a_ratio_is_left_out_where_a_resample_of_the_base_has_no_right_answer() -> None:
+    ones = [answered(str(n), float(n == 0), 1) for n in range(6)]
+    assert overall(ones).ratio is None
+
+
+def test_one_arm_alone_has_scores_and_no_difference() -> None:
+    ones = [Answered(o.record, {"adapter": ""}, {"adapter": o.scores["adapter"]}, {}, 0) for o in [answered("1", 0, 1)]]
+    row = tabulate(Quiz(), ones)[0]
+    assert row.scores["adapter"].value == 1
+    assert (row.difference, row.p) == (None, None)
+    with pytest.raises(DataError, match="did not ask base and adapter both"):
+        compare(result(ones))
+
+
+class Points(Quiz):
+    """A benchmark whose total is a sum"""
+
+    def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
+        return {"accuracy": 100 * sum(score.value for score in scores), "best": max(score.value for score in scores)}
+
+
+def test_a_benchmark_with_its_own_total_is_resampled_through_it() -> None:
+    ones = [answered(str(n), 0, float(n % 2), group="g") for n in range(40)]
+    whole, best = tabulate(Points(), ones)
+    assert whole.scores["adapter"].value == 2000
+    assert whole.difference is not None and whole.difference.low is not None
+    assert 1200 < whole.difference.low < 1600
+    assert (best.records, best.p) == (0, None)
+    comparison = compare(result(ones, Points()))
+    assert not comparison.percent
+    assert "from 0.0 to 2,000.0" in comparison.headline
+
+
+def test_the_majority_answer_is_the_most_common_reference_and_is_scored_by_the_evaluator() -> None:
+    references = ["yes"] * 3 + ["red"] * 2
+    ones = [answered(str(n), 0, 0, reference=r, group="q" if r == "red" else "p") for n, r in enumerate(references)]
+    whole, yes_no, colour = tabulate(Quiz(), ones)
+    assert (whole.majority_answer, whole.majority) == ("yes", 0.6)
+    assert (yes_no.majority_answer, yes_no.majority) == ("yes", 1.0)
+    assert (colour.majority_answer, colour.majority) == ("red", 1.0)
+    assert majority_answer([]) == ""
+
+
+def test_flips_are_the_questions_that_one_arm_alone_answers() -> None:
+    ones = [answered("up", 0, 1, picture="a.png"), answered("down", 0.6, 0.4), answered("same", 0, 0.3)]
+    comparison = compared(ones)
+    assert [(flip.id, flip.gained) for flip in comparison.flips] == [("up", True), ("down", False)]
+    assert str(comparison.flips[0].picture) == "a.png"
+    assert comparison.flips[1].picture is None
+
+
+def test_what_was_not_trained_on_and_fell_is_said_in_a_sentence() -> None:
+    colour = [answered(f"c{n}", float(n < 2), 1, group="colour") for n in range(60)]
+    yes_no = [answered(f"y{n}", float(n < 56), float(n < 25), group="yes/no") for n in range(60)]
+    steady = [answered(f"s{n}", float(n % 2), float((n + (n < 2)) % 2), group="count") for n in range(60)]
+    comparison = compared([*colour, *yes_no, *steady], trained=["colour"])
+    steadily, fell = comparison.forgetting
+    assert comparison.untrained == ("count", "yes/no")
+    assert fell.startswith("yes/no, which was not trained on, fell from 93.3% to 41.7% (-51.7 points, 95% interval -")
+    assert fell.endswith("p < 0.001).")
+    assert steadily.startswith(
+        "count, which was not trained on, did not change measurably: 50.0% before, 50.0% after ("
+    )
+    assert comparison.headline.startswith("Accuracy rose from 48.9% to ")
+    assert "on 180 questions about 180 pictures; always answering 'yes' scores 100.0%." in comparison.headline
+
+
+def test_without_known_training_groups_nothing_is_said_of_forgetting() -> None:
+    ones = [answered("1", 1, 0, group="shape")]
+    assert compared(ones).forgetting == ()
+    assert compared(ones, trained=["shape"]).forgetting == ()
+    assert len(compared(ones, trained=[]).forgetting) == 1
+
+
+def test_a_comparison_is_plain_json() -> None:
+    content = json.loads(json.dumps(compared([answered("1", 0, 1, picture="p.png")]).to_json(), allow_nan=False))
+    assert content["flips"][0]["picture"] == "p.png"
+    assert content["rows"][0]["difference"]["value"] == 1
+
+
+def test_numbers_are_shown_as_people_read_them() -> None:
+    assert shown(0.9314, True) == "93.1%"
+    assert shown(1432.06, False) == "1,432.1"
+    assert shown(None, True) == "–"
+    assert shown_change(Interval(-0.521, -0.6, -0.441), True) == "-52.1 [-60.0, -44.1]"
+    assert shown_change(Interval(3.0), False) == "+3.0"
+    assert shown_change(Interval(-0.0001), True) == "+0.0"
+    assert shown_ratio(Interval(0.534, 0.48, 0.59)) == "0.53 [0.48, 0.59]"
+    assert (shown_ratio(Interval(2.0)), shown_ratio(None)) == ("2.00", "–")
+    assert (shown_p(0.0004), shown_p(0.0214), shown_p(None)) == ("< 0.001", "0.021", "–")

@@ -1,0 +1,270 @@
+"""An evaluation asks each question once, never twice, and its numbers follow from the answers that it wrote down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
+
+from graftwork.errors import DataError, GraftworkError
+from graftwork.evaluation import Result, evaluate, look, read_questions
+from graftwork.generation import answer, encode_prompt
+from graftwork.records import BadRecord, Picture, Record, Turn
+
+IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}
+QUESTIONS = [
+    question(
+        f"q{number}",
+        f"what is {'xyz'[number % 3]}",
+        picture=f"{number // 2 % 3}.png",
+        group="abc"[number % 3],
+        reference="a",
+    )
+    for number in range(12)
+]
+BOTH = ("base", "adapter")
+
+
+def run(out: Path, assembly: TinyAssembly | None = None, quiz: Quiz | None = None, **changes: Any) -> Result:
+    options = {"out": out, "identity": IDENTITY, "batch_size": 4, "arms": BOTH} | changes
+    return evaluate(assembly or tiny_assembly(), quiz or Quiz(*QUESTIONS), **options)  # type: ignore[arg-type]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_arm_gives_the_answers_that_the_model_gives_alone(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assembly = tiny_assembly()
+    assert [one.record.id for one in result.answered] == [record.id for record in QUESTIONS]
+    for one in result.answered:
+        prompt = [encode_prompt(assembly, one.record, 4)]
+        assert one.answers["adapter"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
+        with assembly.off():
+            assert one.answers["base"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
+    assert any(one.answers["base"] != one.answers["adapter"] for one in result.answered)
+
+
+def test_a_picture_is_looked_at_once_for_all_its_questions_and_both_arms(tmp_path: Path) -> None:
+    assembly = tiny_assembly()
+    run(tmp_path, assembly)
+    assert len(QUESTIONS) == 12
+    assert assembly.model.seen == 3
+
+
+def test_towers_that_are_trained_look_again_for_the_base(tmp_path: Path) -> None:
+    assembly = tiny_assembly(trains_vision=True)
+    assert run(tmp_path / "again", assembly).scores == run(tmp_path / "once").scores
+    assert assembly.model.seen == 6
+
+
+def test_questions_with_and_without_pictures_may_be_mixed(tmp_path: Path) -> None:
+    mixed = [QUESTIONS[0], question("plain", "what"), QUESTIONS[1], QUESTIONS[4], question("bare", "who is it")]
+    result = run(tmp_path, quiz=Quiz(*mixed))
+    assembly = tiny_assembly()
+    for one in result.answered:
+        prompt = [encode_prompt(assembly, one.record, 4)]
+        assert one.answers["adapter"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
+
+
+@pytest.mark.parametrize(("tiles", "looks"), [([3, 3, 6, 3, 3], 4), ([3, 2, 6, 3, 2], 6)])
+def test_pictures_in_several_views_share_a_look_where_all_have_as_many(tiles: list[int], looks: int) -> None:
+    assembly = tiny_assembly()
+    pictures = [("a",), ("b",), ("c", "d"), ("a",), ("b",)]
+    prompts = []
+    for number, (names, count) in enumerate(zip(pictures, tiles, strict=True)):
+        record = Record(str(number), (Turn("user", "hm"),), tuple(Picture(Path(name)) for name in names))
+        prompt = assembly.processor.encode(record)
+        prompt.pixels["tiles"] = torch.arange(count * 3.0).reshape(count, 3) + sum(map(ord, names))
+        prompts.append((record, prompt))
+    seen = look(assembly, prompts)
+    assert assembly.model.seen == looks
+    each = [assembly.model.see(prompt.pixels) for _, prompt in prompts]
+    assert seen is not None
+    assert torch.equal(seen["tiles"], torch.cat([one["tiles"] for one in each]))
+    assert torch.allclose(seen["eye"][0], torch.cat([one["eye"][0] for one in each]))
+
+
+def test_the_file_tells_who_answered_and_how_much_work_it_was(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    header, first, described, *_ = lines(tmp_path)
+    assert header["checkpoint"] == "c0ffee"
+    assert header["evaluator"] == "quiz"
+    assert first["run"]["attention"] == {"language": {"plain": 8}}, "both arms decoded four tokens by then"
+    assert first["run"]["batch_size"] == 4
+    assert described["question"] == "<image>what is x"
+    assert described["reference"] == ["a"]
+    assert described["answers"].keys() == described["scores"].keys() == described["tokens"].keys() == set(BOTH)
+    assert result.provenance["tokens"]["base"] == sum(one.tokens["base"] for one in result.answered) > 0
+    assert result.provenance["seconds"] > 0
+
+
+def test_scores_json_holds_the_scores_of_the_answers(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in content["rows"]] == ["accuracy", "a", "b", "c"]
+    for arm in BOTH:
+        right = [one.answers[arm][:1] == "a" for one in result.answered]
+        assert content["rows"][0]["scores"][arm]["value"] == pytest.approx(sum(right) / 12)
+        assert content["rows"][0]["scores"][arm]["low"] <= content["rows"][0]["scores"][arm]["value"]
+        assert result.scores[arm]["a"] == pytest.approx(sum(right[::3]) / 4)
+    assert content["answered"] == 12
+
+
+@pytest.mark.parametrize("cut", [1, 20, 400, 700])
+def test_an_interrupted_evaluation_continues_and_ends_as_if_it_had_not_been(tmp_path: Path, cut: int) -> None:
+    whole = run(tmp_path)
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(file.read_bytes()[:-cut])
+    assembly = tiny_assembly()
+    resumed = run(tmp_path, assembly)
+    assert [(one.record.id, one.answers, one.tokens) for one in resumed.answered] == [
+        (one.record.id, one.answers, one.tokens) for one in whole.answered
+    ]
+    assert resumed.rows == whole.rows
+    asked = assembly.processor.encoded
+    assert 0 < len(asked) < 12
+    ids = [line["id"] for line in lines(tmp_path) if "id" in line]
+    assert sorted(ids) == sorted(record.id for record in QUESTIONS)
+
+
+def test_a_finished_evaluation_asks_nothing_again(tmp_path: Path) -> None:
+    first, told = run(tmp_path), list[str]()
+    assembly = tiny_assembly()
+    again = run(tmp_path, assembly, say=told.append)
+    assert assembly.model.rows == []
+    assert again.rows == first.rows
+    assert again.provenance["runs"] == first.provenance["runs"]
+    assert "holds 12 answers already" in told[0]
+
+
+def test_one_arm_is_taken_from_a_file_that_holds_both(tmp_path: Path) -> None:
+    both = run(tmp_path, limit=6)
+    assembly = tiny_assembly()
+    one = run(tmp_path, assembly, arms=("adapter",))
+    assert one.scores.keys() == {"adapter"}
+    assert len(assembly.processor.encoded) == 6
+    assert [o.answers["adapter"] for o in one.answered][:6] == [o.answers["adapter"] for o in both.answered]
+
+
+def test_an_arm_that_was_not_asked_for_is_not_asked_because_another_file_has_it(tmp_path: Path) -> None:
+    run(tmp_path, identity=IDENTITY | {"checkpoint": "other"})
+    assembly = tiny_assembly()
+    run(tmp_path, assembly, arms=("adapter",))
+    assert lines(tmp_path)[0]["arms"] == ["adapter"]
+    assert lines(tmp_path)[2]["answers"].keys() == {"adapter"}
+
+
+def test_a_question_that_has_changed_is_asked_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    changed = [question("q0", "something else", picture="0.png", group="a", reference="a"), *QUESTIONS[1:]]
+    assembly = tiny_assembly()
+    result = run(tmp_path, assembly, Quiz(*changed))
+    assert assembly.processor.encoded == ["q0"]
+    assert result.answered[0].record.question == "<image>something else"
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"identity": IDENTITY | {"checkpoint": "other"}}, "checkpoint"),
+        ({"quiz": Quiz(*QUESTIONS, hard=True)}, "settings"),
+        ({"assembly": tiny_assembly(precision="bf16")}, "precision"),
+    ],
+)
+def test_answers_of_another_model_or_evaluator_are_set_aside(
+    tmp_path: Path, changes: dict[str, Any], differing: str
+) -> None:
+    run(tmp_path)
+    before, told = (tmp_path / "answers.jsonl").read_bytes(), list[str]()
+    run(tmp_path, **changes, say=told.append)
+    assert (tmp_path / "answers.1.jsonl").read_bytes() == before
+    assert f"differs in {differing} from this evaluation, so it was set aside as 'answers.1.jsonl'" in told[0]
+    assert sum("id" in line for line in lines(tmp_path)) == 12
+
+
+def test_a_file_of_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text("my precious notes\n", encoding="utf-8")
+    run(tmp_path)
+    assert (tmp_path / "answers.1.jsonl").read_text(encoding="utf-8") == "my precious notes\n"
+
+
+def test_without_resume_everything_is_asked_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    assembly = tiny_assembly()
+    run(tmp_path, assembly, resume=False)
+    assert len(assembly.processor.encoded) == 12
+    assert (tmp_path / "answers.1.jsonl").exists()
+
+
+def test_when_memory_runs_out_the_batch_is_halved_until_it_fits(tmp_path: Path) -> None:
+    told: list[str] = []
+    assembly = tiny_assembly(memory=3)
+    result = run(tmp_path / "small", assembly, batch_size=8, say=told.append)
+    assert told == [
+        "8 questions at a time do not fit into the device's memory; going on with 4",
+        "4 questions at a time do not fit into the device's memory; going on with 2",
+    ]
+    assert max(assembly.model.rows) == 2
+    assert result.rows == run(tmp_path / "large").rows
+    assert result.provenance["runs"][0]["batch_size"] == 2
+
+
+def test_a_device_that_holds_no_single_question_is_said_so(tmp_path: Path) -> None:
+    assembly = tiny_assembly()
+    assembly.model.memory = -1
+    with pytest.raises(GraftworkError, match="does not hold even one question at a time"):
+        run(tmp_path, assembly)
+
+
+def test_progress_counts_to_the_end_and_includes_what_could_not_be_asked(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    quiz = Quiz(BadRecord("file:1", "no text"), *QUESTIONS[:5], question("bad", "unreadable"))
+    run(tmp_path, quiz=quiz, progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (0, 6)
+    assert told[-1] == (6, 6)
+    assert told == sorted(told)
+
+
+def test_questions_that_cannot_be_asked_are_counted_and_named(tmp_path: Path) -> None:
+    long = question("long", "x" * 600)
+    quiz = Quiz(BadRecord("file:1", "no text"), QUESTIONS[0], question("bad", "unreadable"), long)
+    result = run(tmp_path, quiz=quiz)
+    assert [one.record.id for one in result.answered] == ["q0"]
+    assert [bad.where for bad in result.bad] == ["file:1", "quiz:bad", "quiz:long"]
+    assert "more than the 512" in result.bad[2].why
+    content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert (content["questions"], content["answered"], len(content["bad"])) == (4, 1, 3)
+
+
+@pytest.mark.parametrize("broken", [BadRecord("file:1", "no text"), question("bad", "unreadable")])
+def test_strict_data_ends_an_evaluation_at_a_bad_question(tmp_path: Path, broken: Record | BadRecord) -> None:
+    with pytest.raises(DataError, match=r"malformed|cannot be read"):
+        run(tmp_path, quiz=Quiz(*QUESTIONS, broken), strict=True)
+
+
+def test_an_evaluator_without_questions_is_an_error() -> None:
+    with pytest.raises(DataError, match="'quiz' holds no question; check where it reads its data"):
+        read_questions(Quiz())
+    with pytest.raises(DataError, match=r"holds no question \(the first of 1 malformed ones: file:1: no text\)"):
+        read_questions(Quiz(BadRecord("file:1", "no text")))
+
+
+def test_an_evaluation_in_which_nothing_could_be_asked_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the 1 questions of 'quiz' could be asked"):
+        run(tmp_path, quiz=Quiz(question("bad", "unreadable")))
+
+
+def test_two_questions_of_one_id_are_an_error() -> None:
+    with pytest.raises(DataError, match="'quiz' has two questions with the id 'q0'"):
+        read_questions(Quiz(QUESTIONS[0], QUESTIONS[0]))
+
+
+def test_a_limit_takes_the_first_questions_and_reads_no_further() -> None:
+    records, _ = read_questions(Quiz(*QUESTIONS[:3], QUESTIONS[0]), limit=3)
+    assert [record.id for record in records] == ["q0", "q1", "q2"]

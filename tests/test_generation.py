@@ -1,0 +1,105 @@
+"""Answers do not depend on batching, padding, the cache, or the mode in which the model was left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_vlm import STOP, TinyAssembly, question, tiny_assembly
+
+from graftwork.batch import Encoded, collate
+from graftwork.errors import DataError
+from graftwork.generation import answer, context_length, encode_prompt, until_stop
+
+QUESTIONS = [
+    question("a", "what is it", picture="one.png"),
+    question("b", "hm"),
+    question("c", "which of the many colours is it", picture="two.png"),
+    question("d", "is it red", picture="one.png"),
+]
+
+
+def answer_alone(assembly: TinyAssembly, prompt: Encoded, most: int) -> tuple[int, ...]:
+    """Greedy decoding as it is defined: one prompt, no cache, the whole sequence again for every token."""
+    batch = collate([prompt], pad_id=0)
+    said: list[int] = []
+    while len(said) < most:
+        with torch.no_grad():
+            token = int(assembly.model.logits(assembly.model(batch)[:, -1]).argmax())
+        said.append(token)
+        if token == STOP:
+            break
+        batch.input_ids = torch.cat([batch.input_ids, torch.tensor([[token]])], dim=1)
+        batch.attention_mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
+        batch.picture_positions = torch.cat([batch.picture_positions, torch.tensor([[False]])], dim=1)
+    return tuple(said)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_padded_batch_with_a_cache_says_what_each_prompt_alone_says(seed: int) -> None:
+    assembly = tiny_assembly(seed)
+    with torch.no_grad():
+        assembly.model.head.bias[STOP] += 1.5
+    prompts = [encode_prompt(assembly, record, 12) for record in QUESTIONS]
+    assembly.model.eval()
+    alone = [answer_alone(assembly, prompt, 12) for prompt in prompts]
+    answers = answer(assembly, prompts, max_new_tokens=12)
+    assert answers.token_ids == tuple(until_stop(ids, frozenset({STOP})) for ids in alone)
+    assert answers.tokens == tuple(map(len, alone))
+    assert len(assembly.model.rows) == sum(map(len, alone)) + max(map(len, alone)), (
+        "decoding ends with the longest answer"
+    )
+    assert answers.texts == tuple(map(assembly.processor.decode, answers.token_ids))
+
+
+def test_some_answers_of_the_test_above_end_early_and_some_do_not() -> None:
+    lengths = set()
+    for seed in range(6):
+        assembly = tiny_assembly(seed)
+        with torch.no_grad():
+            assembly.model.head.bias[STOP] += 1.5
+        lengths.update(answer(assembly, [encode_prompt(assembly, r, 12) for r in QUESTIONS], max_new_tokens=12).tokens)
+    assert 12 in lengths
+    assert len(lengths) > 2
+
+
+def test_features_that_are_given_are_not_computed_again() -> None:
+    assembly = tiny_assembly()
+    prompts = [encode_prompt(assembly, QUESTIONS[0], 4)]
+    features = assembly.model.see(prompts[0].pixels)
+    looks = assembly.model.seen
+    with_features = answer(assembly, prompts, max_new_tokens=4, features=features)
+    assert assembly.model.seen == looks
+    assert with_features == answer(assembly, prompts, max_new_tokens=4)
+
+
+def test_decoding_ends_when_every_row_has_stopped() -> None:
+    assembly = tiny_assembly()
+    with torch.no_grad():
+        assembly.model.head.bias[STOP] = 1e3
+    answers = answer(assembly, [encode_prompt(assembly, r, 9) for r in QUESTIONS], max_new_tokens=9)
+    assert answers.texts == ("",) * 4
+    assert answers.tokens == (1,) * 4
+    assert len(assembly.model.rows) == 1
+
+
+def test_dropout_is_off_while_answering_and_each_module_gets_its_mode_back() -> None:
+    assembly = tiny_assembly()
+    assembly.model.train()
+    assembly.model.eye.eval()
+    prompts = [encode_prompt(assembly, record, 8) for record in QUESTIONS]
+    assert answer(assembly, prompts, max_new_tokens=8) == answer(assembly, prompts, max_new_tokens=8)
+    assert assembly.model.dropout.training
+    assert not assembly.model.eye.training
+
+
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused_in_words() -> None:
+    with pytest.raises(
+        DataError, match="the prompt of 'a' has 12 tokens, and with 8 for the answer that is more than the 16"
+    ):
+        encode_prompt(tiny_assembly(context=16), QUESTIONS[0], 8)
+
+
+def test_the_context_is_read_from_a_configuration_or_a_table_in_it() -> None:
+    assert context_length({"max_position_embeddings": 64}) == 64
+    assert context_length({"text_config": {"max_position_embeddings": 32}, "size": 3}) == 32
+    assert context_length({"size": 3}) is None
