@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from graftwork import compose, runfile, training
 from graftwork.batch import IGNORED, Encoded, collate
 from graftwork.events import Event, StepTaken
@@ -33,8 +34,16 @@ RATE = 1e-3
 
 def make_plan(catalog: Catalog, steps: int, batch_size: int) -> Plan:
     """The demo's plan, for so many steps, without an evaluation."""
-    settings = {"train.steps": steps, "train.batch_size": batch_size, "train.learning_rate": RATE, "train.schedule": '"constant"'}
-    overrides = [f"{key}={value}" for key, value in settings.items()] + ["train.warmup_ratio=0", "data.source.0.pictures=400"]
+    settings = {
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.learning_rate": RATE,
+        "train.schedule": '"constant"',
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()] + [
+        "train.warmup_ratio=0",
+        "data.source.0.pictures=400",
+    ]
     run = runfile.load(Path(str(files("graftwork_demo"))) / "demo.toml", overrides)
     return resolve(run, catalog)
 
@@ -62,7 +71,9 @@ class HuggingFace(torch.nn.Module):
     def forward(self, batch: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The mean cross entropy of the labelled positions."""
         logits = self.model.logits(self.model(batch))
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
         return {"loss": loss}
 
 
@@ -123,7 +134,9 @@ def time_trainer(plan: Plan, catalog: Catalog, steps: int, batch_size: int) -> f
             remove_unused_columns=False,
             logging_strategy="no",
         )
-        InOrder(HuggingFace(assembly.model), arguments, train_dataset=Records(), data_collator=join, callbacks=[Clock()]).train()
+        InOrder(
+            HuggingFace(assembly.model), arguments, train_dataset=Records(), data_collator=join, callbacks=[Clock()]
+        ).train()
     return ends[-1] - ends[0]
 
 
@@ -143,9 +156,14 @@ def main() -> None:
         ours = images / time_graftwork(plan, catalog)
         theirs = images / time_trainer(plan, catalog, options.steps, options.batch_size)
         ratios.append(ours / theirs)
-        print(f"round {number + 1}: graftwork {ours:6.1f} images/s, Trainer + peft {theirs:6.1f} images/s, ratio {ours / theirs:.2f}", flush=True)
+        print(
+            f"round {number + 1}: graftwork {ours:6.1f} images/s, Trainer + peft {theirs:6.1f} images/s, ratio {ours / theirs:.2f}",
+            flush=True,
+        )
     print(f"ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch_size}, {options.steps} steps")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch_size}, {options.steps} steps"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from graftwork.component import setting
 from graftwork.errors import WeightsError
 from graftwork.hookspecs import hookimpl
-from graftwork.kinds import AttentionSite, PixelSettings, Site, TowerOutput, VisionTower, read_json
+from graftwork.kinds import AttentionSite, PixelSettings, Site, TowerOutput, VisionTower
+from graftwork.weights import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

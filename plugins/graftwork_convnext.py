@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from graftwork.component import NoSettings
 from graftwork.errors import WeightsError
 from graftwork.hookspecs import hookimpl
-from graftwork.kinds import PixelSettings, Site, TowerOutput, VisionTower, read_json
-from graftwork.weights import shapes
+from graftwork.kinds import PixelSettings, Site, TowerOutput, VisionTower
+from graftwork.weights import read_json, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,11 +60,15 @@ class Lora(PeftMethod[LoraSettings]):
         if not linears:
             raise AdapterError("'lora' adapts linear layers, and the chosen roles have none; choose other roles")
         pissa = self.settings.init == "pissa"
-        for adapter in [ADAPTER, START] if pissa else [ADAPTER]:
-            inject_adapter_in_model(self._config(linears), model, adapter_name=adapter, state_dict=None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # PiSSA means to have two adapters.
+            for adapter in [ADAPTER, START] if pissa else [ADAPTER]:
+                inject_adapter_in_model(self._config(linears), model, adapter_name=adapter, state_dict=None)
         for layer in _layers(model):
             if pissa:
                 layer.set_adapter([ADAPTER, START])
+                for matrices in (layer.lora_A, layer.lora_B):
+                    matrices.float()  # what is trained will be, and the other must cancel it
                 if fresh:
                     _start_from_principal_components(layer, self.settings.rank)
             for name, parameter in layer.named_parameters():

@@ -68,12 +68,11 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
         filling: list[int | bool] = [filler] * (longest - len(values))
         return [*values, *filling] if side == "right" else [*filling, *values]
 
-    parts = [name for name in examples[0].pixels] if examples[0].pixels else []
-    parts += [name for example in examples for name in example.pixels if name not in parts]
+    parts = dict.fromkeys(name for example in examples for name in example.pixels)
     return Batch(
         torch.tensor([padded(e.input_ids, pad_id) for e in examples], dtype=torch.int64),
         torch.tensor([padded([True] * len(e.input_ids), False) for e in examples], dtype=torch.bool),
         torch.tensor([padded(e.picture_positions, False) for e in examples], dtype=torch.bool),
         torch.tensor([padded(e.labels, IGNORED) for e in examples], dtype=torch.int64),
-        {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in dict.fromkeys(parts)},
+        {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
     )

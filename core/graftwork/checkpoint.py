@@ -120,9 +120,12 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 def put_in_place(work: Path, folder: Path) -> None:
     """Sync a finished folder to the disk and rename it to its final name; one that has the name makes way first."""
-    for path in sorted(work.rglob("*"), reverse=True):
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [*sorted(work.rglob("*"), reverse=True), work]:
+        # Temporary folders, and what some libraries write, are private at first; a checkpoint is as public as any file.
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         _sync(path)
-    _sync(work)
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         folder.rename(old / folder.name)

@@ -183,7 +183,7 @@ def build(
     if not meta:
         fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]))
     known = {id(tensor) for name, tensor in named_tensors(structure.model).items() if name in available}
-    adapt(assembly, fresh=trained is None)
+    adapt(assembly, fresh=trained is None and not meta)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(structure.model).items() if id(tensor) in known)
     if meta:
         return assembly

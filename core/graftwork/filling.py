@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from graftwork import weights
 from graftwork.errors import AdapterError, WeightsError
-from graftwork.kinds import LazyTensor, ModelArchitecture, Structure, VisionTower
+from graftwork.kinds import ModelArchitecture, Structure, VisionTower
 from graftwork.plan import Choice, Identity
+from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

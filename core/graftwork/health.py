@@ -79,7 +79,7 @@ class Health:
             )
         if last > chance:
             reasons.append(f"the loss ends at {last:.4g}, above the {chance:.3g} of a model that knows nothing")
-        if len(finite) > few and last > 1.1 * first:
+        if len(finite) > few and last > 1.1 * first + 0.05:
             reasons.append(f"the loss rose from {first:.4g} to {last:.4g}; lower the learning rate")
         spikes = count_spikes(finite)
         if spikes > SPIKE_SHARE * len(finite):

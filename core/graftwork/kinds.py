@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from graftwork.component import Component, S, Support
 from graftwork.errors import WeightsError
 from graftwork.records import BadRecord, Record
+from graftwork.weights import LazyTensor, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,9 +32,6 @@ KINDS: Mapping[str, str] = {
 }
 """Every kind, and the hook that registers it."""
 
-LazyTensor = Callable[[], "Tensor"]
-"""A tensor in a file, read when called."""
-
 
 class Weighted(Component[S]):
     """A component whose structure depends on a folder of weights (models and vision towers)."""
@@ -49,19 +46,6 @@ class Weighted(Component[S]):
                 f"'{self.name}' needs a folder of weights or of configurations: set 'weights' or 'config'"
             )
         return read_json(folder / "config.json")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; WeightsError when it is missing or is not one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"'{file.parent}' holds no {file.name}; is it the right folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise WeightsError(f"'{file}' is not readable JSON ({error}); fetch the folder again") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"'{file}' holds a {type(content).__name__}, not a JSON object; fetch the folder again")
-    return content
 
 
 # Attention ------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def _memory_bytes() -> int:
 
 
 def requires_reason(requires: Requires, machine: Machine) -> str | None:
-    """Why the machine's hardware is not enough, as a clause; None when it is. Packages are `resolve`'s question."""
+    """Why the machine's hardware is not enough, as a clause; None when it is. Packages are `missing_requirements`' question."""
     if requires.cuda is None:
         return None
     wanted = f"needs a CUDA device of compute capability {_dotted(requires.cuda)} or more"
@@ -69,3 +69,20 @@ def requires_reason(requires: Requires, machine: Machine) -> str | None:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
+
+
+def missing_requirements(requires: Requires) -> list[str]:
+    """Those of the required packages that are not installed here in a version that will do, by their metadata."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    def is_met(wanted: Requirement) -> bool:
+        if wanted.marker and not wanted.marker.evaluate():
+            return True
+        try:
+            return wanted.specifier.contains(version(wanted.name), prereleases=True)
+        except PackageNotFoundError:
+            return False
+
+    return [package for package in requires.packages if not is_met(Requirement(package))]

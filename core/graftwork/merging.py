@@ -53,7 +53,9 @@ def merge(opened: Opened, out: Path, lookup: Lookup, *, precision: str | None = 
     probe = _probe_of(opened)
     wanted, _ = proof.probe_logits(assembly, probe)
     with assembly.off():
-        base = {n: t.detach().clone() for n, t in filling.named_tensors(assembly.model).items() if n in assembly.from_base}
+        base = {
+            n: t.detach().clone() for n, t in filling.named_tensors(assembly.model).items() if n in assembly.from_base
+        }
     ids = {id(t): n for n, t in filling.named_tensors(assembly.model).items()}
     if assembly.peft:
         assembly.peft.merge(assembly.model)
@@ -127,7 +129,9 @@ def _reopen(plan: Plan, folder: Path, lookup: Lookup) -> compose.Assembly:
         return replace(choice, weights=None, folder=None)
 
     model = replace(identity.model, weights=WeightsRef(given=str(folder), path=str(folder)), folder=str(folder))
-    whole = replace(identity, model=model, parts={p: bare(c) for p, c in identity.parts.items()}, peft=None, on=(), also_train=())
+    whole = replace(
+        identity, model=model, parts={p: bare(c) for p, c in identity.parts.items()}, peft=None, on=(), also_train=()
+    )
     return compose.build(replace(plan, identity=whole), lookup, device="cpu", precision="fp32")
 
 
@@ -143,7 +147,9 @@ def export(opened: Opened, to: str, out: Path) -> None:
     refuse_existing(out)
     known = formats(opened)
     if to not in known:
-        raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {', '.join(sorted(known)) or 'none'}")
+        raise CheckpointError(
+            f"this checkpoint has no format '{to}'; it can be exported to {', '.join(sorted(known)) or 'none'}"
+        )
     with unfinished(out) as work:
         known[to](opened.assembly, work)
         put_in_place(work, out)

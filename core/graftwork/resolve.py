@@ -12,7 +12,7 @@ from graftwork.component import Component, Requires
 from graftwork.errors import CheckpointError, ComponentNotFound, GraftworkError, PlanRefused, WeightsError
 from graftwork.kinds import AttentionCase, ModelArchitecture, VisionTower, Weighted
 from graftwork.lookup import Found, Lookup
-from graftwork.machine import Machine, requires_reason
+from graftwork.machine import Machine, missing_requirements, requires_reason
 from graftwork.plan import Choice, Circumstance, Identity, Plan, WeightsRef
 from graftwork.runfile import EMPTY, OWN_KEYS, RunFile, Selection
 from graftwork.settings import count, join, suggestion
@@ -291,20 +291,3 @@ def restore_component(choice: Choice, lookup: Lookup) -> Component[Any]:
                 [error.sentence, *error.details],
             ) from None
     return found.component(settings.restore(found.component, choice.settings, choice.settings_version))
-
-
-def missing_requirements(requires: Requires) -> list[str]:
-    """Those of the required packages that are not installed here in a version that will do, by their metadata."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
-    def is_met(wanted: Requirement) -> bool:
-        if wanted.marker and not wanted.marker.evaluate():
-            return True
-        try:
-            return wanted.specifier.contains(version(wanted.name), prereleases=True)
-        except PackageNotFoundError:
-            return False
-
-    return [package for package in requires.packages if not is_met(Requirement(package))]

@@ -10,8 +10,8 @@ WINDOW = 32
 
 
 def steps_for(records: int, batch_size: int, epochs: float, steps: int | None) -> int:
-    """How many optimizer steps a run takes: full batches only, and at least one."""
-    return steps if steps is not None else max(1, math.floor(epochs * records / batch_size))
+    """How many optimizer steps a run takes: full batches only, and at least one. No batch is larger than the data."""
+    return steps if steps is not None else max(1, math.floor(epochs * records / min(batch_size, records)))
 
 
 def batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, by_length: bool) -> list[list[int]]:

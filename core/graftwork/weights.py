@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import WeightsError
-from graftwork.kinds import LazyTensor, read_json
-from graftwork.settings import absolute
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LazyTensor = Callable[[], "Tensor"]
+"""A tensor in a file, read when called."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WANTED_FROM_HUB = ["*.safetensors", "*.json", "*.model", "*.txt"]
@@ -27,6 +28,8 @@ def locate(given: str, folder: Path, *, where: str, fetch: bool = True) -> Path:
     A path always wins over a hub id. With `fetch` a hub id that is not in the local cache is downloaded (safetensors,
     JSON and tokenizer files only). Raises WeightsError that says where it was looked for.
     """
+    from graftwork.settings import absolute
+
     if not given:
         raise WeightsError(f"{where}: is empty; name a folder or a hub id")
     path = absolute(Path(given), folder)
@@ -58,6 +61,19 @@ def _from_hub(given: str, path: Path, where: str, fetch: bool) -> Path:
         f"{where}: there is no folder '{path}', and the hub id '{given}' could not be fetched ({type(reason).__name__}: "
         f"{said}); correct the path, or fetch the model first"
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; WeightsError when it is missing or is not one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"'{file.parent}' holds no {file.name}; is it the right folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise WeightsError(f"'{file}' is not readable JSON ({error}); fetch the folder again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"'{file}' holds a {type(content).__name__}, not a JSON object; fetch the folder again")
+    return content
 
 
 def tensor_files(folder: Path) -> list[Path]:

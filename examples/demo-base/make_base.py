@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from graftwork import compose, runfile
 from graftwork.batch import Batch, collate
 from graftwork.kinds import DataSource
@@ -89,7 +90,9 @@ def learn_to_see(assembly: compose.Assembly, records: Sequence[Record]) -> dict[
     return pixels
 
 
-def learn_to_ask(assembly: compose.Assembly, records: Sequence[Record], pixels: dict[Picture, dict[str, torch.Tensor]]) -> None:
+def learn_to_ask(
+    assembly: compose.Assembly, records: Sequence[Record], pixels: dict[Picture, dict[str, torch.Tensor]]
+) -> None:
     """Train the language model on what is seen, on balanced questions: about one word at first, then about more and more,
     then in the negative, and at last on all questions as they are."""
     model, processor = assembly.model.eval(), assembly.processor
@@ -99,9 +102,7 @@ def learn_to_ask(assembly: compose.Assembly, records: Sequence[Record], pixels: 
         by_kind.setdefault(kind, {"yes": [], "no": []})[record.turns[-1].text].append(index)
     order = [(negated, word) for negated in (False, True) for word in WORDS]
     with torch.no_grad():
-        seen = {}
-        for picture, one in pixels.items():
-            seen[picture] = {part: maps for part, maps in model.see(one).items()}
+        seen = {picture: model.see(one) for picture, one in pixels.items()}
     encoded = [processor.encode(record) for record in records]
     reading = {name: p for name, p in assembly.trained().items() if "vision" not in name}
     balanced_until = LANGUAGE_STEPS * 4 // 5
@@ -133,7 +134,9 @@ class WithFeatures:
         return self.model(batch, features=self.features)  # type: ignore[no-any-return]
 
 
-def optimize(parameters: list[torch.nn.Parameter], rate: float, steps: int) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+def optimize(
+    parameters: list[torch.nn.Parameter], rate: float, steps: int
+) -> Iterator[tuple[int, torch.optim.Optimizer]]:
     """AdamW with a warm-up and a linear end; the body of the loop that runs over this makes the gradients."""
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(steps):

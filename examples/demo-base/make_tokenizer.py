@@ -20,7 +20,9 @@ def main() -> None:
     spec = find_spec("easy_vqa")
     assert spec and spec.submodule_search_locations, "pip install easy-vqa"
     data = Path(spec.submodule_search_locations[0]) / "data" / "train" / "questions.json"
-    texts = sorted({text for question, answer, _ in json.loads(data.read_text()) for text in (question, answer, f" {answer}")})
+    texts = sorted(
+        {text for question, answer, _ in json.loads(data.read_text()) for text in (question, answer, f" {answer}")}
+    )
     size = json.loads((HERE / "language" / "config.json").read_text())["vocab_size"]
 
     tokenizer = Tokenizer(models.BPE())
@@ -28,9 +30,12 @@ def main() -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts * 4, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, min_frequency=2)
+        texts * 4,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, min_frequency=2),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", SPECIAL.index("<bos>"))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
+    )
     assert tokenizer.get_vocab_size() <= size, tokenizer.get_vocab_size()
     tokenizer.save(str(HERE / "language" / "tokenizer.json"))
     config = {
@@ -43,7 +48,9 @@ def main() -> None:
         "model_max_length": 512,
     }
     (HERE / "language" / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    print(f"{tokenizer.get_vocab_size()} tokens; 'What color is the shape?' is {tokenizer.encode('What color is the shape?').tokens}")
+    print(
+        f"{tokenizer.get_vocab_size()} tokens; 'What color is the shape?' is {tokenizer.encode('What color is the shape?').tokens}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from graftwork.errors import WeightsError
 from graftwork.hookspecs import hookimpl
 from graftwork.kinds import (
     AttentionSite,
-    LazyTensor,
     ModelArchitecture,
     Part,
     Processor,
@@ -22,6 +21,7 @@ from graftwork.kinds import (
     TowerOutput,
     VisionTower,
 )
+from graftwork.weights import LazyTensor
 from graftwork_mgm.backbones import GEMMA, OPTIONAL, REQUIRED, Backbone
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Mgm(ModelArchitecture[MgmSettings]):
     Settings = MgmSettings
     parts: ClassVar[Mapping[str, Part]] = {
         "low": Part("sees the picture as the language model's tokens", "clip"),
-        "high": Part("sees it at a higher resolution, for the details that mining adds", "openclip-convnext", optional=True),
+        "high": Part(
+            "sees it at a higher resolution, for the details that mining adds", "openclip-convnext", optional=True
+        ),
     }
     fresh_roles = ("connector", "mining")
     roles: ClassVar[Mapping[str, str]] = {
