@@ -136,6 +136,13 @@ def put_in_place(work: Path, folder: Path) -> None:
     _sync(folder.parent)
 
 
+def remove(folder: Path) -> None:
+    """Remove a checkpoint so that, whenever the process is killed, it has its name and all its files, or no name."""
+    old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    folder.rename(old / folder.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -276,7 +283,7 @@ def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str,
         return replace(choice, weights=replace(choice.weights, path=str(place)), folder=str(place))
 
     located = {part: found(choice, parts.get(part), f"--part {part}=DIR") for part, choice in identity.parts.items()}
-    return replace(plan, identity=replace(identity, model=found(identity.model, base, "--base DIR"), parts=located))
+    return replace(plan, identity=replace(identity, model=found(identity.model, base, "--base-weights DIR"), parts=located))
 
 
 def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str) -> Path:

@@ -100,7 +100,7 @@ class AttentionKernel(Component[S]):
         `q` is `[batch, heads, queries, head_dim]`; `k` and `v` are `[batch, kv_heads, keys, head_dim]`, where kv_heads
         divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
         `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
-        no key at all gets finite numbers, whatever they are.
+        no key at all, or that is padding itself, gets finite numbers, whatever they are.
         """
 
 
@@ -182,7 +182,7 @@ class VisionLanguageModel(Protocol):
     """What the engine calls on a built model, which is a `torch.nn.Module`."""
 
     def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The towers' outputs for a batch's pixels: everything before the first part that is usually trained."""
+        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts pictures (or their views)."""
         ...
 
     def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:

@@ -28,7 +28,7 @@ JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 def base_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where base weights are now."""
     base = click.option(
-        "--base", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
+        "base", "--base-weights", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
     )
     part = click.option(
         "parts", "--part", multiple=True, metavar="NAME=DIR", help="Where the weights of one part are now."

@@ -92,7 +92,7 @@ def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any
 @FOLDER
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
-@click.option("both", "--both", is_flag=True, help="Answer with the adapter switched off as well.")
+@click.option("both", "--base", is_flag=True, help="Answer with the adapter switched off as well.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N")
 @DEVICE
 @base_options
