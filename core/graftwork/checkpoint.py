@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import __version__, compose, filling, manifest, proof, weights
-from graftwork.errors import CheckpointError, WeightsError
+from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.health import Verdict
 from graftwork.lookup import Lookup
 from graftwork.manifest import Manifest
@@ -112,8 +112,8 @@ def unfinished(folder: Path) -> Iterator[Path]:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise CheckpointError(f"'{folder}' could not be saved: {why}; earlier checkpoints are untouched") from error
     except Exception as error:
-        # safetensors reports a full disk in its own class.
-        if type(error).__name__ != "SafetensorError":
+        # Libraries in Rust report a full disk in classes of their own (safetensors) or in none (tokenizers).
+        if isinstance(error, GraftworkError) or "(os error " not in str(error):
             raise
         raise CheckpointError(f"'{folder}' could not be saved: {error}; earlier checkpoints are untouched") from error
 
@@ -291,16 +291,15 @@ def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str)
     places = [given] if given else [folder / ref.relative, Path(ref.path)]
     there = [place.resolve() for place in places if place.is_dir()]
     for place in there:
-        if weights.fingerprint(place) == ref.sha256:
-            return place
+        with suppress(WeightsError):  # another folder that is incomplete
+            if weights.fingerprint(place) == ref.sha256:
+                return place
     if there:
         raise WeightsError(
             f"'{there[0]}' does not hold the base weights that the checkpoint was trained on ('{ref.given}', sha256 "
             f"{ref.sha256[:12]}…); name the right folder with {option}"
         )
     if not given:
-        from contextlib import suppress
-
         with suppress(WeightsError):
             place = weights.locate(ref.given, folder, where="base")
             if weights.HUB_ID.fullmatch(ref.given) and weights.fingerprint(place) == ref.sha256:

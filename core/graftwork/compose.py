@@ -103,7 +103,7 @@ class Assembly:
     @property
     def switchable(self) -> bool:
         """Whether `off` can make a difference: false where only what the base lacks is trained (a fresh connector)."""
-        return self.peft is not None or bool(self.base_values)
+        return bool(self.of_method or self.base_values)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -84,6 +84,7 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(f"'{file}' is larger than any manifest; restore it from a copy")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        sealed = isinstance(content, dict) and content.pop("seal", None) == seal(content)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{file}' is damaged ({str(error)[:120]}); restore it from a copy") from None
     if not isinstance(content, dict):
@@ -94,7 +95,7 @@ def read(folder: Path) -> Manifest:
             f"'{folder}' has format {version}, written by Graftwork {content.get('graftwork')}; this version reads formats "
             f"up to {FORMAT}: pip install --upgrade graftwork"
         )
-    if content.pop("seal", None) != seal(content):
+    if not sealed:
         raise CheckpointError(
             f"'{file}' was changed after it was written (its seal does not fit); restore it from a copy"
         )
@@ -109,20 +110,21 @@ def check_files(manifest: Manifest, folder: Path) -> None:
     """Compare every file of a checkpoint with the manifest: all there, none more, none changed."""
     from graftwork.weights import sha256
 
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     for name, entry in manifest.files.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        if path.is_absolute() or ".." in path.parts:
             raise CheckpointError(f"the manifest of '{folder}' names '{name}', which leads out of its folder; refused")
-        if not (folder / name).is_file():
+        if name not in present:
             raise CheckpointError(f"'{folder}' lacks '{name}'; restore the checkpoint from a copy")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"'{folder / name}' is a link that leads out of its folder; refused")
         if (folder / name).stat().st_size != entry.bytes or sha256(folder / name) != entry.sha256:
             raise CheckpointError(
                 f"'{folder / name}' was changed after it was written; restore the checkpoint from a copy"
             )
-    for file in folder.rglob("*"):
-        name = file.relative_to(folder).as_posix()
-        if file.is_file() and name not in manifest.files and name != FILE:
-            raise CheckpointError(f"'{folder}' holds '{name}', which its manifest does not know; remove it")
+    if unknown := sorted(present - manifest.files.keys() - {FILE}):
+        raise CheckpointError(f"'{folder}' holds '{unknown[0]}', which its manifest does not know; remove it")
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:

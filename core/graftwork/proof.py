@@ -120,6 +120,10 @@ def prove(assembly: Assembly, probe: Mapping[str, Tensor], facts: ProbeFacts) ->
         recorded_distance=facts.distance,
         comparable=facts.precision == assembly.precision and facts.device == assembly.device.type,
     )
+    if not on.isfinite().all():
+        raise CheckpointError(
+            "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
+        )
     if assembly.switchable and not proof.distance > 0.0:
         raise AdapterError(
             "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "

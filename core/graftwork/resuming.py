@@ -17,7 +17,7 @@ def resumable(start: Path, plan: Plan) -> manifest.Manifest:
     manifest.check_files(read, start)
     if checkpoint.OPTIMIZER + "/state.safetensors" not in read.files:
         raise CheckpointError(f"'{start}' holds no optimizer state to resume from; start a new run with --out")
-    then, now = comparable(checkpoint.locate_base(read.plan, start, None, {})), comparable(plan)
+    then, now = comparable(read.plan), comparable(checkpoint.with_fingerprints(plan, start))
     if then != now:
         differing = sorted(_differences(then, now))
         raise CheckpointError(
@@ -29,15 +29,18 @@ def resumable(start: Path, plan: Plan) -> manifest.Manifest:
 
 
 def comparable(plan: Plan) -> dict[str, Any]:
-    """What of a plan must be the same when a run is resumed: all but where things are, and the plugins' versions."""
+    """What of a plan must be the same when a run is resumed: all but where weights are, and the plugins' versions."""
 
-    def bare(value: Any) -> Any:
+    def bare(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
+        if key == "weights" and skipped:
+            return value and value["sha256"]
+        if key in ("settings", "config"):
+            skipped = ()  # What others have named means what they mean by it.
         if isinstance(value, dict):
-            skipped = {"weights", "folder", "version", "attention", "evaluate"}
-            return {key: bare(inner) for key, inner in value.items() if key not in skipped}
-        return [bare(inner) for inner in value] if isinstance(value, list | tuple) else value
+            return {name: bare(name, inner, skipped) for name, inner in value.items() if name not in skipped}
+        return [bare("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    result: dict[str, Any] = bare(plan.to_json())
+    result: dict[str, Any] = bare("", plan.to_json(), ("folder", "version", "attention", "evaluate"))
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +129,7 @@ class Loop:
             by_length=self.settings.group_by_length,
         )
         self.log: list[dict[str, Any]] = []
-        self.probe = proof.probe_tensors(self.encode(self.sampler.batch(0)[: proof.RECORDS]), assembly.processor.pad_id)
+        self.probe = proof.probe_tensors(self.encode_step(0), assembly.processor.pad_id)
 
     def _groups(self) -> list[dict[str, Any]]:
         peft, rate = self.assembly.peft, self.settings.learning_rate
@@ -149,14 +148,15 @@ class Loop:
             torch.manual_seed(self.plan.circumstance.seed)
         folder = self.out / f"checkpoint-{self.step}"
         self.out.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as ahead, (self.out / LOG).open("a", encoding="utf-8") as log:
+        with ThreadPoolExecutor(1) as ahead, (self.out / LOG).open("a" if self.step else "w", encoding="utf-8") as log:
             upcoming = ahead.submit(self.encode_step, self.step)
             while self.step < self.steps and not self.health.hopeless:
+                began = time.perf_counter()  # Waiting for data is part of a step's time.
                 examples = upcoming.result()
                 upcoming = ahead.submit(self.encode_step, self.step + 1)
-                line = self.take_step(examples)
-                self.log.append(line)
+                line = self.take_step(examples, began)
                 if self.step % self.settings.log_every == 0 or self.step == self.steps:
+                    self.log.append(line)
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                 last = self.step == self.steps or self.health.hopeless
@@ -167,31 +167,32 @@ class Loop:
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log)
 
     def encode_step(self, step: int) -> list[Encoded]:
-        """The encoded records of a step; nothing after the last."""
-        return self.encode(self.sampler.batch(step)) if step < self.steps else []
+        """The encoded records of a step, or of the next one that has any that can be used; nothing after the last."""
+        if step >= self.steps:
+            return []
+        for later in range(step, step + len(self.data.records)):
+            if encoded := self.encode(self.sampler.batch(later)):
+                return encoded
+        raise DataError("no record of the data can be used", self.data.summary["bad"][-3:])
 
     def encode(self, indices: Sequence[int]) -> list[Encoded]:
-        """Records by index, encoded; one whose picture went bad since it was read is left out and counted."""
+        """Records by index, encoded; one whose picture cannot be read, or of which too little is left, is left out and
+        counted once."""
         encoded = []
         for index in indices:
             record = self.data.records[index]
             try:
-                example = self.assembly.processor.encode(record)
+                encoded.append(cut(self.assembly.processor.encode(record), self.settings.max_length))
             except DataError as error:
                 if self.plan.circumstance.strict_data:
                     raise
-                self.data.summary["bad"].append(f"{record.where or record.id}: {error}")
-                continue
-            encoded.append(cut(example, self.settings.max_length))
-        if indices and not encoded:
-            raise DataError("every record of a batch is unusable", self.data.summary["bad"][-3:])
+                self.data.leave_out([f"{record.where or record.id}: {error}"])
         return encoded
 
-    def take_step(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """One optimizer step on encoded records; returns its line of the log."""
+    def take_step(self, examples: Sequence[Encoded], began: float) -> dict[str, Any]:
+        """One optimizer step, which `began` at that time, on encoded records; returns its line of the log."""
         import torch
 
-        began = time.perf_counter()
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -245,11 +246,11 @@ class Loop:
             steps=self.steps,
             probe=self.probe,
             health=self.health.verdict(),
-            data=self.data.summary,
+            data=self.data.recorded(),
             optimizer=self.state(),
         )
         for old in checkpoint.checkpoints(self.out)[: -self.settings.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            checkpoint.remove(old)
         self.tell(CheckpointSaved(self.out, self.step, folder))
         return folder
 
@@ -267,7 +268,8 @@ class Loop:
         if self.assembly.device.type == "cuda":
             state["random/cuda"] = torch.cuda.get_rng_state(self.assembly.device)
         if self.scaler.is_enabled():
-            state["scale"] = torch.tensor(self.scaler.get_scale())
+            scaler = self.scaler.state_dict()
+            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
         state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
         state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
         return state
@@ -287,10 +289,12 @@ class Loop:
         torch.set_rng_state(state["random/cpu"])
         if "random/cuda" in state and self.assembly.device.type == "cuda":
             torch.cuda.set_rng_state(state["random/cuda"], self.assembly.device)
-        if "scale" in state:
-            self.scaler.update(float(state["scale"]))
+        if "scaler" in state:
+            scale, growth = state["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
         self.health.losses = state["losses"].tolist()
         self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
+        self.data.leave_out(saved.data["bad"])
         self.log = keep_log(self.out / LOG, self.step)
 
 

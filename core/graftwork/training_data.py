@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,9 @@ from graftwork.plan import Plan
 from graftwork.records import BadRecord, Record
 from graftwork.resolve import restore_component
 
+RECORDED = 100
+"""How many bad records a checkpoint names, so that its manifest stays small."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -22,6 +26,16 @@ class TrainingData:
     records: list[Record]
     lengths: list[int]
     summary: dict[str, Any]
+
+    def leave_out(self, bad: Iterable[str]) -> None:
+        """Count records that turned out to be unusable, each once."""
+        known = self.summary["bad"]
+        known += [line for line in bad if line not in known]
+
+    def recorded(self) -> dict[str, Any]:
+        """The summary for a checkpoint: of what is bad the number, and only the first."""
+        bad = self.summary["bad"]
+        return {**self.summary, "bad": bad[:RECORDED], "bad_in_all": len(bad)}
 
 
 def gather(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
