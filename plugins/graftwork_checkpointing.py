@@ -26,7 +26,7 @@ class CheckpointingSettings:
 
 
 class Checkpointing(MemoryStrategy[CheckpointingSettings]):
-    """Keeps only the input of every block and computes the rest again for the gradients: a third more time"""
+    """Keeps only the input of every block and computes the rest again for the gradients"""
 
     name = "checkpointing"
     Settings = CheckpointingSettings

@@ -148,6 +148,12 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
+    if others := [name for name in assembly.added() if "lora_" not in name]:
+        raise AdapterError(
+            f"a peft folder holds an adapter alone, and this checkpoint holds {len(others)} tensors besides it; merge it "
+            "instead",
+            others[:5],
+        )
     model = assembly.model
     layers = {name: layer for name, layer in model.named_modules() if _is_layer(layer)}
     config = method._config(list(layers))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.component import NoSettings
-from graftwork.kinds import LazyTensor, Site, Structure, TowerOutput, VisionTower
+from graftwork.kinds import Site, Structure, TowerOutput, VisionTower
 from graftwork.records import Picture, Record, Turn
-from graftwork.weights import open_weights
+from graftwork.weights import LazyTensor, open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
 from graftwork_mgm import TOWERS, MgmGemma, MgmSettings

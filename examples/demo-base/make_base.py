@@ -37,7 +37,7 @@ SHIPPED = HERE.parents[1] / "plugins" / "graftwork_demo" / "base"
 WORDS = ["red", "green", "blue", "black", "gray", "teal", "brown", "yellow", "circle", "rectangle", "triangle"]
 BATCH = 64
 VISION_STEPS, VISION_RATE = 1500, 2e-3
-LANGUAGE_STEPS, LANGUAGE_RATE, STEPS_PER_WORD = 2400, 2e-3, 50
+LANGUAGE_STEPS, LANGUAGE_RATE, STEPS_PER_WORD = 3000, 2e-3, 50
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def learn_to_see(assembly: compose.Assembly, records: Sequence[Record]) -> dict[
     seeing = {name: p for name, p in assembly.trained().items() if ".layers." not in name or "vision" in name}
     for step, _ in optimize([*seeing.values(), *head.parameters()], VISION_RATE, VISION_STEPS):
         rows = torch.randint(len(first), (BATCH,))
-        tokens = model.picture_tokens(model.see({part: values[rows] for part, values in stacked.items()}))
+        tokens = model.picture_tokens(model.see(turn({part: values[rows] for part, values in stacked.items()})))
         wanted = answers[rows]
         asked = ~wanted.isnan()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(head(tokens.mean(1))[asked], wanted[asked])
@@ -146,6 +146,13 @@ def optimize(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def turn(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The pictures mirrored and turned at random, all parts alike: a shape is the same shape, and few pictures become many."""
+    flips = [dim for dim in (-2, -1) if random.random() < 0.5]
+    turned = {part: values.flip(flips) for part, values in pixels.items()}
+    return {part: values.transpose(-2, -1) for part, values in turned.items()} if random.random() < 0.5 else turned
 
 
 def join(pixels: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graftwork.component import Component
     from graftwork_registry import ComponentRow, PluginRow
 
-WIDE = 120
+WIDE = 180
 """Columns of a terminal from which on a component takes one line."""
 HEADERS = ("kind", "name", "plugin", "distribution", "ready", "summary")
 

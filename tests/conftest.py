@@ -1,0 +1,58 @@
+"""What several tests share: one thread, a tiny base, and checkpoints trained onto it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
+
+from graftwork import compose
+from graftwork.lookup import DictLookup
+from graftwork.training import train
+
+torch.set_num_threads(1)  # sums in one order, and several tests at once do not fight for cores
+
+
+@pytest.fixture(scope="session")
+def lookup() -> DictLookup:
+    """The first-party components, and the tests' data source."""
+    return DictLookup(*COMPONENTS)
+
+
+@pytest.fixture(scope="session")
+def base(lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a random MGM-Gemma; `low/` and `high/` in it hold the towers' configurations."""
+    folder = tmp_path_factory.mktemp("base")
+    assembly = compose.build(plan_of(None, folder, {"peft": None}), lookup, device="cpu")
+    assembly.architecture.write(assembly, folder)
+    return folder
+
+
+@pytest.fixture
+def run(base: Path, tmp_path: Path) -> PlanOf:
+    """Makes the plan of a small LoRA run on the base, with dotted keys of its run file changed."""
+    return lambda changes=None: plan_of(base, tmp_path, changes)
+
+
+@pytest.fixture(scope="session")
+def run_of(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """Makes a run of four steps with one of `METHODS`, once in a session."""
+    made: dict[str, Run] = {}
+
+    def make(method: str) -> Run:
+        if method not in made:
+            folder = tmp_path_factory.mktemp(method)
+            plan = plan_of(base, folder, {"peft": METHODS[method]})
+            made[method] = Run(folder / "out", plan, train(plan, lookup, folder / "out", device="cpu"))
+        return made[method]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(run_of: Callable[[str], Run]) -> Run:
+    """A LoRA run of four steps."""
+    return run_of("lora")

@@ -1,0 +1,273 @@
+"""Merged weights and foreign formats: another form of the same model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
+
+from graftwork import compose
+from graftwork.batch import Batch
+from graftwork.checkpoint import checkpoints, open_checkpoint
+from graftwork.errors import CheckpointError
+from graftwork.lookup import DictLookup
+from graftwork.merging import CERTIFICATE, Certificate, export, formats, merge
+from graftwork.training import train
+
+RunOf = Callable[[str], Run]
+
+
+def opened(folder: Path, lookup: DictLookup) -> Any:
+    return open_checkpoint(folder, lookup, device="cpu", precision="fp32")
+
+
+def merged(folder: Path, out: Path, lookup: DictLookup, **options: Any) -> Certificate:
+    return merge(opened(folder, lookup), out, lookup, **options)
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=0)
+
+
+# Merging --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_weights_are_a_base_that_computes_what_the_checkpoint_did(
+    run_of: RunOf, lookup: DictLookup, tmp_path: Path, method: str
+) -> None:
+    run, out = run_of(method), tmp_path / "merged"
+    expected, off = logits_of(opened(run.checkpoint, lookup).assembly)
+    certificate = merged(run.checkpoint, out, lookup)
+    plan = plan_of(out, tmp_path, {"peft": None})
+    close(logits_of(compose.build(plan, lookup, device="cpu"))[0], expected)
+    assert (expected - off).abs().max() > 0.1
+    assert certificate.error <= 1e-5 * float(expected.abs().max()) + 1e-5
+
+
+def test_the_certificate_counts_every_tensor(trained: Run, base: Path, lookup: DictLookup, tmp_path: Path) -> None:
+    check = opened(trained.checkpoint, lookup)
+    certificate = merge(check, tmp_path / "merged", lookup)
+    assert json.loads((tmp_path / "merged" / CERTIFICATE).read_text()) == certificate.__dict__
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {name for name in before if "_proj.weight" in name and name.startswith("model.layers.")}
+    assert certificate.changed == len(changed) == 28
+    assert certificate.unchanged == len(before) - 28
+    assert (certificate.tensors, certificate.new, certificate.precision) == (len(before), 0, "fp32")
+    assert certificate.checkpoint == check.sha256
+    assert 0 < certificate.tolerance < 1e-3
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_what_the_base_lacked_is_in_the_merged_weights(base: Path, lookup: DictLookup, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(base, plain)
+    (plain / "model.safetensors.index.json").unlink()
+    (plain / "model.safetensors").unlink()
+    stored = load_file(base / "model.safetensors")
+    save_file({n: t for n, t in stored.items() if "mm_projector" not in n}, plain / "model.safetensors")
+    plan = plan_of(plain, tmp_path, {"peft": LORA | {"also_train": ["connector", "mining"]}})
+    outcome = train(plan, lookup, tmp_path / "out", device="cpu")
+    expected, _ = logits_of(outcome.assembly)
+    certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
+    assert (certificate.new, certificate.changed) == (4, 28 + 12)
+    whole = compose.build(plan_of(tmp_path / "merged", tmp_path, {"peft": None}), lookup, device="cpu")
+    assert whole.fresh == ()
+    close(logits_of(whole)[0], expected)
+
+
+def test_merged_weights_can_be_trained_and_merged_again(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    merged(trained.checkpoint, tmp_path / "one", lookup)
+    again = train(plan_of(tmp_path / "one", tmp_path), lookup, tmp_path / "out", device="cpu")
+    merged(again.checkpoint, tmp_path / "two", lookup)
+    third = compose.build(plan_of(tmp_path / "two", tmp_path, {"peft": None}), lookup, device="cpu")
+    close(logits_of(third)[0], logits_of(again.assembly)[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_merged_weights_can_be_stored_in_less_precision(
+    trained: Run, lookup: DictLookup, tmp_path: Path, precision: str
+) -> None:
+    certificate = merged(trained.checkpoint, tmp_path / "merged", lookup, precision=precision)
+    stored = load_file(tmp_path / "merged" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in stored} == {getattr(torch, compose.DTYPES[precision])}
+    assert certificate.precision == precision
+    assert 0 < certificate.error <= certificate.tolerance
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "ia3", "full"])
+def test_a_base_stored_in_bf16_is_merged_into_one(base: Path, lookup: DictLookup, tmp_path: Path, method: str) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(base, half)
+    (half / "model.safetensors").unlink()
+    save_file({n: t.bfloat16() for n, t in load_file(base / "model.safetensors").items()}, half / "model.safetensors")
+    changes = {"peft": METHODS[method], "train.precision": "bf16"}
+    outcome = train(plan_of(half, tmp_path, changes), lookup, tmp_path / "out", device="cpu")
+    certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
+    assert certificate.precision == "bf16"
+    assert certificate.changed == (12 if method == "full" else 28)
+    assert certificate.unchanged == certificate.tensors - certificate.changed
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "ia3"])
+def test_what_was_trained_in_bf16_on_a_base_in_fp32_is_merged_in_fp32(
+    base: Path, lookup: DictLookup, tmp_path: Path, method: str
+) -> None:
+    changes = {"peft": METHODS[method], "train.precision": "bf16"}
+    outcome = train(plan_of(base, tmp_path, changes), lookup, tmp_path / "out", device="cpu")
+    certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
+    assert certificate.precision == "fp32"
+    assert certificate.unchanged == certificate.tensors - 28
+
+
+def test_a_model_trained_from_random_weights_is_merged(lookup: DictLookup, tmp_path: Path) -> None:
+    plan = plan_of(None, tmp_path, {"peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]}})
+    outcome = train(plan, lookup, tmp_path / "out", device="cpu")
+    certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
+    assert (certificate.new, certificate.changed) == (certificate.tensors, 0)
+    whole = compose.build(plan_of(tmp_path / "merged", tmp_path, {"peft": None}), lookup, device="cpu")
+    close(logits_of(whole)[0], logits_of(outcome.assembly)[0])
+
+
+def test_a_merge_that_changed_the_model_is_not_written(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    check = opened(trained.checkpoint, lookup)
+    peft = check.assembly.peft
+
+    class Careless(type(peft)):  # type: ignore[misc]
+        def merge(self, model: torch.nn.Module) -> None:
+            super().merge(model)
+            model.get_parameter("model.norm.weight").data += 0.1
+
+    check.assembly.peft = Careless(peft.settings)
+    with pytest.raises(
+        CheckpointError, match=r"merging failed: the merged model's logits differ by .*; nothing was written"
+    ):
+        merge(check, tmp_path / "merged", lookup)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("existing", ["file", "folder"])
+def test_what_exists_is_not_overwritten(trained: Run, lookup: DictLookup, tmp_path: Path, existing: str) -> None:
+    out = tmp_path / "out"
+    if existing == "folder":
+        out.mkdir()
+    (out / "mine" if existing == "folder" else out).write_text("mine")
+    for write in (merge, export):
+        arguments = (opened(trained.checkpoint, lookup), *((out, lookup) if write is merge else ("peft", out)))
+        with pytest.raises(CheckpointError) as caught:
+            write(*arguments)  # type: ignore[operator]
+        assert str(caught.value) == f"'{out}' exists already; name a new folder"
+    (out / "mine" if existing == "folder" else out).read_text()
+
+
+def test_an_empty_folder_can_be_filled(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    merged(trained.checkpoint, tmp_path / "merged", lookup)
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+# Exporting ------------------------------------------------------------------------------------------------------------
+
+
+def text_logits(model: Any) -> torch.Tensor:
+    """What a whole model, or transformers' Gemma, says about a few tokens."""
+    ids = torch.tensor([[2, 7, 90, 140, 33, 256, 9, 61]])
+    with torch.inference_mode():
+        if hasattr(model, "see"):
+            real = torch.ones_like(ids, dtype=torch.bool)
+            return model.logits(model(Batch(ids, real, ~real, ids, {})))  # type: ignore[no-any-return]
+        return model(input_ids=ids).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5 for it
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa", "lora-plus"])
+def test_plain_peft_computes_the_same_with_an_exported_adapter(
+    run_of: RunOf, base: Path, lookup: DictLookup, tmp_path: Path, method: str
+) -> None:
+    from peft import PeftModel
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    run = run_of(method)
+    assembly = opened(run.checkpoint, lookup).assembly
+    expected = text_logits(assembly.model)
+    export(open_checkpoint(run.checkpoint, lookup, device="cpu", precision="fp32"), "peft", tmp_path / "adapter")
+    files = sorted(path.name for path in (tmp_path / "adapter").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors"]
+
+    plain = compose.build(plan_of(base, tmp_path, {"peft": None}), lookup, device="cpu").model.eval()
+    before = text_logits(plain)
+    assert (before - expected).abs().max() > 0.1
+    loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    close(text_logits(loaded.base_model.model), expected)
+
+    config = json.loads((base / "config.json").read_text())
+    known = {key: config[key] for key in GemmaConfig().to_dict().keys() & config.keys() - {"model_type", "hidden_act"}}
+    settings = GemmaConfig(**known)
+    settings.hidden_act = config["hidden_act"]
+    gemma = GemmaForCausalLM(settings).eval()
+    stored = load_file(base / "model.safetensors")
+    own = {name: stored[name] for name in gemma.state_dict() if name in stored}
+    missing = gemma.load_state_dict(own, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"]
+    close(text_logits(gemma), before)
+    close(text_logits(PeftModel.from_pretrained(gemma, tmp_path / "adapter")), expected)
+
+
+def test_an_exported_adapter_names_its_base(trained: Run, base: Path, lookup: DictLookup, tmp_path: Path) -> None:
+    export(opened(trained.checkpoint, lookup), "peft", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 8.0, True)
+
+
+def test_an_adapter_is_not_exported_without_what_was_trained_beside_it(
+    base: Path, lookup: DictLookup, tmp_path: Path
+) -> None:
+    plan = plan_of(base, tmp_path, {"peft": LORA | {"also_train": ["connector"]}, "train.steps": 1})
+    outcome = train(plan, lookup, tmp_path / "out", device="cpu")
+    with pytest.raises(CheckpointError) as caught:
+        export(opened(outcome.checkpoint, lookup), "peft", tmp_path / "adapter")
+    assert caught.value.sentence == (
+        "a peft folder holds an adapter alone, and this checkpoint holds 4 tensors besides it; merge it instead"
+    )
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(run_of: RunOf, lookup: DictLookup, tmp_path: Path) -> None:
+    check = opened(run_of("lora").checkpoint, lookup)
+    assert set(formats(check)) == {"peft"}
+    with pytest.raises(CheckpointError) as caught:
+        export(check, "gguf", tmp_path / "out")
+    assert str(caught.value) == "this checkpoint has no format 'gguf'; it can be exported to peft"
+    with pytest.raises(CheckpointError) as caught:
+        export(opened(run_of("ia3").checkpoint, lookup), "peft", tmp_path / "out")
+    assert str(caught.value) == "this checkpoint has no format 'peft'; it can be exported to none"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_while_exporting_leaves_nothing(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    check = opened(trained.checkpoint, lookup)
+
+    def broken(assembly: Any, folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    check.assembly.peft.exports = lambda: {"broken": broken}
+    with pytest.raises(CheckpointError, match="could not be saved: the disk is full"):
+        export(check, "broken", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_merging_leaves_the_checkpoint_as_it_was(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    merged(trained.checkpoint, tmp_path / "merged", lookup)
+    assert opened(trained.checkpoint, lookup).proof.error == 0.0
+    assert len(checkpoints(trained.out)) == 1

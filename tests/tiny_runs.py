@@ -1,0 +1,192 @@
+"""Small runs on a random MGM-Gemma of a million numbers: the components, the data, the plans; as a program, one run."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from graftwork import proof, runfile
+from graftwork.checkpoint import newest
+from graftwork.component import setting
+from graftwork.compose import Assembly
+from graftwork.events import Event
+from graftwork.kinds import DataSource
+from graftwork.lookup import DictLookup, Lookup
+from graftwork.plan import Plan
+from graftwork.records import BadRecord, Picture, Record, Turn
+from graftwork.resolve import resolve
+from graftwork.training import Outcome, train
+from graftwork_checkpointing import Checkpointing
+from graftwork_cleaning import DropBrokenImages
+from graftwork_clip import Clip
+from graftwork_convnext import OpenClipConvNext
+from graftwork_easy_vqa import EasyVqa, EasyVqaSource
+from graftwork_full import Full
+from graftwork_ia3 import Ia3
+from graftwork_llava_json import LlavaJson
+from graftwork_lora import Lora
+from graftwork_mgm import MgmGemma
+from graftwork_torch_attention import Eager, Sdpa
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "demo-base"
+COLOURS = ("red", "blue", "gray", "teal")
+
+
+@dataclass(frozen=True)
+class ShapesSettings:
+    count: int = setting(24, "How many records", minimum=0)
+    broken: tuple[int, ...] = setting((), "The records whose picture is no picture")
+    long: tuple[int, ...] = setting((), "The records with a long answer")
+    asking: tuple[int, ...] = setting((), "The records with a long question")
+    bad: int = setting(0, "How many bad records come as well", minimum=0)
+
+
+class Shapes(DataSource[ShapesSettings]):
+    """Drawn squares and circles, with questions about their colour; every third record has no picture"""
+
+    name = "shapes"
+    Settings = ShapesSettings
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        for number in range(self.settings.bad):
+            yield BadRecord(f"shapes:bad {number}", "it is bad")
+        for index in range(self.settings.count):
+            colour = COLOURS[index % len(COLOURS)]
+            data = b"no picture" if index in self.settings.broken else drawn(index, colour)
+            seen = () if index % 3 == 2 else (Picture(data=data),)
+            asked = " really" * (60 if index in self.settings.asking else index % 5)
+            question = "<image>\n" * bool(seen) + f"what colour is shape{asked} {index}?"
+            answer = colour + " and red" * 60 * (index in self.settings.long)
+            yield Record(
+                f"shapes/{index}",
+                (Turn("user", question), Turn("assistant", answer)),
+                seen,
+                group="circle" if index % 2 else "square",
+                where=f"shapes:{index}",
+            )
+
+
+def drawn(index: int, colour: str) -> bytes:
+    """A small PNG."""
+    image = Image.new("RGB", (40, 32), "white")
+    pen = ImageDraw.Draw(image)
+    (pen.ellipse if index % 2 else pen.rectangle)((4, 4, 12 + index % 16, 20), fill=colour)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+COMPONENTS = (
+    *(MgmGemma, Clip, OpenClipConvNext, Lora, Ia3, Full, Eager, Sdpa, Checkpointing),
+    *(Shapes, EasyVqaSource, LlavaJson, DropBrokenImages, EasyVqa),
+)
+LORA = {"use": "lora", "on": ["language.attention", "language.mlp"], "rank": 4, "alpha": 8.0}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "dora": LORA | {"use_dora": True},
+    "rslora": LORA | {"use_rslora": True},
+    "pissa": LORA | {"init": "pissa"},
+    "lora-plus": LORA | {"plus_ratio": 4.0},
+    "ia3": {"use": "ia3", "on": ["language.attention", "language.mlp"]},
+    "full": {"use": "full", "on": ["language.mlp"]},
+}
+PlanOf = Callable[..., Plan]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: its folder and its outcome."""
+
+    out: Path
+    plan: Plan
+    outcome: Outcome
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its newest checkpoint."""
+        return newest(self.out)
+
+
+def run_table(base: Path | None) -> dict[str, Any]:
+    """A run of four LoRA steps on `base`, or on the configurations that it was made from."""
+    if base:
+        model: dict[str, Any] = {"weights": str(base)}
+        parts = {"low": {"config": str(base / "low")}, "high": {"config": str(base / "high")}}
+    else:
+        model = {"config": str(CONFIGS / "language"), "image_size_aux": 64, "aspect_ratio": "square"}
+        parts = {"low": {"config": str(CONFIGS / "low")}, "high": {"config": str(CONFIGS / "high")}}
+    return {
+        "seed": 5,
+        "model": {
+            "use": "mgm-gemma",
+            **model,
+            "parts": {"low": {"use": "clip", **parts["low"]}, "high": {"use": "openclip-convnext", **parts["high"]}},
+        },
+        "peft": dict(LORA),
+        "attention": {"prefer": ["sdpa"]},
+        "data": {"source": [{"use": "shapes"}]},
+        "train": {
+            "steps": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "precision": "fp32",
+            "max_length": 128,
+        },
+    }
+
+
+def plan_of(
+    base: Path | None, folder: Path, changes: dict[str, Any] | None = None, lookup: Lookup | None = None
+) -> Plan:
+    """The plan of `run_table` with dotted keys changed; None removes a key."""
+    table = run_table(base)
+    for dotted, value in (changes or {}).items():
+        here = table
+        *path, last = dotted.split(".")
+        for key in path:
+            here = here.setdefault(key, {})
+        if value is None:
+            del here[last]
+        else:
+            here[last] = value
+    return resolve(runfile.parse_run(table, folder), lookup or DictLookup(*COMPONENTS))
+
+
+def logits_of(assembly: Assembly, records: int = 4) -> tuple[Tensor, Tensor]:
+    """The logits of an assembled model at the labels of a few records, with its adapter on and off."""
+    encoded = [assembly.processor.encode(record) for record in Shapes(ShapesSettings(records)).records()]
+    return proof.probe_logits(assembly, proof.probe_tensors(encoded, assembly.processor.pad_id))
+
+
+class Interrupted(Exception):
+    """What `interrupt_at` raises."""
+
+
+def interrupt_at(kind: type[Event], step: int) -> Callable[[Event], None]:
+    """A listener that ends a run at an event of a step, as a person would with Ctrl-C."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, kind) and getattr(event, "step", None) == step:
+            raise Interrupted
+
+    return listen
+
+
+def main() -> None:
+    """Train or go on with the plan in a file: `python tiny_runs.py PLAN.json OUT`."""
+    torch.set_num_threads(1)
+    plan = Plan.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    train(plan, DictLookup(*COMPONENTS), Path(sys.argv[2]), resume=True, device="cpu")
+
+
+if __name__ == "__main__":
+    main()
