@@ -130,7 +130,7 @@ def _ask(caller: pluggy.HookCaller, implementation: pluggy.HookImpl, loaded: Loa
 
 def _sort_out(kind: str, returned: Any) -> tuple[list[type[Component[Any]]], list[str]]:
     """The sound components among what a hook returned, and what is wrong with the rest."""
-    if not isinstance(returned, Iterable):
+    if isinstance(returned, str | bytes) or not isinstance(returned, Iterable):
         raise Refused(f"it returned {returned!r}, which is not a list of classes")
     sound, clauses = [], []
     for thing in returned:
