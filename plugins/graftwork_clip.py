@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,12 @@ class Clip(VisionTower[ClipSettings]):
             "image_mean": pixels.get("image_mean", vision.get("image_mean", list(MEAN))),
             "image_std": pixels.get("image_std", list(STD)),
         }
+
+    def example(self, folder: Path) -> None:
+        """An encoder of three layers for pictures of 32 pixels."""
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+        config = {"model_type": "clip_vision_model", **sizes, "image_size": 32, "patch_size": 8}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
         """One map; only pictures of the trained size fit the position embeddings."""

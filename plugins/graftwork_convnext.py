@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,6 +73,11 @@ class OpenClipConvNext(VisionTower[NoSettings]):
             "image_mean": explicit.get("image_mean", pixels.get("mean", list(MEAN))),
             "image_std": explicit.get("image_std", pixels.get("std", list(STD))),
         }
+
+    def example(self, folder: Path) -> None:
+        """Four stages of one or two blocks for pictures of 64 pixels."""
+        config = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "patch_size": 4, "image_size": 64}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
         """A map for each stage, each half as fine as the one before; the size must be a multiple of the coarsest step."""

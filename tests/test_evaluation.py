@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluation import Result, evaluate, look, read_questions
 from graftwork.generation import answer, encode_prompt
 from graftwork.records import BadRecord, Picture, Record, Turn
+from graftwork.scores import Answered
 
 IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}
 QUESTIONS = [
@@ -268,3 +270,22 @@ def test_two_questions_of_one_id_are_an_error() -> None:
 def test_a_limit_takes_the_first_questions_and_reads_no_further() -> None:
     records, _ = read_questions(Quiz(*QUESTIONS[:3], QUESTIONS[0]), limit=3)
     assert [record.id for record in records] == ["q0", "q1", "q2"]
+
+
+class Handing(Quiz):
+    """A benchmark with a file to hand in"""
+
+    def write(self, answered: Sequence[Answered], folder: Path) -> None:
+        (folder / "hand-in.txt").write_text(" ".join(one.record.id for one in answered), encoding="utf-8")
+
+
+def test_a_benchmark_writes_its_own_file_once_all_is_answered(tmp_path: Path) -> None:
+    run(tmp_path, quiz=Handing(*QUESTIONS[:3]))
+    assert (tmp_path / "hand-in.txt").read_text(encoding="utf-8") == "q0 q1 q2"
+
+
+def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path: Path) -> None:
+    result = run(tmp_path, quiz=Quiz(*QUESTIONS, *[BadRecord(f"f:{n}", "odd") for n in range(4)]))
+    content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    for arm in BOTH:
+        assert content["mean_with_unanswered_as_nought"][arm] == pytest.approx(result.scores[arm]["accuracy"] * 12 / 16)

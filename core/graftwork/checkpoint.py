@@ -283,7 +283,9 @@ def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str,
         return replace(choice, weights=replace(choice.weights, path=str(place)), folder=str(place))
 
     located = {part: found(choice, parts.get(part), f"--part {part}=DIR") for part, choice in identity.parts.items()}
-    return replace(plan, identity=replace(identity, model=found(identity.model, base, "--base-weights DIR"), parts=located))
+    return replace(
+        plan, identity=replace(identity, model=found(identity.model, base, "--base-weights DIR"), parts=located)
+    )
 
 
 def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str) -> Path:

@@ -88,7 +88,10 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         if one.correct(ADAPTER) != one.correct(BASE)
     )
     pictures = len({picture_key(one.record) for one in result.answered})
-    untrained = [row for row in rows[1:] if trained_groups is not None and row.name not in trained_groups]
+    groups = {one.group for one in result.answered}
+    untrained = [
+        row for row in rows[1:] if trained_groups is not None and row.name in groups.difference(trained_groups)
+    ]
     headline = (
         f"{describe_change(rows[0], rows[0].name, percent)}, on {rows[0].records:,} questions about {pictures:,} pictures; "
         f"always answering '{rows[0].majority_answer}' scores {shown(rows[0].majority, percent)}."

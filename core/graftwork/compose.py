@@ -17,13 +17,13 @@ from graftwork.kinds import (
     MemoryStrategy,
     ModelArchitecture,
     PeftMethod,
-    Processor,
     Site,
     Structure,
     TowerOutput,
     VisionTower,
 )
 from graftwork.lookup import Lookup
+from graftwork.model import Processor
 from graftwork.plan import Plan
 from graftwork.resolve import restore_component
 
@@ -63,7 +63,7 @@ class Assembly:
 
     @property
     def model(self) -> Any:
-        """The model (see `kinds.VisionLanguageModel`), a `torch.nn.Module`."""
+        """The model (see `model.VisionLanguageModel`), a `torch.nn.Module`."""
         return self.structure.model
 
     def added(self) -> dict[str, Tensor]:

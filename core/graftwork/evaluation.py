@@ -51,6 +51,13 @@ class Result:
         arms = self.answered[0].answers
         return {arm: {row.name: row.scores[arm].value for row in self.rows} for arm in arms}
 
+    @property
+    def mean_of_all(self) -> dict[str, float]:
+        """By arm, the mean score of all questions, where those that could not be asked score nought."""
+        count = len(self.answered) + len(self.bad)
+        arms = self.answered[0].answers
+        return {arm: sum(one.scores[arm].value for one in self.answered) / count for arm in arms}
+
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
         return {
@@ -58,6 +65,7 @@ class Result:
             "metric": self.evaluator.metric,
             "questions": len(self.answered) + len(self.bad),
             "answered": len(self.answered),
+            "mean_with_unanswered_as_nought": self.mean_of_all,
             "bad": [dataclasses.asdict(bad) for bad in self.bad],
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "provenance": dict(self.provenance),
@@ -117,6 +125,7 @@ def evaluate(
     (out / "scores.json").write_text(
         json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    evaluator.write(kept, out)
     return result
 
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from graftwork.component import Component, S, Support
 from graftwork.errors import WeightsError
+from graftwork.model import Processor
 from graftwork.records import BadRecord, Record
 from graftwork.weights import LazyTensor, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from graftwork.batch import Batch, Encoded
     from graftwork.compose import Assembly
+    from graftwork.scores import Answered
 
 KINDS: Mapping[str, str] = {
     "model": "model_architectures",
@@ -46,6 +47,12 @@ class Weighted(Component[S]):
                 f"'{self.name}' needs a folder of weights or of configurations: set 'weights' or 'config'"
             )
         return read_json(folder / "config.json")
+
+    def example(self, folder: Path) -> None:
+        """Write into an empty folder what `configuration`, and a model's `processor`, read, of a size that builds at once.
+
+        `graftwork check` builds from it what cannot be built from settings alone; by default there is no example.
+        """
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -178,55 +185,6 @@ class Site:
     """The name to give transformers' models, under which Graftwork's kernels are registered."""
 
 
-class VisionLanguageModel(Protocol):
-    """What the engine calls on a built model, which is a `torch.nn.Module`."""
-
-    def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts pictures (or their views)."""
-        ...
-
-    def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
-        """The final hidden states `[rows, tokens, width]`.
-
-        `features` saves calling `see` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
-        only and `batch.attention_mask` covers the cached ones as well: `[rows, cached + new]`.
-        """
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The vocabulary's scores for hidden states `[..., width]`: `[..., vocabulary]`."""
-        ...
-
-    def new_cache(self) -> Any:
-        """An empty cache of keys and values for generation."""
-        ...
-
-
-class Processor(Protocol):
-    """The only way from records to tensors and back."""
-
-    pad_id: int
-    stop_ids: frozenset[int]
-    vocabulary: int
-
-    def encode(self, record: Record) -> Encoded:
-        """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
-        turn is labelled. Raises DataError for a record that does not fit the template or a picture that cannot be read."""
-        ...
-
-    def length(self, record: Record) -> int:
-        """How many tokens `encode` would make, without opening the pictures."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and surrounding space."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write everything that `ModelArchitecture.processor` needs into an empty folder, as files that are no pickles."""
-        ...
-
-
 @dataclass(frozen=True)
 class Structure:
     """A built model and a map of it."""
@@ -342,6 +300,8 @@ class Score:
 
     value: float
     group: str = ""
+    detail: Any = None
+    """What the evaluator's own `total` has to know beyond that; core does not look into it."""
 
 
 class Evaluator(Component[S]):
@@ -367,6 +327,12 @@ class Evaluator(Component[S]):
             values = [score.value for score in scores if score.group == group]
             totals[group] = sum(values) / len(values)
         return totals
+
+    def write(self, answered: Sequence[Answered], folder: Path) -> None:
+        """Write into `folder`, once all is answered, what the benchmark asks for besides, such as a file to submit.
+
+        `answers.jsonl` and `scores.json` are core's; by default there is nothing else.
+        """
 
 
 class DataSource(Component[S]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ class Row:
     ratio: Interval | None = None
     """Adapter over base; None where the base may be nought."""
     p: float | None = None
-    """Of McNemar's exact test."""
+    """Of McNemar's exact test; None where the number is not the mean of the questions' scores."""
     gained: int = 0
     lost: int = 0
 
@@ -86,19 +87,22 @@ def tabulate(evaluator: Evaluator[Any], answered: Sequence[Answered]) -> tuple[R
     plain = type(evaluator).total is Evaluator.total
     draw = _draw_means if plain else _draw_totals
     draws = draw(evaluator, list(clusters.values()), arms, list(totals[arms[0]]))
-    return tuple(_row(evaluator, name, answered, totals, draws) for name in totals[arms[0]])
+    members: dict[str, list[Answered]] = {name: [] for name in totals[arms[0]]}
+    for one in answered:  # A question counts for the numbers that there would be if it were the only one.
+        for name in evaluator.total([one.scores[arms[0]]]).keys() & members.keys():
+            members[name].append(one)
+    return tuple(_row(evaluator, name, members[name] or answered, totals, draws) for name in members)
 
 
 def _row(
     evaluator: Evaluator[Any],
     name: str,
-    answered: Sequence[Answered],
+    members: Sequence[Answered],
     totals: Mapping[str, Mapping[str, float]],
     draws: Draws,
 ) -> Row:
-    members = [one for one in answered if one.group == name] if name != evaluator.metric else answered
-    common = majority_answer([one.record for one in members or answered])
-    always = [evaluator.score(one.record, common) for one in members or answered]
+    common = majority_answer([one.record for one in members])
+    always = [evaluator.score(one.record, common) for one in members]
     row = Row(
         name,
         len(members),
@@ -111,13 +115,15 @@ def _row(
     base, adapter = totals[BASE][name], totals[ADAPTER][name]
     gained = sum(one.correct(ADAPTER) and not one.correct(BASE) for one in members)
     lost = sum(one.correct(BASE) and not one.correct(ADAPTER) for one in members)
+    means = {arm: sum(one.scores[arm].value for one in members) / len(members) for arm in totals}
+    mean = all(math.isclose(means[arm], totals[arm][name], abs_tol=1e-9) for arm in totals)  # what the test is about
     known = draws[BASE][name] == draws[BASE][name]  # NaN where a resample holds no member of the group
     positive = base > 0 and bool((draws[BASE][name][known] > 0).all())
     return replace(
         row,
         difference=statistics.interval(adapter - base, draws[ADAPTER][name] - draws[BASE][name]),
         ratio=statistics.interval(adapter / base, draws[ADAPTER][name] / draws[BASE][name]) if positive else None,
-        p=statistics.mcnemar(gained, lost) if members else None,
+        p=statistics.mcnemar(gained, lost) if mean else None,
         gained=gained,
         lost=lost,
     )

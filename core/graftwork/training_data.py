@@ -9,8 +9,8 @@ from typing import Any
 from graftwork import pipeline
 from graftwork.batch import IGNORED, Encoded
 from graftwork.errors import DataError
-from graftwork.kinds import Processor
 from graftwork.lookup import Lookup
+from graftwork.model import Processor
 from graftwork.plan import Plan
 from graftwork.records import BadRecord, Record
 from graftwork.resolve import restore_component

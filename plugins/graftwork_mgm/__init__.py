@@ -15,12 +15,12 @@ from graftwork.kinds import (
     AttentionSite,
     ModelArchitecture,
     Part,
-    Processor,
     Site,
     Structure,
     TowerOutput,
     VisionTower,
 )
+from graftwork.model import Processor
 from graftwork.weights import LazyTensor
 from graftwork_mgm.backbones import GEMMA, OPTIONAL, REQUIRED, Backbone
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
+NESTED = {"low": "vision_tower.", "high": ""}
+"""What published names have between the tower's place and its own names."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ class Mgm(ModelArchitecture[MgmSettings]):
         language.setdefault("num_key_value_heads", language["num_attention_heads"])
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
         return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen}
+
+    def example(self, folder: Path) -> None:
+        """A plain language model of two layers, and a tokenizer of bytes."""
+        from graftwork_mgm.example import write
+
+        write(self.backbone, folder)
 
     def _refuse(self, whole: Mapping[str, Any], folder: Path | None) -> None:
         """WeightsError for a folder that is not this model, or uses what is not built here."""
@@ -199,7 +207,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             part = next((part for part in towers if name.startswith(f"{TOWERS[part]}.")), None)
             if part is None:
                 found[name] = tensor
-            elif translated := towers[part].translate(name.removeprefix(f"{TOWERS[part]}.")):
+            elif translated := towers[part].translate(name.removeprefix(f"{TOWERS[part]}.").removeprefix(NESTED[part])):
                 found[f"{TOWERS[part]}.{translated}"] = tensor
         return found
 

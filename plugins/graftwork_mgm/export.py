@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from graftwork.kinds import VisionTower
-from graftwork_mgm import PUBLISHED, TOWERS
+from graftwork_mgm import NESTED, PUBLISHED, TOWERS
 from graftwork_mgm.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftwork.compose import Assembly
-
-NESTED = {"low": "vision_tower.", "high": ""}
-"""What published names have between the tower's place and its own names."""
 
 
 def write(backbone: Backbone, assembly: Assembly, folder: Path) -> None:

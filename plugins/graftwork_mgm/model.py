@@ -18,7 +18,7 @@ from graftwork_mgm.backbones import Backbone
 
 
 class VisionLanguage(nn.Module):
-    """A language model that reads pictures (see `graftwork.kinds.VisionLanguageModel`).
+    """A language model that reads pictures (see `graftwork.model.VisionLanguageModel`).
 
     Everything with weights sits inside the language model, under the names of published weights.
     """

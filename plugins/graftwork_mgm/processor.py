@@ -82,7 +82,7 @@ def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class MgmProcessor:
-    """Records to tokens, labels and pixels, and ids to text (see `graftwork.kinds.Processor`)."""
+    """Records to tokens, labels and pixels, and ids to text (see `graftwork.model.Processor`)."""
 
     def __init__(self, tokenizer: Any, template: Template, pictures: Pictures, vocabulary: int) -> None:
         self.tokenizer, self.template, self.pictures, self.vocabulary = tokenizer, template, pictures, vocabulary
@@ -101,7 +101,7 @@ class MgmProcessor:
         self.controls = [tokenizer.eos_token, *(token for token in tokenizer.all_special_tokens if token in written)]
 
     def encode(self, record: Record) -> Encoded:
-        """The tokens, labels and pixels of a record (see `graftwork.kinds.Processor`)."""
+        """The tokens, labels and pixels of a record (see `graftwork.model.Processor`)."""
         ids, places, labels = self._tokens(record)
         seen = [self.pictures.pixels(picture) for picture in record.pictures]
         pixels = {part: torch.cat([picture[part] for picture in seen]) for part in (seen[0] if seen else ())}

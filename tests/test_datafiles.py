@@ -1,0 +1,78 @@
+"""Files of data sets: what is missing or malformed is said in a sentence, with its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from graftwork.datafiles import find_picture, lacking, make_records, member, read_json, read_json_lines, required
+from graftwork.errors import DataError
+from graftwork.records import BadRecord, Picture, Record, Turn
+
+
+@dataclass(frozen=True)
+class Paths:
+    here: Path | None = None
+    there: Path | None = None
+
+
+def test_a_path_that_is_not_set_or_leads_nowhere_is_objected_to(tmp_path: Path) -> None:
+    settings = Paths(there=tmp_path / "gone")
+    assert list(lacking(settings, "here", "there")) == [
+        "'here' is not set",
+        f"'there' is '{tmp_path / 'gone'}', which does not exist",
+    ]
+    assert list(lacking(Paths(here=tmp_path), "here")) == []
+    assert required(Paths(here=tmp_path), "here") == tmp_path
+    with pytest.raises(DataError, match="'here' is not set; set it"):
+        required(settings, "here")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(None, "cannot be read"), (b"\xff\xfe", "is not UTF-8"), (b"{", "is not JSON"), (b"[" * 100_000, "is not JSON")],
+)
+def test_a_json_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None, what: str) -> None:
+    file = tmp_path / "x.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=what) as caught:
+        read_json(file)
+    assert str(file) in caught.value.sentence
+
+
+def test_each_line_becomes_a_record_or_says_where_it_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text('\ufeff{"id": "a\u2028b"}\r\n\n{"id": 3}\n[1]\n{"id": \n', encoding="utf-8")
+
+    def make(where: str, content: object) -> Record:
+        assert isinstance(content, dict)
+        return Record(member(content, "id", str), (Turn("user", "hm"),), where=where)
+
+    good, *bad = make_records(read_json_lines(file), make)
+    assert isinstance(good, Record)
+    assert (good.id, good.where) == ("a\u2028b", f"{file}:1")
+    assert [one.where for one in bad] == [f"{file}:3", f"{file}:4", f"{file}:5"]
+    whys = [one.why for one in bad if isinstance(one, BadRecord)]
+    assert whys[:2] == ["'id' is missing, or is not a string", "this is not a JSON object"]
+    assert whys[2].startswith("the line is not JSON (")
+
+
+def test_true_is_no_integer() -> None:
+    assert member({"n": 1}, "n", int) == 1
+    with pytest.raises(DataError, match="'n' is missing, or is not an integer"):
+        member({"n": True}, "n", int)
+
+
+def test_a_picture_lies_within_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").touch()
+    assert find_picture(tmp_path, "in/a.png") == Picture(tmp_path / "in" / "a.png")
+    for name in ["", str(tmp_path / "in" / "a.png"), "../a.png", "in/../../a.png"]:
+        with pytest.raises(DataError, match="does not lie within"):
+            find_picture(tmp_path / "in", name)
+    for name in ["b.png", "in", "x" * 5000, "a\0b"]:
+        with pytest.raises(DataError, match="there is no picture"):
+            find_picture(tmp_path, name)
