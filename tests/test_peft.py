@@ -149,7 +149,7 @@ def test_pissa_takes_a_rank_that_is_larger_than_a_layer(base: Path, lookup: Dict
     torch.testing.assert_close(on, off, atol=1e-5, rtol=0)  # the key projection has 32 outputs
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "ia3", "full"])
+@pytest.mark.parametrize("method", ["lora", "pissa", "full"])
 def test_what_was_trained_in_bf16_reopens_in_bf16_and_in_fp32(
     base: Path, lookup: DictLookup, tmp_path: Path, method: str
 ) -> None:

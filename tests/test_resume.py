@@ -75,9 +75,7 @@ def refusal(call: Callable[..., Any], *args: Any) -> CheckpointError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("kind", "step"), [(StepTaken, 1), (StepTaken, 3), (CheckpointSaved, 4), (StepTaken, 5), (RunEnded, 6)]
-)
+@pytest.mark.parametrize(("kind", "step"), [(StepTaken, 3), (CheckpointSaved, 4), (RunEnded, 6)])
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     whole: Run, lookup: DictLookup, tmp_path: Path, kind: Any, step: int
 ) -> None:
@@ -292,13 +290,13 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(base: Path, lookup: DictLookup, tmp_path: Path) -> None:
-    steps = {"train.steps": 60, "train.save_every": 5, "train.keep": 3}
+    steps = {"train.steps": 24, "train.save_every": 2, "train.keep": 3}
     plan = plan_of(base, tmp_path, {"peft": DROPOUT} | steps)
     out = tmp_path / "out"
     process = started(plan, tmp_path)
-    wait_until(lambda: (out / "checkpoint-10").exists(), process)
+    wait_until(lambda: (out / "checkpoint-4").exists(), process)
     kill(process)
-    assert 10 <= int(checkpoints(out)[-1].name.rpartition("-")[2]) < 60
+    assert 4 <= int(checkpoints(out)[-1].name.rpartition("-")[2]) < 24
     resumed(plan, lookup, out)
     train(plan, lookup, tmp_path / "whole", device="cpu")
     assert_equal(out, tmp_path / "whole")

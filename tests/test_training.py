@@ -56,11 +56,10 @@ def test_the_loss_falls(go: Train) -> None:
     assert math.log(448) == outcome.verdict.chance_loss
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_every_schedule_trains(go: Train, schedule: str) -> None:
-    outcome = go({"train.schedule": schedule, "train.warmup_ratio": 0.5})
-    assert [round(line["learning_rate"], 9) for line in outcome.log][:2] == [round(1e-2 / 3, 9), round(2e-2 / 3, 9)]
-    assert outcome.log[2]["learning_rate"] == 1e-2
+def test_the_learning_rate_is_the_schedules(go: Train) -> None:
+    outcome = go({"train.schedule": "linear", "train.warmup_ratio": 0.5})
+    rates = [line["learning_rate"] for line in outcome.log]
+    assert rates == [pytest.approx(share * 1e-2) for share in (1 / 3, 2 / 3, 1, 1 / 2)]
 
 
 def test_the_loss_at_labels_only_is_the_full_cross_entropy(base: Path, lookup: DictLookup) -> None:
@@ -86,7 +85,7 @@ def test_a_batch_without_labels_has_no_loss(base: Path, lookup: DictLookup) -> N
     assert float(summed_loss(assembly.model, batch).detach()) == 0.0
 
 
-@pytest.mark.parametrize("micro", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 4])
 def test_micro_batches_make_the_step_of_the_whole_batch(
     base: Path, lookup: DictLookup, tmp_path: Path, micro: int
 ) -> None:

@@ -155,7 +155,8 @@ def _evaluate_all(
     from graftwork.events import Evaluated
 
     # Before the weights are opened, which takes long: a misspelt name should not.
-    recorded = manifest.read(newest(checkpoint)).plan.circumstance.evaluate
+    plan = manifest.read(newest(checkpoint)).plan
+    recorded = plan.circumstance.evaluate
     settings = {choice.name: choice.settings for choice in recorded}
     if overrides and len(names) != 1:
         raise click.UsageError("--set changes the settings of one evaluator; name it with --on")
@@ -164,6 +165,11 @@ def _evaluate_all(
         raise GraftworkError(f"the run of '{checkpoint}' named no evaluator; name one with --on; installed: {known}")
     wanted = names or tuple(dict.fromkeys(choice.label for choice in recorded))
     evaluators = [choose_evaluator(session, name, settings, overrides) for name in wanted]
+    for evaluator in evaluators:
+        if objections := list(evaluator.objections(plan)):
+            raise GraftworkError(
+                f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", objections
+            )
     opened = open_for(session, checkpoint, base, parts, device=device)
     for evaluator in evaluators:
         folder = out or opened.folder.parent / "evaluation"

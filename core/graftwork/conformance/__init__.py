@@ -1,0 +1,54 @@
+"""The conformance kit: what every component of a kind must do, whoever wrote it. `graftwork check` runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from graftwork.component import Component
+from graftwork.conformance import (
+    attention,
+    card,
+    data,
+    evaluator,
+    memory,
+    model,
+    peft,
+    processor,
+    vision_tower,
+)
+from graftwork.conformance.outcome import Check, Outcome, Subject, carry_out
+
+__all__ = ["CHECKS", "Outcome", "examine"]
+
+CHECKS: Mapping[str, tuple[Check, ...]] = {
+    "model": (*model.CHECKS, *processor.CHECKS),
+    "vision_tower": vision_tower.CHECKS,
+    "peft": peft.CHECKS,
+    "memory": memory.CHECKS,
+    "attention": attention.CHECKS,
+    "evaluator": evaluator.CHECKS,
+    "data_source": data.SOURCE_CHECKS,
+    "data_operator": data.OPERATOR_CHECKS,
+}
+"""Kind to its checks, beside those of the card, which are for all."""
+
+
+def examine(
+    component: type[Component[Any]],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+    obstacle: str = "",
+) -> Iterator[Outcome]:
+    """Make every check that fits a component, one after another.
+
+    `settings` are those that differ from their defaults, as a run file writes them, with paths from the working directory.
+    `config` is a folder to configure a model or a tower from. `obstacle` says what keeps the component from working here.
+    """
+    with tempfile.TemporaryDirectory(prefix="graftwork-check-") as scratch:
+        subject = Subject(component, Path(scratch).resolve(), settings or {}, config, obstacle)
+        for check in (*card.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):
+            yield carry_out(check, subject)

@@ -1,0 +1,145 @@
+"""What every data source and data operator must do: yield records, the same ones each time, and lose none in silence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
+from typing import Any
+
+from graftwork.conformance.outcome import Check, Skipped, Subject
+from graftwork.conformance.specimens import picture, records
+from graftwork.errors import GraftworkError
+from graftwork.records import BadRecord, Picture, Record, Turn
+
+READ = 2_000
+"""How many records of a source are read."""
+SEED = 5
+
+
+def unlike_records(items: Iterable[Any]) -> Iterator[str]:
+    """What is wrong with things that should be records or bad records."""
+    for item in items:
+        if isinstance(item, BadRecord):
+            if not (item.where and item.why):
+                yield f"a BadRecord must say where and why, and one says {item.where!r} and {item.why!r}; fill in both"
+        elif not isinstance(item, Record):
+            yield f"a Record or a BadRecord must come, and a {type(item).__name__} came; yield one of them"
+            return
+        elif not item.turns or not isinstance(item.id, str):
+            yield f"a record must have turns and a text as its id, and {item.id!r} has not; yield a BadRecord instead"
+        elif (places := sum(turn.text.count("<image>") for turn in item.turns)) != len(item.pictures):
+            yield (
+                f"a record must have one '<image>' for each picture, and '{item.id}' has {places} for {len(item.pictures)}; "
+                "put it into the text"
+            )
+
+
+def differences(first: Sequence[Any], second: Sequence[Any]) -> Iterator[int]:
+    """The numbers, from 1, of the items that differ."""
+    return (n for n, (one, other) in enumerate(zip_longest(first, second), 1) if one != other)
+
+
+# Sources ----------------------------------------------------------------------------------------------------------------
+
+
+def what_it_reads(subject: Subject) -> list[Any]:
+    """The first records of a source; Skipped when there is none."""
+    read: list[Any] = subject.once("reading", lambda: list(islice(subject.willing().records(), READ)))
+    if not read:
+        raise Skipped("it has no records with these settings")
+    return read
+
+
+def it_yields_records(subject: Subject) -> Iterator[str]:
+    """Records and BadRecords, well made."""
+    yield from unlike_records(what_it_reads(subject))
+
+
+def it_reads_the_same_each_time(subject: Subject) -> Iterator[str]:
+    """In the same order, from another instance and from the same one again."""
+    first, source = what_it_reads(subject), subject.willing()
+    for _ in range(2):
+        for number in differences(first, list(islice(source.records(), READ))):
+            yield f"a source must give the same records each time, and number {number} of two readings differs; sort, and draw nothing"
+
+
+SOURCE_CHECKS: tuple[Check, ...] = (it_yields_records, it_reads_the_same_each_time)
+
+
+# Operators --------------------------------------------------------------------------------------------------------------
+
+
+class KitWriter:
+    """A model that answers every question with its number of letters."""
+
+    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
+        """One answer for each record."""
+        return [f"{len(record.question)} letters" for record in records]
+
+
+def material() -> list[Record]:
+    """Records of many kinds: with and without pictures, equal pictures, a broken one, no words and many."""
+    red = picture("red")
+    asked = Turn("user", "<image>\nWhat colour is it?")
+    return [
+        *records(),
+        Record(
+            "twin", (asked, Turn("assistant", "red")), (Picture(data=red.data),), where="kit:4", meta={"score": [1]}
+        ),
+        Record("broken", (asked, Turn("assistant", "red")), (Picture(data=b"no picture"),), where="kit:5"),
+        Record(
+            "long", (Turn("user", "really " * 500 + "?"), Turn("assistant", "yes")), where="kit:6", meta={"score": [2]}
+        ),
+        Record("short", (Turn("user", "?"), Turn("assistant", "!")), group="short", where="kit:7"),
+    ]
+
+
+def applied(subject: Subject, given: Iterable[Record]) -> list[Any]:
+    """What a new instance makes of the records; with a writer if it does not work without one."""
+    try:
+        return list(subject.willing().apply(given, seed=SEED))
+    except GraftworkError:
+        return list(subject.willing().apply(material(), seed=SEED, writer=KitWriter()))
+
+
+def it_gives_records(subject: Subject) -> Iterator[str]:
+    """Records and BadRecords, well made, also of no records at all."""
+    yield from unlike_records(applied(subject, material()))
+    yield from unlike_records(applied(subject, []))
+
+
+def the_same_seed_gives_the_same(subject: Subject) -> Iterator[str]:
+    """In the same order, and whether the records come as a list or one after another."""
+    first = applied(subject, material())
+    for number in differences(first, applied(subject, material())):
+        yield f"the same seed must give the same records, and number {number} of two applications differs; draw from Random(seed) only"
+    for number in differences(first, applied(subject, iter(material()))):
+        yield f"an operator must take records that come one after another, and number {number} then differs; go through them once"
+
+
+def it_changes_no_record(subject: Subject) -> Iterator[str]:
+    """Neither the records that it is given nor their list."""
+    given = material()
+    before = copy.deepcopy(given)
+    applied(subject, given)
+    for number in differences(before, given):
+        yield f"an operator must not change what it is given, and record {number} is another one afterwards; use dataclasses.replace"
+
+
+def nothing_is_lost_in_silence(subject: Subject) -> Iterator[str]:
+    """As many records and BadRecords as went in, or more."""
+    given, found = material(), applied(subject, material())
+    if len(found) < len(given):
+        yield (
+            f"every dropped record must be given as a BadRecord, and of {len(given)} records {len(given) - len(found)} are gone; "
+            "yield BadRecord(record.where, why)"
+        )
+
+
+OPERATOR_CHECKS: tuple[Check, ...] = (
+    it_gives_records,
+    the_same_seed_gives_the_same,
+    it_changes_no_record,
+    nothing_is_lost_in_silence,
+)

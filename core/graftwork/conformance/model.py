@@ -1,0 +1,342 @@
+"""What every model architecture must do, tried on one that is built with the kit's own tower in each of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from graftwork import compose
+from graftwork.batch import Batch, Encoded, collate
+from graftwork.compose import Assembly
+from graftwork.conformance.outcome import Check, Skipped, Subject
+from graftwork.conformance.recorder import misfit, recorder
+from graftwork.conformance.specimens import KitTower, distance, picture, records
+from graftwork.conformance.weighted import folder_of
+from graftwork.filling import census, named_tensors, within
+from graftwork.kinds import AttentionCase, ModelArchitecture
+from graftwork.lookup import DictLookup, Lookup
+from graftwork.plan import Plan, WeightsRef
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOLERANCE = 1e-4
+"""How far rounding may move a hidden state in fp32, relative to the largest."""
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle"}
+
+
+@dataclass
+class Built:
+    """A model that was built on core's one construction path."""
+
+    assembly: Assembly
+    lookup: Lookup
+    asked: list[AttentionCase]
+    """What its attention sites were asked to compute so far."""
+
+
+def built(subject: Subject) -> Built:
+    """The model with every part filled, built once."""
+
+    def make() -> Built:
+        kernel, asked = recorder()
+        lookup = DictLookup(subject.component, KitTower, kernel)
+        parts = dict.fromkeys(_model_class(subject).parts, KitTower.name)
+        plan = plan_of(subject, parts, lookup, kernel.name)
+        assembly = compose.build(plan, lookup, device="cpu")
+        assembly.model.eval()
+        return Built(assembly, lookup, asked)
+
+    made: Built = subject.once("building it", make)
+    return made
+
+
+def plan_of(subject: Subject, parts: Mapping[str, str], lookup: Lookup, kernel: str) -> Plan:
+    """The plan of a run that would train this model in fp32."""
+    from graftwork.resolve import resolve
+    from graftwork.runfile import parse_run
+
+    folder = folder_of(subject)
+    table = {
+        "model": {
+            "use": subject.component.name,
+            "parts": {part: {"use": use} for part, use in parts.items()},
+            **({"config": str(folder)} if folder else {}),
+            **subject.settings,
+        },
+        "attention": {"prefer": [kernel]},
+        "train": {"precision": "fp32"},
+    }
+    return resolve(parse_run(table, Path.cwd()), lookup)
+
+
+def _model_class(subject: Subject) -> type[ModelArchitecture[Any]]:
+    return cast(type[ModelArchitecture[Any]], subject.component)
+
+
+def batch_of(assembly: Assembly, examples: Sequence[Encoded], side: str = "right") -> Batch:
+    """Encoded records as the model eats them."""
+    return collate(examples, pad_id=assembly.processor.pad_id, side=side)
+
+
+def hidden(assembly: Assembly, batch: Batch, *more: Any) -> Tensor:
+    """The final hidden states, without gradients."""
+    import torch
+
+    with torch.no_grad():
+        return assembly.model(batch, *more)  # type: ignore[no-any-return]
+
+
+def examples(assembly: Assembly, *, prompts: bool = False) -> list[Encoded]:
+    """The kit's records, encoded; as prompts without their last answers."""
+    return [assembly.processor.encode(record.without_answer() if prompts else record) for record in records()]
+
+
+def far(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number; 0 where it is rounding."""
+    apart = distance(found, wanted) / max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
+    return apart if apart > TOLERANCE else 0.0
+
+
+# The structure ----------------------------------------------------------------------------------------------------------
+
+
+def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
+    """Roles are declared, their modules exist, and together they hold each parameter once; so does each part."""
+    structure, component = built(subject).assembly.structure, _model_class(subject)
+    modules = dict(structure.model.named_modules())
+    for role, names in structure.roles.items():
+        if role not in component.roles:
+            yield f"every role must be declared, and '{role}' is not in 'roles'; add it with a line on what it is"
+        for name in names:
+            if name not in modules:
+                yield f"a role must name modules, and there is no '{name}' for '{role}'; mend 'build'"
+    for role in component.fresh_roles:
+        if role not in component.roles:
+            yield f"'fresh_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
+    for part in component.parts:
+        if len(structure.roles.get(f"vision.{part}", ())) != 1:
+            yield f"a filled part must be one module, and 'vision.{part}' names none or several; add the role with the tower's name"
+    for name, _ in structure.model.named_parameters():
+        holders = [role for role, names in structure.roles.items() if within(name, names)]
+        if len(holders) != 1:
+            said = " and ".join(f"'{role}'" for role in holders) or "no role"
+            yield f"every parameter must be in one role, and '{name}' is in {said}; mend the roles in 'build'"
+
+
+def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
+    """Every block and every module of an attention site is there, and every site of `sites` has modules."""
+    assembly = built(subject).assembly
+    structure, modules = assembly.structure, dict(assembly.model.named_modules())
+    for kind, rows in (("block", structure.blocks), ("site", structure.sites)):
+        for row, names in rows.items():
+            for name in names:
+                if name not in modules:
+                    yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; mend 'build'"
+    for site in compose.attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
+        if site.name not in structure.sites:
+            yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(sites=…)"
+
+
+def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
+    """Each site runs through Graftwork's kernels, with the shapes that it declares."""
+    made = built(subject)
+    assembly = made.assembly
+    hidden(assembly, batch_of(assembly, examples(assembly)))
+    sites = compose.attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs)
+    if not sites:
+        raise Skipped("it says that it computes no attention")
+    for site in sites:
+        asked = [case.site for case in made.asked if case.site.name == site.name]
+        if not asked:
+            yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
+        for each in asked:
+            if why := misfit(each, [site]):
+                yield f"'sites' must say what is computed, and {why}; mend 'sites'"
+
+
+def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
+    """Without the parts that a run may leave out the model has its shape, and its roles have modules."""
+    from graftwork.runfile import EMPTY
+
+    made = built(subject)
+    slots = _model_class(subject).parts
+    empty = [part for part, slot in slots.items() if slot.optional or slot.default is None]
+    if not empty:
+        raise Skipped("it needs all of its parts")
+    parts = {part: EMPTY if part in empty else KitTower.name for part in slots}
+    bare = compose.build(plan_of(subject, parts, made.lookup, "conformance-recorder"), made.lookup, meta=True)
+    modules = dict(bare.model.named_modules())
+    for role, names in bare.structure.roles.items():
+        for name in names:
+            if name not in modules:
+                yield f"without {' and '.join(empty)} a role must still name modules, and there is no '{name}' for '{role}'; leave it out"
+
+
+def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
+    """On the meta device it has the same names and shapes, as when a checkpoint is checked."""
+    made = built(subject)
+    shaped = compose.build(made.assembly.plan, made.lookup, meta=True)
+    real = {name: tuple(tensor.shape) for name, tensor in named_tensors(made.assembly.model).items()}
+    census(named_tensors(shaped.model), real)
+    for name, parameter in shaped.model.named_parameters():
+        if not parameter.is_meta:
+            yield f"'build' must leave parameters where they are made, and '{name}' has values on 'meta'; read no weights"
+
+
+# What it computes -------------------------------------------------------------------------------------------------------
+
+
+def hidden_states_and_logits_have_their_shapes(subject: Subject) -> Iterator[str]:
+    """`[rows, tokens, width]`, and as many scores as the processor's vocabulary."""
+    assembly = built(subject).assembly
+    batch = batch_of(assembly, examples(assembly))
+    states = hidden(assembly, batch)
+    if states.dim() != 3 or states.shape[:2] != batch.input_ids.shape:
+        yield f"hidden states must be [rows, tokens, width] for {tuple(batch.input_ids.shape)} ids, and they are {tuple(states.shape)}; mend 'forward'"
+        return
+    found, vocabulary = tuple(assembly.model.logits(states[0, 0]).shape), assembly.processor.vocabulary
+    if found != (vocabulary,):
+        yield f"logits of one hidden state must be ({vocabulary},) as the processor's vocabulary, and they are {found}; make them agree"
+
+
+def padding_and_neighbours_change_nothing(subject: Subject) -> Iterator[str]:
+    """A row of a batch, padded on either side, computes what it computes alone."""
+    assembly = built(subject).assembly
+    encoded = examples(assembly)
+    for side in ("right", "left"):
+        together = hidden(assembly, batch_of(assembly, encoded, side))
+        for row, example in enumerate(encoded):
+            n = len(example.input_ids)
+            own = together[row, :n] if side == "right" else together[row, -n:]
+            if apart := far(own, hidden(assembly, batch_of(assembly, [example]))[0]):
+                yield (
+                    f"padding on the {side} and other rows must change nothing, and record '{records()[row].id}' is {apart:.3g} "
+                    "away; take positions from attention_mask, and hide the padding"
+                )
+
+
+def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
+    """Token by token from a cache the hidden states are those of the whole."""
+    import torch
+
+    assembly = built(subject).assembly
+    prompts = batch_of(assembly, examples(assembly, prompts=True), "left")
+    rows = len(prompts.input_ids)
+    extra = torch.tensor([[11, 12, 13]] * rows) % assembly.processor.vocabulary
+    real = torch.ones_like(extra, dtype=torch.bool)
+
+    def extended(n: int) -> Batch:
+        new = extra[:, :n]
+        return Batch(
+            torch.cat([prompts.input_ids, new], 1),
+            torch.cat([prompts.attention_mask, real[:, :n]], 1),
+            torch.cat([prompts.picture_positions, ~real[:, :n]], 1),
+            torch.cat([prompts.labels, new], 1),
+            prompts.pixels,
+        )
+
+    whole = hidden(assembly, extended(3))
+    cache = assembly.model.new_cache()
+    states = [hidden(assembly, prompts, None, cache)]
+    for n in range(3):
+        token, nothing = extra[:, n : n + 1], ~real[:, :1]
+        states.append(hidden(assembly, Batch(token, extended(n + 1).attention_mask, nothing, token, {}), None, cache))
+    where = extended(3).attention_mask[..., None]
+    if apart := far(torch.cat(states, 1) * where, whole * where):
+        yield f"with a cache the model must compute the same, and it is {apart:.3g} away; use the cached keys, and positions that go on"
+
+
+def features_can_be_kept(subject: Subject) -> Iterator[str]:
+    """What `see` returned stands for the pixels, and its first dimension counts pictures, so that some can be chosen."""
+    import torch
+
+    assembly = built(subject).assembly
+    batch = batch_of(assembly, examples(assembly))
+    count = sum(len(record.pictures) for record in records())
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.reshape(count, -1, *tensor.shape[1:]).flip(0).flatten(0, 1)
+
+    with torch.no_grad():
+        features = assembly.model.see(batch.pixels)
+        others = assembly.model.see({part: turned(pixels) for part, pixels in batch.pixels.items()})
+    blind = replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
+    if apart := far(hidden(assembly, blind, features), hidden(assembly, batch)):
+        yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'see'"
+    for feature, other in zip(tensors_in(features), tensors_in(others), strict=True):
+        if len(feature) % count or far(turned(feature), other):
+            yield (
+                f"the first dimension of what 'see' returns must count pictures, and of {count} turned round it is not turned "
+                f"round, in a tensor of shape {tuple(feature.shape)}; put pictures first"
+            )
+
+
+def tensors_in(features: Any) -> Iterator[Tensor]:
+    """Every tensor in what `see` returned."""
+    if isinstance(features, Mapping | list | tuple):
+        for value in features.values() if isinstance(features, Mapping) else features:
+            yield from tensors_in(value)
+    else:
+        yield features
+
+
+def pictures_are_seen(subject: Subject) -> Iterator[str]:
+    """Another picture changes the answer to it, at and after the picture's tokens, and no other row."""
+    assembly = built(subject).assembly
+    if not _model_class(subject).parts:
+        raise Skipped("it has no part that sees")
+    first, text, _ = records()
+    other = replace(first, pictures=(picture("lime"),))
+    pairs = [[assembly.processor.encode(record) for record in pair] for pair in ((first, text), (other, text))]
+    red, lime = (hidden(assembly, batch_of(assembly, pair)) for pair in pairs)
+    places = pairs[0][0].picture_positions
+    if not any(places):
+        yield "a record with a picture must have picture positions, and there is none; set them in 'encode'"
+        return
+    last = len(places) - 1
+    for at, where in ((places.index(True), "at its first token"), (last, "at the last token of its record")):
+        if not distance(red[0, at], lime[0, at]) > 0:
+            yield f"another picture must change the hidden states, and {where} nothing changes; put the features at picture_positions"
+    n = len(pairs[0][1].input_ids)
+    if far(red[1, :n], lime[1, :n]):
+        yield "another picture must not change other rows, and it does; give each row the features of its own pictures"
+
+
+def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
+    """The folder that `write` fills is base weights with equal logits, and holds no pickle."""
+    made = built(subject)
+    assembly, folder = made.assembly, subject.scratch / "written"
+    folder.mkdir()
+    assembly.architecture.write(assembly, folder)
+    if pickled := [file.name for file in folder.rglob("*") if file.suffix in PICKLES]:
+        yield f"'write' must write no pickle, and it wrote '{pickled[0]}'; use safetensors"
+    identity = assembly.plan.identity
+    model = replace(identity.model, weights=WeightsRef(str(folder), str(folder)), folder=str(folder))
+    again = compose.build(replace(assembly.plan, identity=replace(identity, model=model)), made.lookup, device="cpu")
+    again.model.eval()
+    if again.fresh:
+        yield f"'write' must write the whole model, and of '{again.fresh[0]}' nothing is read back; write every tensor"
+    batch = batch_of(assembly, examples(assembly))
+    found, wanted = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
+    if apart := far(found, wanted):
+        yield f"what 'write' wrote must read back the same, and the logits are {apart:.3g} away; write every tensor and every setting"
+    if dict(again.architecture.configuration(folder)) != dict(identity.model.config or {}):
+        yield "the written folder must have the same configuration, and it has another one; write all that 'configuration' reads"
+
+
+CHECKS: tuple[Check, ...] = (
+    every_parameter_has_one_role,
+    blocks_and_sites_exist,
+    optional_parts_may_be_empty,
+    its_shape_is_known_without_weights,
+    hidden_states_and_logits_have_their_shapes,
+    attention_is_where_the_sites_say,
+    padding_and_neighbours_change_nothing,
+    a_cache_changes_nothing,
+    features_can_be_kept,
+    pictures_are_seen,
+    what_is_written_reads_back,
+)

@@ -1,0 +1,110 @@
+"""One check of one component, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from graftwork.component import Component
+from graftwork.errors import GraftworkError
+from graftwork.plan import Choice, Identity, Plan
+
+
+class Skipped(Exception):
+    """A check that cannot be made here; the message is the reason, as a clause."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A component under examination."""
+
+    component: type[Component[Any]]
+    scratch: Path
+    """An empty folder of its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that differ from their defaults."""
+    config: Path | None = None
+    """The folder that a model or a tower is configured from."""
+    obstacle: str = ""
+    """What keeps the component from working here, as a clause; empty when nothing does."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What one check has built and others use."""
+
+    def make(self) -> Any:
+        """A new instance."""
+        from graftwork.settings import parse
+
+        where = self.component.name
+        return self.component(parse(self.component.Settings, self.settings, where=where, folder=Path.cwd()))
+
+    def ready(self) -> Any:
+        """A new instance that is going to work; Skipped where this machine lacks something for it."""
+        if self.obstacle:
+            raise Skipped(self.obstacle)
+        return self.make()
+
+    def willing(self) -> Any:
+        """A new instance with settings that it does not object to; Skipped with its objection otherwise."""
+        instance = self.ready()
+        model = Choice("model", "none", "none", "none", "0")
+        for objection in instance.objections(Plan(Identity(model))):
+            raise Skipped(f"{objection} (set it with --set {self.component.name}.KEY=VALUE)")
+        return instance
+
+    def once(self, key: str, build: Callable[[], Any]) -> Any:
+        """What `build` gives, built once; where it failed, only the first check that needs it fails."""
+        if key not in self.kept:
+            try:
+                self.kept[key] = build()
+            except Exception as error:
+                self.kept[key] = error
+                raise
+        kept = self.kept[key]
+        if isinstance(kept, Exception):
+            raise kept if isinstance(kept, Skipped) else Skipped(f"{key} failed, as said above")
+        return kept
+
+
+Check = Callable[[Subject], Iterator[str]]
+"""Something that a component must do, named as a sentence; yields what is wrong, a sentence each."""
+
+
+class Outcome(NamedTuple):
+    """What came of a check."""
+
+    kind: str
+    component: str
+    check: str
+    state: Literal["passed", "failed", "skipped"]
+    sentence: str = ""
+    """What was demanded, what happened and what to do; or why the check was skipped."""
+
+
+def carry_out(check: Check, subject: Subject) -> Outcome:
+    """Make one check, up to the first thing that is wrong. Whatever the component raises is a failure of its own."""
+    state: Literal["passed", "failed", "skipped"] = "failed"
+    try:
+        sentence = next(check(subject), "")
+        state = "failed" if sentence else "passed"
+    except Skipped as reason:
+        state, sentence = "skipped", str(reason)
+    except (Exception, SystemExit) as error:
+        sentence = blame(error, subject.component)
+    kind, name = getattr(subject.component, "kind", ""), getattr(subject.component, "name", "")
+    return Outcome(kind, name, check.__name__.replace("_", " "), state, " ".join(sentence.split()))
+
+
+def blame(error: BaseException, component: type[Component[Any]]) -> str:
+    """An error as a sentence, with the line of the component's own package that it passed last."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, GraftworkError):
+        what = f"{error.sentence.rstrip('.')}{f' ({error.details[0]})' if error.details else ''}"
+    package, place, step = component.__module__.partition(".")[0], "", error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+            place = f" ({Path(frame.f_code.co_filename).name}, line {step.tb_lineno}, in '{frame.f_code.co_name}')"
+        step = step.tb_next
+    return f"it must work here, and it raised {what.rstrip('.')}{place}; mend it"

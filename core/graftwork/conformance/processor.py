@@ -1,0 +1,153 @@
+"""What every model's processor must do: count, label, decode, and come back from its own files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+from graftwork.batch import IGNORED, Encoded
+from graftwork.conformance.model import PICKLES, built
+from graftwork.conformance.outcome import Check, Subject
+from graftwork.conformance.specimens import records
+from graftwork.errors import DataError
+from graftwork.model import Processor
+from graftwork.records import Picture
+
+
+def processor_of(subject: Subject) -> Processor:
+    """The processor of the built model."""
+    return built(subject).assembly.processor
+
+
+def differing(first: Encoded, second: Encoded) -> str:
+    """What two encoded records differ in; empty when they are equal."""
+    for name in ("input_ids", "picture_positions", "labels"):
+        if list(getattr(first, name)) != list(getattr(second, name)):
+            return name
+    same = first.pixels.keys() == second.pixels.keys()
+    return "" if same and all(first.pixels[part].equal(second.pixels[part]) for part in first.pixels) else "pixels"
+
+
+def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
+    """One label and one picture position for each token, `length` of them, and every id within the vocabulary."""
+    processor = processor_of(subject)
+    for record in records():
+        encoded = processor.encode(record)
+        counts = {field.name: len(getattr(encoded, field.name)) for field in fields(encoded) if field.name != "pixels"}
+        counts["length"] = processor.length(record)
+        if len(set(counts.values())) != 1:
+            yield f"everything about a record must count its tokens, and for '{record.id}' there are {counts}; make them agree"
+            return
+        for token, label, place in zip(encoded.input_ids, encoded.labels, encoded.picture_positions, strict=True):
+            if not 0 <= token < processor.vocabulary:
+                yield f"token ids must be below the vocabulary, {processor.vocabulary}, and '{record.id}' has {token}; mend 'encode'"
+            if label not in (IGNORED, token):
+                yield f"a label must be its own token or IGNORED, and '{record.id}' has {label} at {token}; labels are not shifted"
+            if place and token != processor.pad_id:
+                yield f"picture positions must hold the padding id, {processor.pad_id}, and '{record.id}' has {token} at one; use pad_id"
+        if any(encoded.picture_positions) != bool(record.pictures) or bool(encoded.pixels) != bool(record.pictures):
+            yield f"pixels and picture positions must come with pictures, and for '{record.id}' they do not; mend 'encode'"
+
+
+def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
+    """For each part `[pictures, 3, height, width]` in the size of its tower, finite, and the same each time."""
+    assembly = built(subject).assembly
+    for record in records():
+        encoded, again = assembly.processor.encode(record), assembly.processor.encode(record)
+        if what := differing(encoded, again):
+            yield f"a record must be encoded the same each time, and '{record.id}' differs in its {what}; draw nothing in 'encode'"
+        for part, pixels in encoded.pixels.items():
+            if part not in assembly.outputs:
+                yield f"pixels must be for the parts of the model, and '{part}' is none; use the names of 'parts'"
+                return
+            side = assembly.outputs[part].pixels.size
+            if tuple(pixels.shape[1:]) != (3, side, side) or not pixels.isfinite().all():
+                yield f"pixels for '{part}' must be finite and [pictures, 3, {side}, {side}], and they are {tuple(pixels.shape)}; mend 'encode'"
+
+
+def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
+    """The labels are the answers with a stop id after each; a prompt and a picture have none."""
+    processor = processor_of(subject)
+    for record in records():
+        encoded = processor.encode(record)
+        answers: list[list[int]] = [[]]
+        for label in encoded.labels:
+            if label != IGNORED:
+                answers[-1].append(label)
+            elif answers[-1]:
+                answers.append([])
+        found = [answer for answer in answers if answer]
+        wanted = [turn.text for turn in record.turns if turn.role == "assistant"]
+        said = [processor.decode([id for id in answer if id not in processor.stop_ids]) for answer in found]
+        if said != wanted:
+            yield f"the labels must be the answers, {wanted}, and those of '{record.id}' say {said}; label every assistant turn alone"
+        elif not all(processor.stop_ids & set(answer) for answer in found):
+            yield f"after an answer a stop id must be labelled, and in '{record.id}' none is; without one the model never ends"
+        if any(label != IGNORED for label in processor.encode(record.without_answer()).labels):
+            yield f"a prompt must have no labels, and that of '{record.id}' has some; label nothing where the user's turn is last"
+
+
+def a_prompt_is_how_training_begins(subject: Subject) -> Iterator[str]:
+    """The tokens of a prompt are the first tokens of the same record with its answer, and there the labels begin."""
+    processor = processor_of(subject)
+    for record in records():
+        whole, prompt = processor.encode(record), processor.encode(record.without_answer())
+        n = len(prompt.input_ids)
+        if list(whole.input_ids[:n]) != list(prompt.input_ids):
+            yield f"a prompt must be the beginning of what is trained, and for '{record.id}' it is not; end it where the answer begins"
+        elif n >= len(whole.labels) or whole.labels[n] == IGNORED:
+            yield f"labels must begin where the prompt ends, and in '{record.id}' they do not at token {n}; move one of them"
+
+
+def decoding_gives_the_text_alone(subject: Subject) -> Iterator[str]:
+    """Without special tokens and surrounding space; nothing for no tokens."""
+    processor = processor_of(subject)
+    if (text := processor.decode([])) != "":
+        yield f"no tokens must decode to no text, and they decode to {text!r}; mend 'decode'"
+    labels = [label for label in processor.encode(records()[0]).labels if label != IGNORED]
+    answer = labels[: next((at for at, id in enumerate(labels) if id in processor.stop_ids), len(labels))]
+    if processor.decode(answer) != "red":
+        yield f"an answer must decode to its text, and 'red' becomes {processor.decode(answer)!r}; undo in 'decode' what 'encode' does"
+
+
+def what_cannot_be_read_is_a_data_error(subject: Subject) -> Iterator[str]:
+    """A picture that is none, and a text that has no place for its picture."""
+    processor, record = processor_of(subject), records()[0]
+    broken = {
+        "a picture that is none": replace(record, pictures=(Picture(data=b"no picture"),)),
+        "a picture without '<image>'": replace(records()[1], pictures=record.pictures),
+    }
+    for what, each in broken.items():
+        try:
+            processor.encode(each)
+        except DataError:
+            continue
+        yield f"'encode' must raise DataError for {what}, and it encodes it; say what is wrong with the record"
+
+
+def it_comes_back_from_its_files(subject: Subject) -> Iterator[str]:
+    """What `save` wrote makes an equal processor, and holds no pickle."""
+    assembly = built(subject).assembly
+    folder = subject.scratch / "processor"
+    folder.mkdir()
+    assembly.processor.save(folder)
+    if pickled := [file.name for file in folder.rglob("*") if file.suffix in PICKLES]:
+        yield f"'save' must write no pickle, and it wrote '{pickled[0]}'; use JSON"
+    again = assembly.architecture.processor(assembly.plan.identity.model.config or {}, folder, assembly.outputs)
+    for name in ("pad_id", "stop_ids", "vocabulary"):
+        if getattr(again, name) != getattr(assembly.processor, name):
+            yield f"a saved processor must come back the same, and its {name} differs; save all that it needs"
+    for record in records():
+        if what := differing(assembly.processor.encode(record), again.encode(record)):
+            yield f"a saved processor must come back the same, and '{record.id}' differs in its {what}; save all that it needs"
+
+
+CHECKS: tuple[Check, ...] = (
+    tokens_labels_and_length_agree,
+    pixels_are_what_the_parts_take,
+    answers_are_labelled_and_nothing_else,
+    a_prompt_is_how_training_begins,
+    decoding_gives_the_text_alone,
+    what_cannot_be_read_is_a_data_error,
+    it_comes_back_from_its_files,
+)

@@ -1,0 +1,49 @@
+"""A kernel that computes attention by its definition and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graftwork.attention import plain_attention
+from graftwork.component import SUPPORTED, NoSettings, Support
+from graftwork.kinds import AttentionCase, AttentionKernel, AttentionSite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
+    """The kernel, and the list of cases that grows as it is asked."""
+    seen: list[AttentionCase] = []
+
+    class Recorder(AttentionKernel[NoSettings]):
+        """Attention by its definition, with a memory"""
+
+        name = "conformance-recorder"
+
+        def supports(self, case: AttentionCase) -> Support:
+            seen.append(case)
+            return SUPPORTED
+
+        def forward(
+            self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+        ) -> Tensor:
+            return plain_attention(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
+
+    return Recorder, seen
+
+
+def misfit(asked: AttentionSite, declared: Sequence[AttentionSite]) -> str:
+    """Why attention that was computed is none of the declared sites, as a clause; empty when it is one."""
+    for site in declared:
+        shape = (asked.head_dim, asked.heads, asked.kv_heads) == (site.head_dim, site.heads, site.kv_heads)
+        if shape and asked.causal <= site.causal and asked.padding <= site.padding and asked.dropout <= site.dropout:
+            return ""
+    return f"{_described(asked)} is computed where it says {' or '.join(map(_described, declared))}"
+
+
+def _described(site: AttentionSite) -> str:
+    words = [f"{site.heads} heads over {site.kv_heads} of head_dim {site.head_dim}"]
+    words += ["causal"] * site.causal + ["padding"] * site.padding + [f"dropout {site.dropout}"] * bool(site.dropout)
+    return ", ".join(words)

@@ -1,0 +1,268 @@
+"""What components are tried on: a small transformer in an assembly, records with pictures, and a vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from graftwork import compose
+from graftwork.compose import Assembly
+from graftwork.filling import named_tensors
+from graftwork.kinds import MemoryStrategy, PeftMethod, PixelSettings, Site, Structure, TowerOutput, VisionTower
+from graftwork.plan import Choice, Identity, Plan
+from graftwork.records import Picture, Record, Turn
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+VOCABULARY, WIDTH, TOKENS = 13, 8, 6
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "first": ("blocks.0",),
+    "second": ("blocks.1",),
+    "rest": ("embedding", "norm", "head"),
+}
+"""The roles of the transformer."""
+
+
+# A transformer ----------------------------------------------------------------------------------------------------------
+
+
+def transformer(dropout: float = 0.0) -> nn.Module:
+    """Two blocks of self-attention between an embedding and a head: token ids to logits. Always the same numbers."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(WIDTH)
+            self.query, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+            self.key = nn.Linear(WIDTH, WIDTH, bias=False)
+            self.mlp_norm = nn.LayerNorm(WIDTH)
+            self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+            self.dropout = nn.Dropout(dropout)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            normed = self.norm(hidden)
+            shares = (self.query(normed) @ self.key(normed).mT * WIDTH**-0.5).softmax(-1)
+            hidden = hidden + self.dropout(self.out(shares @ self.value(normed)))
+            mixed: Tensor = self.down(nn.functional.gelu(self.up(self.mlp_norm(hidden))))
+            return hidden + mixed
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+            self.blocks = nn.ModuleList([Block(), Block()])
+            self.norm = nn.LayerNorm(WIDTH)
+            self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embedding(ids)
+            for block in self.blocks:
+                hidden = block(hidden)
+            logits: Tensor = self.head(self.norm(hidden))
+            return logits
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Transformer()
+        with torch.no_grad():
+            for parameter in model.parameters():  # no bias is nought and no scale is one, so that none can be forgotten
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def assemble(
+    *,
+    peft: PeftMethod[Any] | None = None,
+    strategies: Sequence[MemoryStrategy[Any]] = (),
+    on: Sequence[str] = ("first",),
+    also_train: Sequence[str] = (),
+    dropout: float = 0.0,
+    meta: bool = False,
+) -> Assembly:
+    """An assembly around the transformer, built as core builds one, up to where the PEFT method is applied."""
+    import torch
+    from accelerate import init_empty_weights
+
+    with ExitStack() as building:
+        for strategy in strategies:
+            building.enter_context(strategy.building())
+        if meta:
+            building.enter_context(init_empty_weights(include_buffers=False))
+        model = transformer(dropout).eval()
+    nothing = cast(Any, None)  # neither PEFT methods nor memory strategies are given the rest of an assembly
+    method = Choice("peft", peft.name, peft.name, "none", "0") if peft else None
+    return Assembly(
+        plan=Plan(
+            Identity(
+                Choice("model", "none", "none", "none", "0"), {}, method, tuple(on) if peft else (), tuple(also_train)
+            )
+        ),
+        architecture=nothing,
+        towers={},
+        outputs={},
+        structure=Structure(model, ROLES, blocks={"language": ("blocks.0", "blocks.1")}),
+        processor=nothing,
+        peft=peft,
+        strategies=strategies,
+        bindings={},
+        device=torch.device("meta" if meta else "cpu"),
+        precision="fp32",
+    )
+
+
+def adapt(assembly: Assembly, *, fresh: bool = True) -> Assembly:
+    """Apply the PEFT method and let the memory strategies prepare, as core does; returns the assembly."""
+    base = {id(tensor) for tensor in named_tensors(assembly.model).values()}
+    compose.adapt(assembly, fresh=fresh)
+    assembly.from_base = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
+    assembly.base_values = {
+        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.from_base
+    }
+    for strategy in assembly.strategies:
+        strategy.prepare(assembly)
+    return assembly
+
+
+def token_ids() -> Tensor:
+    """`[2, TOKENS]` token ids."""
+    import torch
+
+    return torch.arange(2 * TOKENS).view(2, TOKENS) * 5 % VOCABULARY
+
+
+def logits(assembly: Assembly) -> Tensor:
+    """What the transformer computes of `token_ids`, without dropout or gradients."""
+    import torch
+
+    with torch.no_grad():
+        return assembly.model.eval()(token_ids()).clone()  # type: ignore[no-any-return]
+
+
+def loss(assembly: Assembly) -> Tensor:
+    """The cross entropy of the next tokens."""
+    import torch
+
+    ids = token_ids()
+    with assembly.autocast():
+        predicted = assembly.model(ids)[:, :-1]
+    return torch.nn.functional.cross_entropy(predicted.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def train(assembly: Assembly, steps: int = 3) -> list[float]:
+    """Train for a few steps; returns the losses. Dropout is the same in each call."""
+    import torch
+
+    optimizer = torch.optim.AdamW(assembly.trained().values(), lr=0.05)
+    losses = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        assembly.model.train()
+        for _ in range(steps):
+            value = loss(assembly)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(value.detach()))
+    assembly.model.eval()
+    return losses
+
+
+@contextmanager
+def calls_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """While entered, gathers what the named modules were given and what they gave, in the first call of each."""
+    calls: dict[str, tuple[Any, Any]] = {}
+
+    def hook(name: str) -> Any:
+        return lambda module, inputs, output: calls.setdefault(name, (inputs, output)) and None
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    """The largest difference between two tensors; infinite where their shapes differ or one is not finite."""
+    if first.shape != second.shape:
+        return float("inf")
+    difference = float((first.detach().float() - second.detach().float()).abs().max())
+    return difference if difference == difference else float("inf")
+
+
+# Records ----------------------------------------------------------------------------------------------------------------
+
+
+def picture(colour: str, size: tuple[int, int] = (40, 32)) -> Picture:
+    """A PNG of one colour, as bytes."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return Picture(data=file.getvalue())
+
+
+def records() -> list[Record]:
+    """Conversations with and without a picture, with their answers; the last has two questions."""
+    asked = "<image>\nWhat colour is it?"
+    return [
+        Record("red", (Turn("user", asked), Turn("assistant", "red")), (picture("red"),), where="kit:1"),
+        Record("text", (Turn("user", "Say yes."), Turn("assistant", "yes")), where="kit:2"),
+        Record(
+            "blue",
+            (
+                Turn("user", asked + " Is it the sea?"),
+                Turn("assistant", "blue"),
+                Turn("user", "Is it round?"),
+                Turn("assistant", "no"),
+            ),
+            (picture("blue", (32, 48)),),
+            where="kit:3",
+        ),
+    ]
+
+
+# A vision tower ---------------------------------------------------------------------------------------------------------
+
+
+class KitTower(VisionTower[Any]):
+    """One map of width 16 with a row and a column for every 8 pixels; 32 pixels, or any other multiple of 8"""
+
+    name = "conformance-tower"
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """Always the same."""
+        return {"size": 32, "patch": 8, "width": 16}
+
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
+        """One map."""
+        size = size or config["size"]
+        side = size // config["patch"]
+        pixels = PixelSettings(size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        return TowerOutput((config["width"],), ((side, side),), pixels)
+
+    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+        """A convolution."""
+        from torch import nn
+
+        class Tower(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.patches = nn.Conv2d(3, config["width"], config["patch"], stride=config["patch"])
+
+            def forward(self, pixels: Tensor) -> list[Tensor]:
+                return [self.patches(pixels).tanh()]
+
+        return Tower()
+
+    def translate(self, name: str) -> str | None:
+        """The module's own names."""
+        return name if name.startswith("patches.") else None

@@ -1,0 +1,149 @@
+"""What every vision tower must do: compute what it describes, and know its tensors by their published names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftwork import attention
+from graftwork.conformance.outcome import Check, Skipped, Subject
+from graftwork.conformance.recorder import misfit, recorder
+from graftwork.conformance.weighted import folder_of
+from graftwork.errors import WeightsError
+from graftwork.filling import named_tensors
+from graftwork.kinds import Site, TowerOutput, VisionTower
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass
+class Tower:
+    """A tower that was built from its configuration."""
+
+    component: VisionTower[Any]
+    config: Mapping[str, Any]
+    output: TowerOutput
+    module: nn.Module
+
+
+def tower(subject: Subject) -> Tower:
+    """The tower, built once. Its example is gone by then, so that nothing but the configuration can be read."""
+
+    def make() -> Tower:
+        component, folder = subject.ready(), folder_of(subject)
+        config = dict(component.configuration(folder))
+        if folder and folder.parent == subject.scratch:
+            shutil.rmtree(folder)
+        return Tower(component, config, component.describe(config), build(component, config))
+
+    made: Tower = subject.once("building it", make)
+    return made
+
+
+def build(component: VisionTower[Any], config: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
+    """The tower in evaluation mode, always with the same numbers."""
+    import torch
+    from accelerate import init_empty_weights
+
+    attention.register()
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False) if meta else nullcontext():
+        torch.manual_seed(0)
+        return component.build(config, Site(attention.ATTN_IMPLEMENTATION)).eval()
+
+
+def maps_of(module: nn.Module, size: int) -> list[Tensor]:
+    """What a tower computes from two pictures of noise."""
+    import torch
+
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return list(module(pixels))
+
+
+def the_configuration_is_plain_json(subject: Subject) -> Iterator[str]:
+    """It becomes part of the checkpoint."""
+    config = tower(subject).config
+    if json.loads(json.dumps(config)) != config:
+        yield "'configuration' must return plain JSON, and it does not read back the same; use lists, and text as keys"
+
+
+def it_computes_what_it_describes(subject: Subject) -> Iterator[str]:
+    """A map of each width and grid, finest first, at its own size and at another that it takes."""
+    built = tower(subject)
+    for size in (None, 2 * built.output.pixels.size):
+        try:
+            output = built.component.describe(built.config, size)
+        except WeightsError:
+            continue
+        if size and output.pixels.size != size:
+            yield f"'describe' must describe the size that it is asked for, and for {size} it says {output.pixels.size}; use it, or raise WeightsError"
+            return
+        maps = maps_of(built.module, output.pixels.size)
+        wanted = [(2, width, *grid) for width, grid in zip(output.widths, output.grids, strict=True)]
+        found = [tuple(each.shape) for each in maps]
+        if found != wanted:
+            yield f"'build' must compute what 'describe' says, {wanted}, and it computes {found} from {output.pixels.size} pixels; mend one of them"
+        elif not all(each.isfinite().all() for each in maps):
+            yield "a tower must compute finite numbers, and from noise it does not; check its initialisation"
+        if list(output.grids) != sorted(output.grids, reverse=True):
+            yield f"maps must come finest first, and the grids are {output.grids}; turn them round"
+
+
+def every_published_name_translates_back(subject: Subject) -> Iterator[str]:
+    """`translate(original(name))` is `name` for every tensor, and no two have one published name."""
+    built = tower(subject)
+    seen: dict[str, str] = {}
+    for name in named_tensors(built.module):
+        original = built.component.original(name)
+        if (back := built.component.translate(original)) != name:
+            yield f"'translate' must undo 'original', and '{name}' becomes '{original}' and then {back!r}; mend one of them"
+        if seen.setdefault(original, name) != name:
+            yield f"published names must differ, and '{seen[original]}' and '{name}' are both '{original}'; mend 'original'"
+    stranger = "no.such.tensor.anywhere"
+    if built.component.translate(stranger) in named_tensors(built.module):
+        yield f"'translate' must return None for what it does not know, and '{stranger}' became a tensor; return None"
+
+
+def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
+    """What runs through Graftwork's kernels has the shapes of `sites`."""
+    built = tower(subject)
+    kernel, seen = recorder()
+    sites = list(built.component.sites(built.config))
+    module = build(built.component, built.config)
+    for site in sites:
+        attention.bind(module.modules(), attention.Binding(site, [(kernel.name, kernel(kernel.Settings()))]))
+    maps_of(module, built.output.pixels.size)
+    if not sites:
+        raise Skipped("it says that it computes no attention")
+    if not seen:
+        yield "what 'sites' names must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
+    for case in seen:
+        if why := misfit(case.site, sites):
+            yield f"'sites' must say what is computed, and {why}; mend 'sites'"
+
+
+def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
+    """On the meta device it has the same names and shapes, and nothing is read."""
+    built = tower(subject)
+    empty = named_tensors(build(built.component, built.config, meta=True))
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+    if shapes != (real := {name: tuple(tensor.shape) for name, tensor in named_tensors(built.module).items()}):
+        different = sorted(dict(shapes.items() ^ real.items()))[0]
+        yield f"'build' must make the same tensors on 'meta', and '{different}' is not in both; ask no values while building"
+    for name, parameter in build(built.component, built.config, meta=True).named_parameters():
+        if not parameter.is_meta:
+            yield f"'build' must leave parameters where they are made, and '{name}' has values on 'meta'; read no weights"
+
+
+CHECKS: tuple[Check, ...] = (
+    the_configuration_is_plain_json,
+    it_computes_what_it_describes,
+    every_published_name_translates_back,
+    attention_is_where_the_sites_say,
+    its_shape_is_known_without_weights,
+)
