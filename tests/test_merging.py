@@ -155,6 +155,26 @@ def test_a_merge_that_changed_the_model_is_not_written(trained: Run, lookup: Dic
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tensor_that_reads_back_differently_is_noticed_even_where_no_logit_shows_it(
+    trained: Run, lookup: DictLookup, tmp_path: Path
+) -> None:
+    check = opened(trained.checkpoint, lookup)
+    write = check.assembly.architecture.write
+
+    def careless(assembly: compose.Assembly, folder: Path) -> None:
+        write(assembly, folder)
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+        unused = next(name for name in tensors if "encoder.layers.2.mlp.fc1.bias" in name)  # CLIP's last layer
+        tensors[unused] += 1
+        (folder / "model.safetensors").unlink()
+        save_file(tensors, folder / "model.safetensors")
+
+    check.assembly.architecture.write = careless
+    with pytest.raises(CheckpointError, match="merging failed: 1 tensors read back differently"):
+        merge(check, tmp_path / "merged", lookup)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("existing", ["file", "folder"])
 def test_what_exists_is_not_overwritten(trained: Run, lookup: DictLookup, tmp_path: Path, existing: str) -> None:
     out = tmp_path / "out"

@@ -115,7 +115,7 @@ def test_the_caller_is_told_where_a_resumed_run_goes_on(whole: Run, lookup: Dict
         {"peft": {"use": "ia3", "on": ["language"]}, "train.weight_decay": 0.1, "memory": {"use": ["checkpointing"]}},
         {"train.precision": "bf16", "train.group_by_length": False},
         {"train.precision": "fp16", "train.force_precision": True},
-        {"data.source": [{"use": "shapes", "broken": [0, 4, 9], "bad": 1}]},
+        {"data.source": [{"use": "shapes", "broken": [0, 3, 4, 9, 12, 15, 18, 21], "bad": 1}]},
     ],
     ids=["pissa", "lora-plus and connector", "full with towers", "ia3 and checkpointing", "bf16", "fp16", "bad data"],
 )

@@ -105,18 +105,21 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
     """Every tensor of a folder by name, read when called. Pickles are read with `weights_only`, never otherwise."""
     tensors: dict[str, LazyTensor] = {}
     for file in tensor_files(folder):
-        names: Mapping[str, LazyTensor]
-        if file.suffix == ".safetensors":
-            names = {name: partial(_read, file, name) for name in shapes_in(file)}
-        else:
-            loaded = _unpickle(str(file))
-            names = {name: partial(loaded.__getitem__, name) for name in loaded}
+        names = open_file(file)
         for twice in tensors.keys() & names.keys():
             raise WeightsError(f"'{folder}' holds the tensor '{twice}' in two files; remove the one that is stale")
         tensors.update(names)
     if not tensors:
         raise WeightsError(f"'{folder}' holds no weights (*.safetensors or *.bin); fetch them, or name another folder")
     return tensors
+
+
+def open_file(file: Path) -> dict[str, LazyTensor]:
+    """Every tensor of one file by name, read when called; pickles as `open_weights` reads them."""
+    if file.suffix == ".safetensors":
+        return {name: partial(_read, file, name) for name in shapes_in(file)}
+    loaded = _unpickle(str(file))
+    return {name: partial(loaded.__getitem__, name) for name in loaded}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -161,13 +164,13 @@ def _read(file: Path, name: str) -> Tensor:
 
 
 def _unpickle(file: str) -> dict[str, Tensor]:
-    import pickle
-
     import torch
 
     try:
-        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        with Path(file).open("rb") as stream:
+            zipped = stream.read(4) == b"PK\x03\x04"  # what torch wrote before 1.6 cannot be mapped
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle makes torch raise almost anything
         said = str(error).strip().split("\n")[0]
         raise WeightsError(f"'{file}' is refused: it is damaged, or holds more than tensors ({said})") from None
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded

@@ -20,6 +20,7 @@ from graftwork.conformance import (
     vision_tower,
 )
 from graftwork.conformance.outcome import Check, Outcome, Subject, carry_out
+from graftwork.settings import parse
 
 __all__ = ["CHECKS", "Outcome", "examine"]
 
@@ -47,7 +48,10 @@ def examine(
 
     `settings` are those that differ from their defaults, as a run file writes them, with paths from the working directory.
     `config` is a folder to configure a model or a tower from. `obstacle` says what keeps the component from working here.
+    Raises RunFileError for settings that the component does not have.
     """
+    if settings:
+        parse(component.Settings, settings, where=component.name, folder=Path.cwd())
     with tempfile.TemporaryDirectory(prefix="graftwork-check-") as scratch:
         subject = Subject(component, Path(scratch).resolve(), settings or {}, config, obstacle)
         for check in (*card.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):

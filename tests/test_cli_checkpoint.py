@@ -1,0 +1,202 @@
+"""The commands that take a checkpoint, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+from tiny_runs import Run
+
+from graftwork import manifest
+from graftwork.checkpoint import PROBE, TENSORS
+from graftwork.cli import Session, main
+from graftwork.cli.checkpoint import verify_in_fresh_process
+from graftwork.errors import CheckpointError
+
+
+def graftwork(*arguments: str | Path) -> Result:
+    """What the command line says and how it ends."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def fine(*arguments: str | Path) -> str:
+    result = graftwork(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def error(*arguments: str | Path, status: int = 1) -> str:
+    result = graftwork(*arguments)
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture
+def copy(trained: Run, tmp_path: Path) -> Path:
+    """A copy of a trained checkpoint, to be damaged."""
+    return Path(shutil.copytree(trained.checkpoint, tmp_path / "copy"))
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+
+
+# inspect --------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_a_checkpoint_is(trained: Run, base: Path) -> None:
+    said = fine("inspect", trained.out)
+    assert said.startswith(f"{trained.checkpoint}: a Graftwork checkpoint\n")
+    for fact in (
+        "4 of 4 steps, by Graftwork 0.1.0",
+        "healthy: loss ",
+        f"mgm-gemma (dictionary 0), base weights '{base}' at {base}",
+        "on language.attention, language.mlp; rank = 4, alpha = 8.0",
+        "parameters",
+        "56 tensors with ",
+        "moves the probe's logits by up to ",
+        "sdpa ran in fp32 on the cpu",
+        "24 records: circle (12), square (12)",
+        "All 5 files are as they were written. To prove that it works: graftwork verify",
+    ):
+        assert fact in said, fact
+
+
+def test_inspect_needs_neither_the_base_nor_the_plugins(copy: Path) -> None:
+    content = json.loads((copy / manifest.FILE).read_text(encoding="utf-8"))
+    del content["seal"]
+    content["plan"]["identity"]["peft"].update(name="acme", plugin="acme", distribution="acme-graft", version="3")
+    content["plan"]["identity"]["model"]["weights"].update(path="/nowhere", relative="nowhere")
+    (copy / manifest.FILE).write_text(json.dumps(content | {"seal": manifest.seal(content)}), encoding="utf-8")
+    assert "at /nowhere" in fine("inspect", copy)
+    said = error("verify", copy)
+    assert "name their folder with --base-weights DIR" in said
+
+
+def test_inspect_as_json_is_the_manifest(trained: Run) -> None:
+    content = json.loads(fine("inspect", trained.checkpoint, "--json"))
+    assert content["step"] == 4
+    assert content["plan"]["identity"]["peft"]["name"] == "lora"
+    assert content["tensors"].keys() == load_file(trained.checkpoint / TENSORS).keys()
+
+
+def test_inspect_says_what_is_not_intact(copy: Path) -> None:
+    damage(copy / PROBE)
+    said = error("inspect", copy)
+    assert f"Not intact: '{copy / PROBE}' was changed after it was written" in said
+
+
+def test_what_is_no_checkpoint_is_refused_by_every_command(tmp_path: Path) -> None:
+    nowhere, out = tmp_path / "nowhere", tmp_path / "out"
+    for command in (
+        ("inspect", nowhere),
+        ("verify", nowhere),
+        ("merge", nowhere, out),
+        ("export", nowhere, out, "--to", "peft"),
+    ):
+        said = error(*command)
+        assert said == f"Error: there is no folder '{nowhere}'; name a checkpoint or the folder of a run\n"
+    assert not out.exists()
+
+
+# verify ---------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_proves_a_checkpoint_from_another_working_directory(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = fine("verify", Path("..") / "copy")
+    assert said.startswith("../copy is proven.\n")
+    assert "all 5 are as they were written" in said
+    assert "56 of 56 expected ones were loaded, none is left over" in said
+    assert "differ by 0 from those recorded" in said
+    assert "alive: it moves the logits by up to " in said
+
+
+def test_verify_as_json_gives_the_facts(trained: Run) -> None:
+    facts = json.loads(fine("verify", trained.out, "--json"))
+    assert facts["checkpoint"] == str(trained.checkpoint)
+    assert (facts["error"], facts["comparable"]) == (0.0, True)
+    assert facts["distance"] == facts["recorded_distance"] > 0.0
+    assert len(facts["sha256"]) == 64
+
+
+def test_verify_refuses_what_was_changed(copy: Path) -> None:
+    damage(copy / TENSORS)
+    assert error("verify", copy) == (
+        f"Error: '{copy / TENSORS}' was changed after it was written; restore the checkpoint from a copy\n"
+    )
+
+
+def test_verify_takes_the_places_of_base_weights(copy: Path, base: Path, tmp_path: Path) -> None:
+    assert "is proven" in fine("verify", copy, "--base-weights", base)
+    (tmp_path / "other").mkdir()
+    said = error("verify", copy, "--base-weights", tmp_path / "other")
+    assert f"'{tmp_path / 'other'}' does not hold the base weights that the checkpoint was trained on" in said
+    assert "the model has no part 'eye'; its parts are low, high" in error("verify", copy, "--part", f"eye={base}")
+    assert "--part takes NAME=DIR" in error("verify", copy, "--part", "low", status=2)
+
+
+def test_verify_says_what_to_install(copy: Path) -> None:
+    said = error("--disable", "lora", "verify", copy)
+    assert (
+        "this needs 'lora' (peft) of plugin 'dictionary', which is not installed or does not work: pip install" in said
+    )
+
+
+def test_a_fresh_process_proves_a_checkpoint_or_says_why_not(copy: Path) -> None:
+    facts = verify_in_fresh_process(Session(), copy)
+    assert facts["error"] == 0.0
+    damage(copy / TENSORS)
+    with pytest.raises(CheckpointError) as caught:
+        verify_in_fresh_process(Session(), copy)
+    assert caught.value.sentence == (
+        f"'{copy}' could not be reopened in a fresh process: '{copy / TENSORS}' was changed after it was written; restore "
+        "the checkpoint from a copy"
+    )
+
+
+# merge and export -----------------------------------------------------------------------------------------------------
+
+
+def test_merge_writes_a_base_and_says_what_it_counted(trained: Run, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    said = fine("merge", trained.out, out)
+    assert said.startswith(f"{out} holds the merged model, in fp32.\n")
+    certificate = json.loads((out / "certificate.json").read_text(encoding="utf-8"))
+    assert (
+        f"{certificate['tensors']}: 28 changed, {certificate['unchanged']} as in the base, 0 that the base lacks"
+        in said
+    )
+    assert f'use it as a base with weights = "{out}"' in said
+    assert error("merge", trained.out, out) == f"Error: '{out}' exists already; name a new folder\n"
+
+
+def test_merge_stores_in_the_precision_that_is_asked_for(trained: Run, tmp_path: Path) -> None:
+    assert "in bf16." in fine("merge", trained.out, tmp_path / "merged", "--precision", "bf16")
+    assert "Invalid value for '--precision'" in error(
+        "merge", trained.out, tmp_path / "other", "--precision", "int4", status=2
+    )
+
+
+def test_export_writes_what_peft_reads(trained: Run, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    said = fine("export", trained.out, out, "--to", "peft")
+    assert said == f"{out} holds the checkpoint as 'peft': adapter_config.json, adapter_model.safetensors\n"
+    assert error("export", trained.out, out, "--to", "peft") == f"Error: '{out}' exists already; name a new folder\n"
+
+
+def test_export_names_the_formats_that_there_are(trained: Run, tmp_path: Path) -> None:
+    said = error("export", trained.out, tmp_path / "out", "--to", "gguf")
+    assert said == "Error: this checkpoint has no format 'gguf'; it can be exported to peft\n"
+    assert "Missing option '--to'" in error("export", trained.out, tmp_path / "out", status=2)

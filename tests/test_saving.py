@@ -1,0 +1,165 @@
+"""Saving a checkpoint: whole and proven under its name, or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import Run, plan_of
+
+from graftwork import checkpoint, compose, manifest
+from graftwork.checkpoint import PROBE, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.errors import AdapterError, CheckpointError
+from graftwork.lookup import DictLookup
+
+Opening = Callable[..., checkpoint.Opened]
+
+
+@pytest.fixture
+def opened(lookup: DictLookup) -> Opening:
+    """Opens a checkpoint on the CPU."""
+    return lambda folder: open_checkpoint(folder, lookup, device="cpu")
+
+
+def saved(run: Run, folder: Path, lookup: DictLookup, **changes: Any) -> manifest.Manifest:
+    probe = {name: tensor for name, tensor in load_file(run.checkpoint / PROBE).items() if name != "logits"}
+    facts: dict[str, Any] = {"step": 4, "steps": 4, "probe": probe, "health": run.outcome.verdict, "data": {}}
+    return checkpoint.save(run.outcome.assembly, folder, lookup, **facts | changes)
+
+
+def test_what_is_saved_is_what_the_manifest_says(
+    trained: Run, lookup: DictLookup, opened: Opening, tmp_path: Path
+) -> None:
+    written = saved(trained, tmp_path / "deep" / "one", lookup, data={"records": 3})
+    read = manifest.read(tmp_path / "deep" / "one")
+    assert json.dumps(read.plan.to_json()) == json.dumps(written.plan.to_json())
+    assert (read.tensors, read.files, read.data) == (written.tensors, written.files, {"records": 3})
+    assert read.counts == trained.outcome.assembly.counts()
+    assert set(read.attention) == {"language", "mining", "vision.low"}
+    assert read.attention["language"]["ran"].keys() == {"sdpa"}
+    assert {"torch", "python", "created", "command"} <= read.provenance.keys()
+    assert opened(tmp_path / "deep" / "one").proof.error == 0.0
+
+
+def test_saving_again_replaces_the_checkpoint_of_that_name(
+    trained: Run, lookup: DictLookup, opened: Opening, tmp_path: Path
+) -> None:
+    saved(trained, tmp_path / "one", lookup)
+    saved(trained, tmp_path / "one", lookup, step=3)
+    assert opened(tmp_path / "one").manifest.step == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(base: Path, lookup: DictLookup, trained: Run, tmp_path: Path) -> None:
+    assembly = compose.build(plan_of(base, tmp_path), lookup, device="cpu")
+    assembly.model.register_parameter("stray", torch.nn.Parameter(torch.zeros(1)))
+    run = replace(trained, outcome=replace(trained.outcome, assembly=assembly))
+    with pytest.raises(AdapterError, match="1 are unknown"):
+        saved(run, tmp_path / "one", lookup)
+    assert list(tmp_path.iterdir()) == []
+
+
+SAVE = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from tiny_runs import COMPONENTS
+from graftwork import checkpoint
+from graftwork.errors import CheckpointError
+from graftwork.lookup import DictLookup
+
+torch.set_num_threads(1)
+folder, limit, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+lookup = DictLookup(*COMPONENTS)
+opened = checkpoint.open_checkpoint(folder, lookup, device="cpu")
+probe = checkpoint.read_tensors(folder / checkpoint.PROBE)
+facts = dict(step=4, steps=4, probe=probe, health=opened.manifest.health, data={})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    for number in range(count):
+        checkpoint.save(opened.assembly, folder.with_name(f"checkpoint-{4 + number}"), lookup, **facts)
+        print(number, flush=True)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def saving(folder: Path, limit: int, count: int) -> subprocess.Popen[str]:
+    """A process that saves a checkpoint under its own name and further ones, with a limit on the bytes of a file."""
+    command = [sys.executable, "-c", SAVE, str(folder), str(limit), str(count)]
+    tests = str(Path(__file__).parent)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_with(tests)
+    )
+
+
+def environment_with(folder: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_as_it_was(trained: Run, opened: Opening, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "checkpoint-4"
+    shutil.copytree(trained.checkpoint, folder)
+    before = (folder / manifest.FILE).read_bytes()
+    said, failed = saving(folder, limit=20_000, count=1).communicate(timeout=120)
+    assert said.startswith(f"'{folder}' could not be saved: "), failed
+    assert said.rstrip().endswith("; earlier checkpoints are untouched")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
+    assert (folder / manifest.FILE).read_bytes() == before
+    assert opened(folder).proof.error == 0.0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("File too large (os error 27)")])
+def test_whoever_notices_that_the_disk_is_full_it_is_one_sentence(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(CheckpointError) as caught, checkpoint.unfinished(tmp_path / "one") as work:
+        (work / "half").write_bytes(b"half")
+        raise error
+    why = "the disk is full" if isinstance(error, OSError) else "File too large (os error 27)"
+    assert str(caught.value) == f"'{tmp_path / 'one'}' could not be saved: {why}; earlier checkpoints are untouched"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_while_saving_stays_a_bug_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), checkpoint.unfinished(tmp_path / "one"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_saving_leaves_only_whole_checkpoints(
+    trained: Run, opened: Opening, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out" / "checkpoint-4"
+    shutil.copytree(trained.checkpoint, folder)
+    chance, unfinished = random.Random(1), 0
+    for _ in range(6):
+        process = saving(folder, limit=0, count=1000)
+        assert process.stdout
+        assert process.stdout.readline() == "0\n"
+        time.sleep(chance.uniform(0.2, 0.8))
+        process.kill()
+        process.communicate()
+        unfinished += len(list((tmp_path / "out").glob(f"{UNFINISHED}*")))
+        found = checkpoints(tmp_path / "out")
+        assert len(found) > 1
+        for each in found:
+            assert opened(each).proof.error == 0.0
+        checkpoint.sweep(tmp_path / "out")
+        for each in found[1:]:
+            checkpoint.remove(each)
+    assert unfinished > 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
