@@ -1,0 +1,275 @@
+"""PEFT methods, memory strategies and settings that break one promise each, next to sound ones that they extend."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graftwork import NoSettings
+from graftwork.errors import AdapterError
+from graftwork.kinds import MemoryStrategy, PeftMethod
+
+# PEFT methods -----------------------------------------------------------------------------------------------------------
+
+
+class Scale(PeftMethod[NoSettings]):
+    """A trained factor for each output of each linear layer"""
+
+    name = "scale"
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        linears = [m for m in map(model.get_submodule, targets) if isinstance(m, torch.nn.Linear)]
+        if not linears:
+            raise AdapterError("no linear layer")
+        for linear in linears:
+            linear.factor = torch.nn.Parameter(torch.ones(linear.out_features, device=linear.weight.device))
+            linear.hook = linear.register_forward_hook(_scale)
+
+    @contextmanager
+    def off(self, model: Any) -> Iterator[None]:
+        for linear in scaled(model):
+            linear.off = True
+        try:
+            yield
+        finally:
+            for linear in scaled(model):
+                del linear.off
+
+    def merge(self, model: Any) -> None:
+        for linear in scaled(model):
+            linear.weight.data *= linear.factor.data[:, None]
+            if linear.bias is not None:
+                linear.bias.data *= linear.factor.data
+            linear.hook.remove()
+            del linear.factor, linear.hook
+
+
+def _scale(linear: Any, inputs: Any, output: Any) -> Any:
+    return output if hasattr(linear, "off") else output * linear.factor.to(output.dtype)
+
+
+def scaled(model: Any) -> list[Any]:
+    """The layers that have a factor."""
+    return [module for module in model.modules() if hasattr(module, "factor")]
+
+
+class Widens(Scale):
+    """Its outputs are fp32, whatever they were"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        for linear in scaled(model):
+            linear.hook.remove()
+            linear.hook = linear.register_forward_hook(lambda m, _, out: out if hasattr(m, "off") else out * m.factor)
+
+
+class TrainsWhatItDoesNotUse(Scale):
+    """One of its parameters is for nothing"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        scaled(model)[0].spare = torch.nn.Parameter(torch.ones(1))
+
+
+class LearnsNothing(Scale):
+    """What it trains is multiplied by nought"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        for linear in scaled(model):
+            linear.hook.remove()
+            linear.hook = linear.register_forward_hook(lambda m, _, out: out + 0 * m.factor)
+
+
+class OffDoesNothing(Scale):
+    """Its off does nothing"""
+
+    def off(self, model: Any) -> Any:
+        return nullcontext()
+
+
+class StaysOff(Scale):
+    """An error leaves it off"""
+
+    @contextmanager
+    def off(self, model: Any) -> Iterator[None]:
+        for linear in scaled(model):
+            linear.off = True
+        yield
+        for linear in scaled(model):
+            del linear.off
+
+
+class MergeForgetsTheBias(Scale):
+    """It merges weights alone"""
+
+    def merge(self, model: Any) -> None:
+        biases = {linear: linear.bias.data.clone() for linear in scaled(model) if linear.bias is not None}
+        super().merge(model)
+        for linear, bias in biases.items():
+            linear.bias.data = bias
+
+
+class MergeLeavesItsFactors(Scale):
+    """It merges, and keeps what it merged"""
+
+    def merge(self, model: Any) -> None:
+        linears = scaled(model)
+        super().merge(model)
+        for linear in linears:
+            linear.register_parameter("factor", torch.nn.Parameter(torch.ones(1)))
+
+
+class TrainsNeighbours(Scale):
+    """It adapts what it was not asked to"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, [*targets, "blocks.1.out"], fresh=fresh)
+
+
+class UnfreezesTheHead(Scale):
+    """It trains what it was not asked to"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        model.head.requires_grad_(True)
+
+
+class ChangesTheBase(Scale):
+    """It halves the weights, and starts from twice as much"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        for linear in scaled(model):
+            linear.weight.data /= 2
+
+
+class ReplacesTheBase(Scale):
+    """It makes new weights with the old values"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        for linear in scaled(model):
+            linear.weight = torch.nn.Parameter(linear.weight.data.clone(), requires_grad=False)
+
+
+class KeepsANumberToItself(Scale):
+    """What it draws is in no checkpoint"""
+
+    drawn = itertools.count(1)
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        number = next(self.drawn)
+        for linear in scaled(model):
+            linear.hook.remove()
+            linear.hook = linear.register_forward_hook(
+                lambda m, _, out: out if hasattr(m, "off") else out * m.factor**number
+            )
+
+
+class GroupsHalf(Scale):
+    """Its groups forget half of the parameters"""
+
+    def groups(self, parameters: Mapping[str, Any], learning_rate: float) -> list[dict[str, Any]]:
+        return [{"params": list(parameters.values())[::2], "lr": learning_rate}]
+
+
+class AsksValues(Scale):
+    """It looks at the weights even without values"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().apply(model, targets, fresh=fresh)
+        assert float(scaled(model)[0].weight.sum()) != 0
+
+
+class RefusesNothing(Scale):
+    """It silently does nothing where it cannot do anything"""
+
+    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        try:
+            super().apply(model, targets, fresh=fresh)
+        except AdapterError:
+            return
+
+
+# Memory strategies ------------------------------------------------------------------------------------------------------
+
+
+class Nothing(MemoryStrategy[NoSettings]):
+    """It changes nothing"""
+
+    name = "nothing"
+
+
+class HalvesGradients(Nothing):
+    """It loses half of every gradient"""
+
+    def prepare(self, assembly: Any) -> None:
+        for parameter in assembly.trained().values():
+            parameter.register_hook(lambda gradient: 0 * gradient if gradient.dim() == 1 else gradient)
+
+
+class RoundsTheBase(Nothing):
+    """It stores the head in eight levels"""
+
+    def prepare(self, assembly: Any) -> None:
+        weight = assembly.model.head.weight
+        weight.data = (weight.data * 4).round() / 4
+
+
+class WrapsModules(Nothing):
+    """It puts a module around each block"""
+
+    def prepare(self, assembly: Any) -> None:
+        for name in assembly.structure.blocks["language"]:
+            path, _, leaf = name.rpartition(".")
+            setattr(assembly.model.get_submodule(path), leaf, torch.nn.Sequential(assembly.model.get_submodule(name)))
+
+
+class SwitchesDropoutOff(Nothing):
+    """It trains in evaluation mode"""
+
+    def prepare(self, assembly: Any) -> None:
+        for name in assembly.structure.blocks["language"]:
+            assembly.model.get_submodule(name).dropout.p = 0.0
+
+
+# Cards ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SilentSettings:
+    rank: int = field(default=4, metadata={})
+
+
+class SaysNothingOfItsSettings(Scale):
+    """Its setting has no help"""
+
+    Settings = SilentSettings
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    names: Any = field(default=frozenset({"a"}), metadata={"help": "A set, which JSON does not have"})
+
+
+class CannotSaveItsSettings(Scale):
+    """Its settings are no JSON"""
+
+    Settings = SetSettings
+
+
+class HasNoSummary(Scale):
+    __doc__ = None
+
+
+class HasABadName(Scale):
+    """Its name has capitals"""
+
+    name = "My_Method"
