@@ -2,7 +2,7 @@
 
     python examples/demo-base/make_base.py [FOLDER]
 
-It sees only the yes/no questions about the training pictures, and takes about ten minutes on two CPU cores. FOLDER is
+It sees only the yes/no questions about the training pictures, and takes a quarter of an hour or more on two CPU cores. FOLDER is
 where the base goes; by default it replaces the one that ships.
 
 Such a model does not learn to see and to read at once: whether "yes" is right depends on question and picture together,
