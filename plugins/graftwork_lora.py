@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import Requires, hookimpl, setting
 from graftwork.errors import AdapterError
-from graftwork.foreign import Adapter, Foreign
 from graftwork.kinds import PeftMethod
-from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,17 +21,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 START = "start"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""Where peft saves an adapter's tensors, the newer form first."""
-OWN = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
-"""A tensor of an adapter: the adapted module, and which of its matrices."""
-UNREADABLE = (
-    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "target_parameters", "lora_bias"),
-    *("use_qalora", "alora_invocation_tokens", "arrow_config"),
-)
-"""Settings of peft's that give an adapter's tensors another meaning, where they are not empty."""
-MOVED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Beginnings of peft's `init_lora_weights` that change the base's own weights, which an adapter's folder does not hold."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +120,6 @@ class Lora(PeftMethod[LoraSettings]):
     def exports(self) -> Mapping[str, Any]:
         return {"peft": partial(_export, self)}
 
-    def adopt(self, folder: Foreign) -> Adapter | None:
-        """The LoRA adapter in a folder that peft, or code that uses it, wrote (see `graftwork.foreign.Adopter`)."""
-        file = next((name for name in FILES if name in folder.files), None)
-        config = folder.json("adapter_config.json")
-        if config.get("peft_type", "LORA" if file else "") != "LORA":
-            return None
-        return _Reading(config, folder.tensors(file) if file else {}).adapter(both=folder.files.issuperset(FILES))
-
 
 def _is_layer(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
@@ -203,92 +181,6 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-
-
-class _Reading:
-    """An adapter as peft saves it."""
-
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-        self.config = config
-        self.own: dict[tuple[str, str], LazyTensor] = {}
-        self.others: dict[str, LazyTensor] = {}
-        self.layers: dict[str, dict[str, LazyTensor]] = {}
-        for name, read in tensors.items():
-            name = name.removeprefix("module.").removeprefix("base_model.model.")
-            if found := OWN.fullmatch(name):
-                self.own[found[1], f"{found[2]}.{ADAPTER}.weight"] = read
-                self.layers.setdefault(found[1], {})[found[2]] = read
-            else:
-                self.others[re.sub(r"\.modules_to_save(\.\w+)?\.(?=\w+$)", ".", name)] = read
-
-    def adapter(self, *, both: bool) -> Adapter:
-        """What is in it, and what is wrong with it."""
-        config, settings = self.config, self.settings()
-        kinds = sorted({module.rpartition(".")[2] for module in self.layers})
-        scaled = f"rank {settings['rank']}, alpha {settings['alpha']:g}, dropout {settings['dropout']:g}"
-        named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if settings[key]]
-        return Adapter(
-            said=f"{' and '.join(named) or 'LoRA'} of {scaled}, on {len(self.layers)} linear layers ({', '.join(kinds)})",
-            settings=settings,
-            tensors=self.own,
-            shapes=self.shapes(),
-            others=self.others,
-            base=config.get("base_model_name_or_path") or "",
-            inconsistent=("it has an adapter_model.bin as well, which peft does not read beside safetensors",) * both,
-            refused=self.refusal(),
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """This method's settings."""
-        config = self.config
-        return {
-            "rank": config.get("r", 8),
-            "alpha": float(config.get("lora_alpha", 8)),
-            "dropout": float(config.get("lora_dropout", 0.0)),
-            "use_rslora": bool(config.get("use_rslora")),
-            "use_dora": bool(config.get("use_dora")),
-        }
-
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """What each adapted layer's own weight must be like."""
-        whole = {module: m for module, m in self.layers.items() if {"lora_A", "lora_B"} <= m.keys()}
-        pairs = {module: (m["lora_B"]().shape, m["lora_A"]().shape) for module, m in whole.items()}
-        return {module: (b[0], a[1]) for module, (b, a) in pairs.items() if len(a) == len(b) == 2}
-
-    def refusal(self) -> str:
-        """Why it cannot be used, and what would help; empty when it can."""
-        import torch
-
-        config, count = self.config, len(self.own)
-        if not config:
-            return "it has no adapter_config.json, which says how the adapter is scaled; copy it from where it was trained"
-        if not count:
-            return "it holds no tensors of an adapter (adapter_model.safetensors or .bin); copy them from where it was trained"
-        if odd := [key for key in UNREADABLE if config.get(key)]:
-            return f"its adapter_config.json sets {', '.join(odd)}, which 'lora' does not have"
-        if (start := str(config.get("init_lora_weights"))).startswith(MOVED_BASE):
-            return f"it was started by '{start}', which changed the base's own weights, and it does not hold those"
-        tensors = {f"{module}.{rest}": read().detach() for (module, rest), read in self.own.items()}
-        if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
-            return (
-                f"{len(empty)} of its {count} tensors are empty: they were saved under ZeRO-3 without being gathered, and their "
-                "values are lost; train again"
-            )
-        needed = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if config.get("use_dora") else [])}
-        if partial := [module for module, matrices in self.layers.items() if matrices.keys() != needed]:
-            return f"{len(partial)} of its layers do not have {', '.join(sorted(needed))} alone, such as '{partial[0]}'"
-        ranks = {matrices["lora_A"]().shape[0] for matrices in self.layers.values()}
-        if ranks != {self.settings()["rank"]}:
-            return f"its matrices have rank {min(ranks)}, and adapter_config.json says {self.settings()['rank']}; restore it"
-        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            return (
-                f"{len(broken)} of its {count} tensors hold numbers that are not finite, such as '{broken[0]}': the run "
-                "overflowed; train again in bf16"
-            )
-        changes = any(m["lora_A"]().any() and m["lora_B"]().any() for m in self.layers.values())
-        if not changes and not config.get("use_dora"):
-            return "the adapter is all zero, so it changes nothing: use its base, or train again"
-        return ""
 
 
 @hookimpl
