@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graftwork.component import setting
 from graftwork.errors import WeightsError
-from graftwork.foreign import Finding, Foreign
 from graftwork.hookspecs import hookimpl
 from graftwork.kinds import (
     AttentionSite,
@@ -232,12 +231,6 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ),
             config["language"]["vocab_size"],
         )
-
-    def recognise(self, folder: Foreign) -> Finding | None:
-        """What a folder is that upstream's training wrote (see `graftwork.foreign.Recogniser`)."""
-        from graftwork_mgm.foreign import recognise
-
-        return recognise(self, folder)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write an MGM folder, with each tower's configuration beside it in a folder of its part's name."""
