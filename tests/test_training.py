@@ -20,7 +20,8 @@ from graftwork.events import CheckpointSaved, Event, RunEnded, RunStarted, StepT
 from graftwork.filling import named_tensors
 from graftwork.lookup import DictLookup
 from graftwork.plan import Plan
-from graftwork.training import Outcome, summed_loss, train
+from graftwork.stepping import summed_loss
+from graftwork.training import Outcome, train
 from graftwork.training_data import TrainingData, cut, gather
 
 Train = Callable[..., Outcome]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from graftwork.lookup import Lookup
 from graftwork.model import Processor
 from graftwork.plan import Plan
 from graftwork.resolve import restore_component
+from graftwork.stepping import cross_entropy
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ class Assembly:
     """Names of the parameters that the PEFT method added."""
     base_values: dict[str, Tensor] = field(default_factory=dict)
     """The base's values, on the CPU, of its tensors that are trained."""
+    cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
+    """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
 
     @property
     def model(self) -> Any:

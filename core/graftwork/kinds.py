@@ -17,9 +17,12 @@ from graftwork.weights import LazyTensor, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from graftwork.compose import Assembly
+    from graftwork.plan import TrainSettings
     from graftwork.scores import Answered
+    from graftwork.stepping import Stepper
 
 KINDS: Mapping[str, str] = {
     "model": "model_architectures",
@@ -288,6 +291,14 @@ class MemoryStrategy(Component[S]):
 
     def prepare(self, assembly: Assembly) -> None:
         """Change the assembled model in place, after the PEFT method and before the optimizer exists."""
+
+    def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
+        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""
+        return None
+
+    def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:
+        """Another way of taking a step, for an engine that computes gradients or updates itself; None for the plain one."""
+        return None
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Entered while full tensors are read, for saving."""

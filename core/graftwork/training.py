@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import checkpoint, compose, manifest, proof
-from graftwork.batch import IGNORED, Encoded, collate
+from graftwork.batch import Encoded, collate
 from graftwork.errors import CheckpointError, DataError
 from graftwork.events import CheckpointSaved, Event, RunEnded, RunStarted, StepTaken
 from graftwork.health import Health, Verdict
@@ -20,13 +20,12 @@ from graftwork.lookup import Lookup
 from graftwork.plan import Plan, TrainSettings
 from graftwork.resuming import keep_log, resumable
 from graftwork.sampling import Sampler, learning_rate_factor, steps_for
+from graftwork.stepping import stepper_for
 from graftwork.training_data import TrainingData, cut, gather
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from graftwork.batch import Batch
     from graftwork.compose import Assembly
 
 LOG = "log.jsonl"
@@ -97,7 +96,6 @@ class Loop:
         lookup: Lookup,
         listen: Callable[[Event], None],
     ) -> None:
-        import torch
 
         self.plan, self.assembly, self.data, self.steps, self.out, self.lookup = (
             plan,
@@ -110,17 +108,7 @@ class Loop:
         self.settings: TrainSettings = plan.circumstance.train
         self.step = 0
         self._listen = listen
-        self.parameters = assembly.trained()
-        groups = self._groups()
-        self.rates = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.settings.learning_rate,
-            betas=self.settings.adam_betas,
-            eps=self.settings.adam_epsilon,
-            weight_decay=self.settings.weight_decay,
-        )
-        self.scaler = torch.amp.GradScaler(assembly.device.type, enabled=assembly.precision == "fp16")
+        self.stepper = stepper_for(assembly, self.settings)
         self.health = Health(assembly.processor.vocabulary, assembly.precision, assembly.architecture.overflows_in)
         self.sampler = Sampler(
             data.lengths,
@@ -130,12 +118,6 @@ class Loop:
         )
         self.log: list[dict[str, Any]] = []
         self.probe = proof.probe_tensors(self.encode_step(0), assembly.processor.pad_id)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        peft, rate = self.assembly.peft, self.settings.learning_rate
-        if peft is None:
-            return [{"params": list(self.parameters.values()), "lr": rate}]
-        return [group for group in peft.groups(self.parameters, rate) if group["params"]]
 
     def run(self) -> Outcome:
         """Take the remaining steps, save, and judge."""
@@ -191,29 +173,19 @@ class Loop:
 
     def take_step(self, examples: Sequence[Encoded], began: float) -> dict[str, Any]:
         """One optimizer step, which `began` at that time, on encoded records; returns its line of the log."""
-        import torch
-
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        self.stepper.set_rate(factor)
         labelled = sum(int(example.labelled) for example in examples)
         loss = 0.0
         size = self.settings.micro_batch_size or len(examples)
         for start in range(0, len(examples), size):
-            batch = collate(examples[start : start + size], pad_id=self.assembly.processor.pad_id).to(
-                self.assembly.device
-            )
-            with self.assembly.autocast():
-                part = summed_loss(self.assembly.model, batch) / max(1, labelled)
-            self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
-        skipped = not (math.isfinite(loss) and math.isfinite(float(norm)))
+            batch = collate(examples[start : start + size], pad_id=self.assembly.processor.pad_id)
+            loss += float(self.stepper.accumulate(batch.to(self.assembly.device), labelled))
+        norm = float(self.stepper.gradient_norm())
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.stepper.update()
+        self.stepper.clear()
         self.health.saw(loss, skipped=skipped)
         self.step += 1
         event = StepTaken(
@@ -222,7 +194,7 @@ class Loop:
             steps=self.steps,
             loss=loss,
             learning_rate=self.settings.learning_rate * factor,
-            gradient_norm=float(norm),
+            gradient_norm=norm,
             images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
             tokens=sum(len(e.input_ids) for e in examples),
             seconds=time.perf_counter() - began,
@@ -258,18 +230,10 @@ class Loop:
         """Everything that resuming needs besides the trained tensors, as tensors."""
         import torch
 
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        state = {
-            f"{names[id(parameter)]}/{key}": value.detach().cpu().contiguous()
-            for parameter, values in self.optimizer.state.items()
-            for key, value in values.items()
-        }
+        state = self.stepper.state()
         state["random/cpu"] = torch.get_rng_state()
         if self.assembly.device.type == "cuda":
             state["random/cuda"] = torch.cuda.get_rng_state(self.assembly.device)
-        if self.scaler.is_enabled():
-            scaler = self.scaler.state_dict()
-            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
         state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
         state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
         return state
@@ -280,18 +244,10 @@ class Loop:
 
         state = checkpoint.read_tensors(start / checkpoint.OPTIMIZER / "state.safetensors")
         self.step = saved.step
-        for name, parameter in self.parameters.items():
-            keys = [key for key in state if key.rpartition("/")[0] == name]
-            self.optimizer.state[parameter] = {
-                key.rpartition("/")[2]: state[key] if key.endswith("/step") else state[key].to(parameter.device)
-                for key in keys
-            }
+        self.stepper.restore(state)
         torch.set_rng_state(state["random/cpu"])
         if "random/cuda" in state and self.assembly.device.type == "cuda":
             torch.cuda.set_rng_state(state["random/cuda"], self.assembly.device)
-        if "scaler" in state:
-            scale, growth = state["scaler"].tolist()
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
         self.health.losses = state["losses"].tolist()
         self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
         self.data.leave_out(saved.data["bad"])
@@ -299,16 +255,3 @@ class Loop:
 
 
 LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")
-
-
-def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """The cross entropy in nats, summed over the labelled positions, and computed only there.
-
-    Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
-    """
-    import torch
-
-    hidden = model(batch)[:, :-1]
-    labels = batch.labels[:, 1:]
-    kept = labels != IGNORED
-    return torch.nn.functional.cross_entropy(model.logits(hidden[kept]).float(), labels[kept], reduction="sum")

@@ -29,7 +29,7 @@ from graftwork.batch import Batch, collate
 from graftwork.kinds import DataSource
 from graftwork.records import Picture, Record
 from graftwork.resolve import resolve, restore_component
-from graftwork.training import summed_loss
+from graftwork.stepping import summed_loss
 from graftwork_registry import Catalog
 
 HERE = Path(__file__).resolve().parent

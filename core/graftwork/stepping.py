@@ -1,0 +1,140 @@
+"""One optimizer step over an assembled model: the part of training that memory strategies may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from graftwork.batch import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from graftwork.batch import Batch
+    from graftwork.compose import Assembly
+    from graftwork.plan import TrainSettings
+
+
+class Stepper:
+    """Forward, backward and update. Nothing here reads a number out of a tensor, so that it runs on fake tensors too.
+
+    A step is `accumulate` for each micro-batch, `gradient_norm`, `update` unless the step is skipped, and `clear`. A memory
+    strategy with an engine of its own returns a child of this class from `MemoryStrategy.stepper`.
+    """
+
+    def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
+        import torch
+
+        self.assembly, self.settings = assembly, settings
+        self.parameters = assembly.trained()
+        groups = self._groups()
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = self._optimizer(groups)
+        self.scaler = torch.amp.GradScaler(assembly.device.type, enabled=assembly.precision == "fp16")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        peft, rate = self.assembly.peft, self.settings.learning_rate
+        if peft is None:
+            return [{"params": list(self.parameters.values()), "lr": rate}]
+        return [group for group in peft.groups(self.parameters, rate) if group["params"]]
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The first optimizer that a strategy offers, else AdamW."""
+        import torch
+
+        for strategy in self.assembly.strategies:
+            if (offered := strategy.optimizer(groups, self.settings)) is not None:
+                return offered
+        return torch.optim.AdamW(
+            groups,
+            lr=self.settings.learning_rate,
+            betas=self.settings.adam_betas,
+            eps=self.settings.adam_epsilon,
+            weight_decay=self.settings.weight_decay,
+        )
+
+    def set_rate(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its highest."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def accumulate(self, batch: Batch, labelled: int) -> Tensor:
+        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `labelled`, the
+        number of labels of the whole step."""
+        with self.assembly.autocast():
+            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def gradient_norm(self) -> Tensor:
+        """Clip the gathered gradients, and return their norm from before."""
+        import torch
+
+        self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
+
+    def update(self) -> None:
+        """Change the trained parameters by the gathered gradients."""
+        self.scaler.step(self.optimizer)
+
+    def clear(self) -> None:
+        """Forget the gradients; every step ends so, a skipped one too."""
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU."""
+        import torch
+
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        state = {
+            f"{names[id(parameter)]}/{key}": value.detach().cpu().contiguous()
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        for name, parameter in self.parameters.items():
+            keys = [key for key in state if key.rpartition("/")[0] == name]
+            self.optimizer.state[parameter] = {
+                key.rpartition("/")[2]: state[key] if key.endswith("/step") else state[key].to(parameter.device)
+                for key in keys
+            }
+        if "scaler" in state:
+            scale, growth = state["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
+
+
+def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
+    """The stepper that a memory strategy of the assembly brings, else the plain one."""
+    for strategy in assembly.strategies:
+        if (brought := strategy.stepper(assembly, settings)) is not None:
+            return brought
+    return Stepper(assembly, settings)
+
+
+def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross entropy of hidden states `[labels, width]`, by way of all their logits in fp32."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(model.logits(hidden).float(), labels, reduction="sum")
+
+
+def summed_loss(
+    model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
+) -> Tensor:
+    """The cross entropy in nats, summed over the labelled positions, and computed only there.
+
+    Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
+    """
+    hidden = model(batch)[:, :-1]
+    labels = batch.labels[:, 1:]
+    kept = labels != IGNORED
+    return cross_entropy(model, hidden[kept], labels[kept])
