@@ -57,11 +57,13 @@ def save(
     health: Verdict,
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
-    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. Raises CheckpointError.
+    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance. Raises
+    CheckpointError.
     """
     from safetensors.torch import save_file
 
@@ -90,7 +92,7 @@ def save(
             fresh=assembly.fresh,
             attention=assembly.attention_report(),
             data=dict(data),
-            provenance=provenance(),
+            provenance={**provenance(), **(origin or {})},
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)

@@ -157,7 +157,7 @@ def build(
     with ExitStack() as building:
         for strategy in strategies:
             building.enter_context(strategy.building())
-        if meta or identity.model.weights:
+        if meta or identity.model.weights or trained is not None:
             from accelerate import init_empty_weights
 
             building.enter_context(init_empty_weights(include_buffers=False))
@@ -184,7 +184,7 @@ def build(
     available = base_tensors(identity, architecture, towers, structure, shapes_only=meta)
     assembly.fresh = missing_roles(architecture, structure, available)
     if not meta:
-        fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]))
+        fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]), trained)
     known = {id(tensor) for name, tensor in named_tensors(structure.model).items() if name in available}
     adapt(assembly, fresh=trained is None and not meta)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(structure.model).items() if id(tensor) in known)

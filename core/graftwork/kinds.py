@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from graftwork.compose import Assembly
+    from graftwork.foreign import Adapter, Adoption, Foreign
     from graftwork.plan import TrainSettings
     from graftwork.scores import Answered
     from graftwork.stepping import Stepper
@@ -245,6 +246,15 @@ class ModelArchitecture(Weighted[S]):
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
 
+    def adopt(
+        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> Adoption | None:
+        """What this model makes of a folder that other code wrote; None where it is not of this model.
+
+        `towers` are the default ones of each part, and `adapter` is what a PEFT method has read in the folder. Nothing is
+        believed and nothing is run; raises WeightsError for files that cannot be read."""
+        return None
+
     @abstractmethod
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
@@ -274,6 +284,10 @@ class PeftMethod(Component[S]):
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
         """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
+
+    def adopt(self, folder: Foreign) -> Adapter | None:
+        """The adapter of this method in a folder that other code wrote; None where there is none."""
+        return None
 
     def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         """The optimizer's parameter groups for all trained parameters, by name."""

@@ -120,18 +120,23 @@ def prove(assembly: Assembly, probe: Mapping[str, Tensor], facts: ProbeFacts) ->
         recorded_distance=facts.distance,
         comparable=facts.precision == assembly.precision and facts.device == assembly.device.type,
     )
-    if not on.isfinite().all():
-        raise CheckpointError(
-            "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
-        )
-    if assembly.switchable and not proof.distance > 0.0:
-        raise AdapterError(
-            "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "
-            "higher learning rate, or use the base itself"
-        )
+    refuse_dead(assembly, on, off)
     if proof.comparable and not proof.error <= proof.tolerance:
         raise CheckpointError(
             f"the rebuilt model is not the one that was saved: its logits differ by {proof.error:.3g}, at most "
             f"{proof.tolerance:.3g} is rounding; use the versions that the checkpoint records"
         )
     return proof
+
+
+def refuse_dead(assembly: Assembly, on: Tensor, off: Tensor) -> None:
+    """CheckpointError for logits that are not finite, AdapterError for an adapter that moves none of them."""
+    if not on.isfinite().all():
+        raise CheckpointError(
+            "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
+        )
+    if assembly.switchable and on.equal(off):
+        raise AdapterError(
+            "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "
+            "higher learning rate, or use the base itself"
+        )

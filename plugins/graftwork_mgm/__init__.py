@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftwork.compose import Assembly
+    from graftwork.foreign import Adapter, Adoption, Foreign
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
@@ -231,6 +232,14 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ),
             config["language"]["vocab_size"],
         )
+
+    def adopt(
+        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> Adoption | None:
+        """What upstream's training left in a folder."""
+        from graftwork_mgm.foreign import Reading
+
+        return Reading(self, folder, towers, adapter).adoption()
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write an MGM folder, with each tower's configuration beside it in a folder of its part's name."""

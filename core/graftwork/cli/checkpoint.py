@@ -15,9 +15,12 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import open_console, print_json
+from graftwork.cli.foreign import place_options, print_diagnosis
 from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from graftwork.checkpoint import Opened
     from graftwork.manifest import Manifest
 
@@ -55,21 +58,51 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
 
 
 @click.command()
-@FOLDER
+@click.argument("folder", type=click.Path(path_type=Path))
+@place_options
 @JSON
-def inspect(checkpoint: Path, as_json: bool) -> None:
-    """Say in plain words what CHECKPOINT is, without loading it."""
+@click.pass_obj
+def inspect(
+    session: Session,
+    folder: Path,
+    base: Path | None,
+    parts: tuple[str, ...],
+    search: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Say in plain words what FOLDER is, without loading it.
+
+    FOLDER can be a checkpoint, or what other code left: an adapter, a stage-1 run, a whole model. Then it is also said what
+    is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
+    the weights are that such a folder names.
+    """
+    from graftwork import manifest
+    from graftwork.checkpoint import checkpoints
+    from graftwork.diagnosis import diagnose
+
+    console = open_console()
+    if not (folder / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(folder)):
+        diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
+        if as_json:
+            print_json(diagnosis.to_json())
+        else:
+            print_diagnosis(console, diagnosis)
+        return
+    print_checkpoint(console, folder, as_json)
+
+
+def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
+    """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
     from rich.table import Table
 
     from graftwork import manifest
     from graftwork.checkpoint import newest
 
-    folder = newest(checkpoint)
+    folder = newest(given)
     read = manifest.read(folder)
     if as_json:
         print_json(asdict(read))
         return
-    console = open_console()
     table = Table.grid(padding=(0, 3))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
@@ -83,7 +116,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
         console.print(f"\n[red]Not intact:[/red] {error.sentence}")
         raise SystemExit(1) from None
     console.print(
-        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {checkpoint}"
+        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {given}"
     )
 
 
@@ -91,12 +124,11 @@ def describe(read: Manifest) -> list[tuple[str, str]]:
     """The rows that tell a person what a checkpoint is."""
     identity = read.plan.identity
     numbers = sum(_size(entry.shape) for entry in read.tensors.values())
-    rows = [
-        (
-            "trained",
-            f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {read.provenance.get('created', '')}",
-        )
-    ]
+    created = read.provenance.get("created", "")
+    rows = [("trained", f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {created}")]
+    if origin := read.provenance.get("imported from"):
+        steps = f"; trained there in {read.steps:,} steps" if read.steps else ""
+        rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", identity.model), *identity.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
