@@ -94,5 +94,7 @@ class Component(ABC, Generic[S]):
         return ()
 
     def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
-        """The foreign formats that this component writes: name to a function of (Assembly, empty folder)."""
+        """The foreign formats that a PEFT method or a model writes: name to a function of (Assembly, empty folder).
+
+        A method is given the model with its adapter in place, a model itself with the adapter folded in."""
         return {}

@@ -37,7 +37,7 @@ class Place:
         """For a person."""
         named = f"'{self.recorded}'" if self.recorded else "not recorded"
         if self.found is None:
-            return f"{named}, not found" + (f": {self.instead}" if self.instead else "")
+            return named + ", not found" * bool(self.recorded) + (f": {self.instead}" if self.instead else "")
         return named if str(self.found) == self.recorded else f"{named}, here {self.found}"
 
 
@@ -76,15 +76,16 @@ class Diagnosis:
             shlex.quote(f"{self.folder.name}-graftwork"),
         ]
         for what, place in self.places.items():
-            if place.found is None or place.given:
+            if place.given or place in self.absent:
                 option = "--base" if what == BASE else f"--part {what}="
                 words.append(f"{option}{' ' * (what == BASE)}{shlex.quote(str(place.found)) if place.found else 'DIR'}")
         return " ".join(words)
 
     @property
     def absent(self) -> list[Place]:
-        """What has to be found before it can be imported."""
-        return [place for place in self.places.values() if place.found is None]
+        """What has to be found before it can be imported; a whole model needs no base."""
+        whole = self.adoption is not None and self.adoption.whole
+        return [p for p in self.places.values() if p.found is None and not (whole and p.what == BASE)]
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -53,7 +53,7 @@ def import_folder(
     adoption = diagnosis.adoption
     if diagnosis.refused:
         raise CheckpointError(f"'{diagnosis.folder}' is {diagnosis.said}, and cannot be imported: {diagnosis.refused}")
-    if adoption is None or any(place.what != BASE or not adoption.whole for place in diagnosis.absent):
+    if adoption is None or diagnosis.absent:
         lines = [f"{place.what}: {place.line()}" for place in diagnosis.absent]
         raise CheckpointError(
             f"'{diagnosis.folder}' is {diagnosis.said}, and what it was trained from is not at hand: {diagnosis.command}",

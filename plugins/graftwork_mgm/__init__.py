@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
+KEYS = {"low": "mm_vision_tower", "high": "mm_vision_tower_aux"}
+"""Which key of an MGM folder's config.json names each part's tower."""
 NESTED = {"low": "vision_tower.", "high": ""}
 """What published names have between the tower's place and its own names."""
 
@@ -232,6 +235,12 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ),
             config["language"]["vocab_size"],
         )
+
+    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+        """`mgm`: a whole folder for upstream's loader."""
+        from graftwork_mgm.export import write_for_upstream
+
+        return {"mgm": partial(write_for_upstream, self.backbone)}
 
     def adopt(
         self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None

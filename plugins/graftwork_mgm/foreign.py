@@ -13,7 +13,7 @@ from graftwork.errors import WeightsError
 from graftwork.foreign import Adapter, Adoption, Foreign, Wanted
 from graftwork.kinds import VisionTower
 from graftwork.weights import LazyTensor, tensor_files
-from graftwork_mgm import TOWERS
+from graftwork_mgm import KEYS, TOWERS
 from graftwork_mgm.backbones import REQUIRED
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 LORA, STAGE_1 = "non_lora_trainables.bin", "mm_projector.bin"
 """Where upstream keeps what it trained besides an adapter, and what it trained in stage 1."""
 LOST = "restore it from where it was trained: nothing else holds what the run learned there"
-KEYS = {"low": "mm_vision_tower", "high": "mm_vision_tower_aux"}
 TRAINED = {"low": "optimize_vision_tower", "high": "optimize_vision_tower_aux"}
 WIDTHS = {"low": "mm_hidden_size", "high": "mm_hidden_size_aux"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

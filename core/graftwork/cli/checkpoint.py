@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
     from graftwork.checkpoint import Opened
     from graftwork.manifest import Manifest
+    from graftwork.merging import Certificate
 
 FOLDER = click.argument("checkpoint", type=click.Path(path_type=Path))
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What to store; by default as the base weights are.",
+)
 JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 
 
@@ -224,11 +230,7 @@ def verify_in_fresh_process(session: Session, folder: Path) -> dict[str, Any]:
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
 @base_options
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="What to store; by default as the base weights are.",
-)
+@PRECISION
 @click.pass_obj
 def merge(
     session: Session, checkpoint: Path, out: Path, base: Path | None, parts: tuple[str, ...], precision: str | None
@@ -242,6 +244,12 @@ def merge(
     certificate = merge_opened(opened, out, session.catalog, precision=precision)
     console = open_console()
     console.print(f"[bold]{out}[/bold] holds the merged model, in {certificate.precision}.")
+    print_certificate(console, certificate)
+    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
+
+
+def print_certificate(console: Console, certificate: Certificate) -> None:
+    """What shows that a whole model is the checkpoint."""
     console.print(
         f"  tensors   {certificate.tensors}: {certificate.changed} changed, {certificate.unchanged} as in the base, "
         f"{certificate.new} that the base lacks; none dropped"
@@ -249,20 +257,34 @@ def merge(
     console.print(
         f"  logits    differ by {certificate.error:.3g} from the unmerged model; at most {certificate.tolerance:.3g} is rounding"
     )
-    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
 
 
 @click.command()
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "to", required=True, metavar="FORMAT", help="The format, such as 'peft'.")
+@click.option("--to", "to", required=True, metavar="FORMAT", help="The format, such as 'peft' or 'mgm'.")
 @base_options
+@PRECISION
 @click.pass_obj
-def export(session: Session, checkpoint: Path, out: Path, to: str, base: Path | None, parts: tuple[str, ...]) -> None:
-    """Write CHECKPOINT to OUT in a format that other tools read."""
+def export(
+    session: Session,
+    checkpoint: Path,
+    out: Path,
+    to: str,
+    base: Path | None,
+    parts: tuple[str, ...],
+    precision: str | None,
+) -> None:
+    """Write CHECKPOINT to OUT in a format that other tools read: its adapter ('peft'), or the whole model ('mgm').
+
+    A whole model is stored in fp32 unless told otherwise, so that it can be imported again without loss.
+    """
     from graftwork.merging import export as export_opened
 
     opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
-    export_opened(opened, to, out)
+    certificate = export_opened(opened, to, out, session.catalog, precision=precision or "fp32")
     files = ", ".join(sorted(file.name for file in out.iterdir()))
-    open_console().print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
+    console = open_console()
+    console.print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
+    if certificate:
+        print_certificate(console, certificate)

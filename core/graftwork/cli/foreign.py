@@ -70,6 +70,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     else:
         console.print("\nTo make a proven checkpoint of it:")
         console.print(f"  {diagnosis.command}", soft_wrap=True)
+        if diagnosis.adoption and diagnosis.adoption.whole and not diagnosis.places["base"].found:
+            console.print("With --base DIR it can be compared with the language model that it was trained from.")
 
 
 @click.command("import")
@@ -125,9 +127,8 @@ def import_command(
             console.print(
                 f"  {name:9}  {place.found or 'not at hand: the checkpoint holds everything'}", soft_wrap=True
             )
-    console.print(
-        f"  tensors    {len(imported.manifest.tensors)}, all that the folder holds and the base lacks or has otherwise"
-    )
+    held = "all that the base lacks or has otherwise" if diagnosis.places["base"].found else "the whole model"
+    console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
     console.print(
         f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
     )
