@@ -239,7 +239,7 @@ def test_questions_that_cannot_be_asked_are_counted_and_named(tmp_path: Path) ->
     result = run(tmp_path, quiz=quiz)
     assert [one.record.id for one in result.answered] == ["q0"]
     assert [bad.where for bad in result.bad] == ["file:1", "quiz:bad", "quiz:long"]
-    assert "more than the 512" in result.bad[2].why
+    assert "the model reads 512, so there is no room" in result.bad[2].why
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert (content["questions"], content["answered"], len(content["bad"])) == (4, 1, 3)
 
@@ -289,3 +289,10 @@ def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     for arm in BOTH:
         assert content["mean_with_unanswered_as_nought"][arm] == pytest.approx(result.scores[arm]["accuracy"] * 12 / 16)
+
+
+def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    run(tmp_path, tiny_assembly(context=13), say=said.append)
+    assert said == ["the model reads 13 tokens, which leaves 2 of 4 for the answer to 'q0'; longer answers are cut there"]
+    assert max(line["tokens"]["base"] for line in lines(tmp_path)[2:]) == 2

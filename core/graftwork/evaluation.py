@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.answers import AnswerFile
 from graftwork.batch import Encoded, collate
 from graftwork.errors import DataError, GraftworkError
-from graftwork.generation import Answers, answer, answering, encode_prompt
+from graftwork.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.kinds import Evaluator
 from graftwork.records import BadRecord, Record
 from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, tabulate
@@ -176,9 +176,11 @@ def _ask_all(
     """Answer records batch by batch, each with the batch size; pictures are read while the model answers."""
     import torch
 
+    most, narrow = evaluator.max_new_tokens, False
+
     def encode(record: Record) -> Prompt | BadRecord:
         try:
-            return record, encode_prompt(assembly, record, evaluator.max_new_tokens)
+            return record, encode_prompt(assembly, record, most)
         except DataError as error:
             if strict:
                 raise
@@ -192,8 +194,14 @@ def _ask_all(
             while len(waiting) < size and (encoded := next(stream, None)) is not None:
                 if isinstance(encoded, BadRecord):
                     bad.append(encoded)
-                else:
-                    waiting.append(encoded)
+                    continue
+                waiting.append(encoded)
+                if not narrow and (left := room(assembly, encoded[1], most)) < most:
+                    narrow = True
+                    say(
+                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {most} for the answer to "
+                        f"'{encoded[0].id}'; longer answers are cut there"
+                    )
             if not waiting:
                 return
             chunk = waiting[:size]
