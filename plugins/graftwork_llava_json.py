@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.component import setting
+from graftwork.component import Absent, setting
 from graftwork.errors import DataError
 from graftwork.hookspecs import hookimpl
 from graftwork.kinds import DataSource
@@ -42,7 +42,7 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         if self.settings.path is None:
             yield "'path' is not set; name the .json or .jsonl file"
         elif not self.settings.path.is_file():
-            yield f"there is no file '{self.settings.path}'; mend 'path'"
+            yield Absent(f"there is no file '{self.settings.path}'; mend 'path'")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The file's records in order; DataError when the file as a whole cannot be read."""
