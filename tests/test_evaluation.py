@@ -294,5 +294,7 @@ def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path
 def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     run(tmp_path, tiny_assembly(context=13), say=said.append)
-    assert said == ["the model reads 13 tokens, which leaves 2 of 4 for the answer to 'q0'; longer answers are cut there"]
+    assert said == [
+        "the model reads 13 tokens, which leaves 2 of 4 for the answer to 'q0'; longer answers are cut there"
+    ]
     assert max(line["tokens"]["base"] for line in lines(tmp_path)[2:]) == 2
