@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from mgm_folders import GOLDEN
+from safetensors.torch import load_file, save_file
 from tiny_runs import COMPONENTS
 
 from graftwork import runfile
@@ -166,16 +168,17 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+TOWER_WEIGHTS = {
+    "model.parts.low.weights": GOLDEN / "clip",
+    "model.parts.high.weights": GOLDEN / "convnext",
+}
+
+
 @pytest.fixture(scope="module")
 def stage_1(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base that a merged stage 1 is."""
     folder = tmp_path_factory.mktemp("stage-1")
-    weights = {
-        "model.weights": GOLDEN / "base",
-        "model.parts.low.weights": GOLDEN / "clip",
-        "model.parts.high.weights": GOLDEN / "convnext",
-    }
-    run_recipe(STAGE_1, folder / "out", {**paths, **weights})
+    run_recipe(STAGE_1, folder / "out", {**paths, **TOWER_WEIGHTS, "model.weights": GOLDEN / "base"})
     merge(open_checkpoint(folder / "out", LOOKUP, device="cpu", precision="fp32"), folder / "stage-1", LOOKUP)
     return folder / "stage-1"
 
@@ -228,3 +231,60 @@ def test_full_as_a_method_and_roles_trained_whole_are_the_same_training(
     others = roles.assembly.trained()
     assert others.keys() == method.assembly.trained().keys()
     assert all(tensor.equal(others[name]) for name, tensor in method.assembly.trained().items())
+
+
+# Runs that must end badly ---------------------------------------------------------------------------------------------
+
+
+def scaled_base(folder: Path, part: str, factor: float) -> Path:
+    """The tiny base with some of its tensors multiplied."""
+    shutil.copytree(GOLDEN / "base", folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = {name: tensor * (factor if part in name else 1) for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_fp16_is_refused_with_the_reason_unless_it_is_forced() -> None:
+    run = ["plan", str(RECIPES / f"{LORA}.toml"), "--set", "train.precision=fp16"]
+    reason = "'mgm-gemma' is known to overflow in fp16; use bf16 or fp32, or set train.force_precision = true"
+    refused = CliRunner().invoke(main, run)
+    assert refused.exit_code == 1
+    assert f"  train.precision: {reason}" in refused.output
+    assert reason not in CliRunner().invoke(main, [*run, "--set", "train.force_precision=true"]).output
+
+
+def test_forced_fp16_that_overflows_is_an_unhealthy_run_where_bf16_is_not_skipped(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    base = scaled_base(tmp_path / "base", "mlp.", 100.0)  # fp16 ends at 65,504
+    named = {**paths, **TOWER_WEIGHTS, "model.weights": base}
+    overrides = [*(f"{key}={path}" for key, path in named.items()), "train.epochs=2", "train.force_precision=true"]
+    ended = {}
+    for precision in ("fp16", "bf16"):
+        run = runfile.load(RECIPES / f"{STAGE_1}.toml", [*overrides, f"train.precision={precision}"])
+        ended[precision] = train(resolve(run, LOOKUP, kernels=("sdpa",)), LOOKUP, tmp_path / precision, device="cpu")
+    assert not any("skipped" in line for line in ended["bf16"].log)
+    assert [line["skipped"] for line in ended["fp16"].log] == [True, True]
+    assert ended["fp16"].verdict.reasons == (
+        "2 of 2 losses are not finite numbers",
+        "2 of 2 steps were skipped for gradients that are not finite",
+        "fp16 is known to overflow in this model; train in bf16 or fp32",
+    )
+
+
+def test_a_run_whose_loss_is_absurd_ends_in_a_plain_verdict_and_a_status_that_is_not_nought(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    base = scaled_base(tmp_path / "base", "model.norm.weight", 1e11)
+    named = {**paths, **TOWER_WEIGHTS, "model.weights": base, "train.precision": "fp32", "train.epochs": 3}
+    overrides = [word for key, value in named.items() for word in ("--set", f"{key}={value}")]
+    recipe = str(RECIPES / f"{STAGE_1}.toml")
+    done = CliRunner().invoke(main, ["train", recipe, "--out", str(tmp_path / "out"), *overrides])
+    assert done.exit_code == 1
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert all(line["loss"] > 1e10 for line in log)
+    assert "unhealthy: the loss starts at" in done.output
+    assert "the weights, the prompt or the precision are wrong" in done.output
+    assert "Error: the run ended, and its result should not be used; the checkpoint is kept at" in done.output
+    assert "Unhealthy" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
