@@ -16,6 +16,7 @@ from graftwork.evaluation import Result, evaluate, look, read_questions
 from graftwork.generation import answer, encode_prompt
 from graftwork.records import BadRecord, Picture, Record, Turn
 from graftwork.scores import Answered
+from graftwork.weights import sha256
 
 IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}
 QUESTIONS = [
@@ -298,3 +299,23 @@ def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_
         "the model reads 13 tokens, which leaves 2 of 4 for the answer to 'q0'; longer answers are cut there"
     ]
     assert max(line["tokens"]["base"] for line in lines(tmp_path)[2:]) == 2
+
+
+def test_scores_name_the_models_the_tokens_the_time_and_the_hash_of_the_answers(tmp_path: Path) -> None:
+    run(tmp_path)
+    said = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["provenance"]
+    assert {name: said[name] for name in IDENTITY} == IDENTITY
+    written = lines(tmp_path)[2:]
+    assert said["tokens"] == {arm: sum(line["tokens"][arm] for line in written) for arm in BOTH}
+    assert min(said["tokens"].values()) >= len(QUESTIONS)
+    assert said["seconds"] == pytest.approx(sum(line["seconds"] for line in written), abs=0.01)
+    file = tmp_path / said["answers"]["file"]
+    assert said["answers"]["sha256"] == sha256(file)
+    file.write_text(file.read_text(encoding="utf-8").replace('"adapter": "', '"adapter": "forged', 1), encoding="utf-8")
+    assert said["answers"]["sha256"] != sha256(file), "scores whose answers were changed afterwards do not match them"
+
+
+def test_there_is_no_score_without_answers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the 1 questions of 'quiz' could be asked"):
+        run(tmp_path, quiz=Quiz(question("bad", "unreadable")))
+    assert not (tmp_path / "scores.json").exists()
