@@ -41,6 +41,10 @@ class Support:
 SUPPORTED = Support(True)
 
 
+class Absent(str):
+    """An objection to a file that is not there: a plan can be shown without it, and nothing can be carried out."""
+
+
 def unsupported(reason: str) -> Support:
     """The answer no, with its reason: a clause such as `head_dim is 256, at most 128 works`."""
     return Support(False, reason)
@@ -90,7 +94,8 @@ class Component(ABC, Generic[S]):
         return settings
 
     def objections(self, plan: Plan) -> Iterable[str]:
-        """Why this component cannot work in this plan, a clause each; nothing when it can."""
+        """Why this component cannot work in this plan, a clause each; nothing when it can. A file that may yet come is
+        `Absent`."""
         return ()
 
     def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:

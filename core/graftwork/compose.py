@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork import attention
-from graftwork.errors import AdapterError
-from graftwork.filling import base_tensors, census, config_of, fill, missing_roles, named_tensors, within
+from graftwork.errors import AdapterError, WeightsError
+from graftwork.filling import base_tensors, census, config_of, fill, folder_of, missing_roles, named_tensors, within
 from graftwork.kinds import (
     AttentionKernel,
     AttentionSite,
@@ -24,7 +24,7 @@ from graftwork.kinds import (
 )
 from graftwork.lookup import Lookup
 from graftwork.model import Processor
-from graftwork.plan import Plan
+from graftwork.plan import Choice, Plan
 from graftwork.resolve import restore_component
 from graftwork.stepping import cross_entropy
 
@@ -172,9 +172,7 @@ def build(
         towers=towers,
         outputs=outputs,
         structure=structure,
-        processor=architecture.processor(
-            config_of(identity.model), processor_folder or (Path(f) if (f := identity.model.folder) else None), outputs
-        ),
+        processor=_processor(identity.model, architecture, processor_folder, outputs, shape_only=meta),
         peft=peft,
         strategies=strategies,
         bindings=bind_attention(plan, lookup, structure, architecture, towers, outputs),
@@ -199,6 +197,37 @@ def build(
     for strategy in strategies:
         strategy.prepare(assembly)
     return assembly
+
+
+class NoProcessor:
+    """Stands for the processor of a model of which configurations alone are there; any use raises the reason."""
+
+    def __init__(self, reason: WeightsError) -> None:
+        self.reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.reason
+
+
+def _processor(
+    choice: Choice,
+    architecture: ModelArchitecture[Any],
+    of_checkpoint: Path | None,
+    outputs: Mapping[str, TowerOutput],
+    *,
+    shape_only: bool,
+) -> Processor:
+    """The processor of a checkpoint, or else the one that lies with the base weights, or with the configuration while
+    there are none; a shape alone may do without that one."""
+    folder = of_checkpoint or folder_of(choice)
+    if choice.folder and not (folder and folder.is_dir()):
+        folder = Path(choice.folder)
+    try:
+        return architecture.processor(config_of(choice), folder, outputs)
+    except WeightsError as error:
+        if of_checkpoint or not shape_only:
+            raise
+        return cast(Processor, NoProcessor(error))
 
 
 def describe_towers(

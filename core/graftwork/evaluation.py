@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from graftwork.answers import AnswerFile
 from graftwork.batch import Encoded, collate
 from graftwork.errors import DataError, GraftworkError
-from graftwork.generation import Answers, answer, answering, encode_prompt
+from graftwork.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.kinds import Evaluator
 from graftwork.records import BadRecord, Record
-from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, tabulate
+from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, shown, tabulate
+from graftwork.weights import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,14 @@ class Result:
         count = len(self.answered) + len(self.bad)
         arms = self.answered[0].answers
         return {arm: sum(one.scores[arm].value for one in self.answered) / count for arm in arms}
+
+    def unanswered(self) -> str:
+        """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
+        if not self.bad:
+            return ""
+        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({arm})" for arm, mean in self.mean_of_all.items())
+        count = len(self.answered) + len(self.bad)
+        return f"{len(self.bad):,} of {count:,} questions could not be asked; with nought for them the mean score is {means}."
 
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
@@ -119,6 +128,7 @@ def evaluate(
         "arms": list(arms),
         "tokens": {arm: sum(one.tokens[arm] for one in kept) for arm in arms},
         "seconds": round(sum(one.seconds for one in kept), 3),
+        "answers": {"file": file.path.name, "sha256": sha256(file.path)},
         "runs": file.runs,
     }
     result = Result(evaluator, kept, tuple(bad), provenance)
@@ -176,9 +186,11 @@ def _ask_all(
     """Answer records batch by batch, each with the batch size; pictures are read while the model answers."""
     import torch
 
+    most, narrow = evaluator.max_new_tokens, False
+
     def encode(record: Record) -> Prompt | BadRecord:
         try:
-            return record, encode_prompt(assembly, record, evaluator.max_new_tokens)
+            return record, encode_prompt(assembly, record, most)
         except DataError as error:
             if strict:
                 raise
@@ -192,8 +204,14 @@ def _ask_all(
             while len(waiting) < size and (encoded := next(stream, None)) is not None:
                 if isinstance(encoded, BadRecord):
                     bad.append(encoded)
-                else:
-                    waiting.append(encoded)
+                    continue
+                waiting.append(encoded)
+                if not narrow and (left := room(assembly, encoded[1], most)) < most:
+                    narrow = True
+                    say(
+                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {most} for the answer to "
+                        f"'{encoded[0].id}'; longer answers are cut there"
+                    )
             if not waiting:
                 return
             chunk = waiting[:size]

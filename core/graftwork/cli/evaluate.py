@@ -266,6 +266,8 @@ def print_scores(console: Console, result: Result) -> None:
         majority = f"{shown(row.majority, percent)} ({row.majority_answer})"
         table.add_row(row.name, f"{row.records:,}", shown(score.value, percent), bounds, majority)
     console.print(table)
+    if result.bad:
+        console.print(f"\n{result.unanswered()}", markup=False)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -283,7 +285,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(*(Text(cells[column]) for column in columns))
     console.print(table)
     gained = sum(flip.gained for flip in comparison.flips)
-    console.print(f"\n{comparison.headline}", markup=False)
+    console.print("\n" + "\n".join([comparison.headline, *comparison.remarks]), markup=False)
     console.print(
         f"{len(comparison.flips)} answers changed sides: {gained} gained, {len(comparison.flips) - gained} lost."
     )
