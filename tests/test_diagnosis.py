@@ -102,6 +102,7 @@ def test_below_search_only_the_contents_count(tmp_path: Path) -> None:
         "low": "b",
         "high": "c",
     }
+    assert found.command == f"graftwork import {run} -o run-graftwork --search {models}"
     shutil.copytree(models / "deep" / "a", models / "again")
     place = diagnose(run, LOOKUP, search=[models]).places[BASE]
     assert place.found is None

@@ -62,6 +62,8 @@ class Diagnosis:
     inconsistent: tuple[str, ...] = ()
     refused: str = ""
     """Why it cannot be imported, and what would help: a sentence; empty when it can."""
+    search: tuple[Path, ...] = ()
+    """The folders below which was searched."""
 
     @property
     def command(self) -> str:
@@ -75,6 +77,8 @@ class Diagnosis:
             "-o",
             shlex.quote(f"{self.folder.name}-graftwork"),
         ]
+        for path in self.search:
+            words.append(f"--search {shlex.quote(str(path))}")
         for what, place in self.places.items():
             if place.given or place in self.absent:
                 option = "--base" if what == BASE else f"--part {what}="
@@ -124,7 +128,8 @@ def diagnose(
     folders to look below. Raises CheckpointError where there is no folder, WeightsError for files that cannot be read."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder '{folder}'; correct the path")
-    return _Diagnosing(Foreign(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
+    found = _Diagnosing(Foreign(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
+    return replace(found, search=tuple(search))
 
 
 class _Diagnosing:

@@ -74,7 +74,7 @@ def import_folder(
         steps=diagnosis.steps,
         probe=probe,
         health=diagnosis.verdict or Verdict(True, ("its losses were not recorded, so its health is not known",)),
-        data={},
+        data={"records": 0, "bad": [], "too_long": 0, "too_long_were": "left out", "stages": [], "groups": {}},
         origin={"imported from": str(diagnosis.folder.resolve()), "imported tensors": importing.fingerprint()},
     )
     return Imported(out, written, tuple(part for part, choice in plan.identity.parts.items() if not choice.weights))
