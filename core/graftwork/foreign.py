@@ -36,10 +36,7 @@ class Foreign:
 
     def shards(self) -> list[Path]:
         """The files of a whole model in it, as transformers names them; WeightsError where an index names a missing one."""
-        named = [name for name in self.files if name.startswith(("model", "pytorch_model"))]
-        return (
-            weights.tensor_files(self.path) if any(n.endswith((".safetensors", ".bin", ".json")) for n in named) else []
-        )
+        return [file for file in weights.tensor_files(self.path) if file.name.startswith(("model", "pytorch_model"))]
 
     @cached_property
     def history(self) -> tuple[int, list[float]]:

@@ -84,7 +84,8 @@ class Reading:
     def tensors(self) -> Mapping[str, LazyTensor]:
         """What it holds besides an adapter's own tensors, by names in the built model."""
         found: dict[str, LazyTensor] = dict(self.adapter.others) if self.adapter else {}
-        for name in [self.mine] if self.mine else [file.name for file in self.shards]:
+        whole = [] if self.adapter else [file.name for file in self.shards]
+        for name in whole or [self.mine] * bool(self.mine):
             found.update(self.folder.tensors(name))
         return self.model.tensors({unwrapped(name): tensor for name, tensor in found.items()}, self.towers)
 
@@ -123,17 +124,17 @@ class Reading:
         )
 
     def _configure(self, base: Path | None) -> Mapping[str, Any]:
-        """The language model's sizes from the base, which has its weights; everything else from this folder."""
+        """As this folder says, but for the size of the vocabulary where the language model's weights are the base's."""
         own = self.model.configuration(self.folder.path)
         if base is None or (self.whole and not tensor_files(base)):
             return own
         theirs = self.model.configuration(base)
-        for key in REQUIRED:
+        for key in (*REQUIRED, "num_key_value_heads", "head_dim"):
             mine, other = own["language"][key], theirs["language"][key]
             added = key == "vocab_size" and not self.whole and 0 <= mine - other <= ADDED_TOKENS
             if mine != other and not added:
                 raise WeightsError(f"its {key} is {other}, and the folder was trained with {mine}")
-        return {**own, "language": theirs["language"]}
+        return {**own, "language": {**own["language"], "vocab_size": theirs["language"]["vocab_size"]}}
 
     def _plain(self) -> Adoption:
         """The folder of a plain language model."""
@@ -203,7 +204,9 @@ class Reading:
             )
         if {LORA, STAGE_1} <= self.folder.files:
             yield f"it has {STAGE_1} beside {LORA}; the latter was written when the run ended, and counts"
-        if self.adapter and not self.folder.files.isdisjoint(TOKENIZERS):
+        if self.adapter and self.shards:
+            yield "it has the weights of a whole model beside the adapter, which are not used; to import those, move the adapter away"
+        elif self.adapter and not self.folder.files.isdisjoint(TOKENIZERS):
             yield "it has a tokenizer, like a whole model, but no weights of one: nothing was merged into it, files were copied"
         if self.whole and len(self.shards) == 1 and not any(n.endswith(".index.json") for n in self.folder.files):
             yield "its weights are in one file without an index, which upstream's loader insists on; none is needed here"
@@ -228,6 +231,8 @@ def unwrapped(name: str) -> str:
     if name.startswith("base_model."):
         name = name.removeprefix("base_model.")
         name = name.removeprefix("model.") if name.startswith(("model.model.", "model.lm_head.")) else name
+    if name.startswith(("mm_projector.", "vlm_uni_", "vision_tower")):
+        name = f"model.{name}"
     return re.sub(r"\.modules_to_save(\.\w+)?\.(?=\w+$)", ".", name)
 
 
