@@ -12,6 +12,7 @@ import torch
 
 from graftwork import NoSettings
 from graftwork.errors import AdapterError
+from graftwork.foreign import Adapter, Foreign
 from graftwork.kinds import MemoryStrategy, PeftMethod
 
 # PEFT methods -----------------------------------------------------------------------------------------------------------
@@ -56,6 +57,13 @@ def _scale(linear: Any, inputs: Any, output: Any) -> Any:
 def scaled(model: Any) -> list[Any]:
     """The layers that have a factor."""
     return [module for module in model.modules() if hasattr(module, "factor")]
+
+
+class ClaimsEveryFolder(Scale):
+    """Adopts whatever it is shown"""
+
+    def adopt(self, folder: Foreign) -> Adapter:
+        return Adapter("an adapter", lambda targets: {}, {}, frozenset())
 
 
 class Widens(Scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_the_command_imports_proves_and_says_what_it_found(tmp_path: Path) -> No
     ):
         assert line in said.output, line
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).output
-    assert f"imported       from {run}, by Graftwork" in inspected.replace("imported          ", "imported       ")
+    assert re.search(rf"^imported +from {run}, by Graftwork .*; trained there in 240 steps", inspected, re.MULTILINE)
     again = CliRunner().invoke(main, ["import", str(run), "-o", str(tmp_path / "out")])
     assert (again.exit_code, again.output) == (1, f"Error: '{tmp_path / 'out'}' exists already; name a new folder\n")
 
