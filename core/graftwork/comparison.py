@@ -63,15 +63,6 @@ class Comparison:
         return {**dataclasses.asdict(dataclasses.replace(self, flips=())), "flips": flips}
 
 
-def _monotonous(result: Result) -> Iterator[str]:
-    """A sentence for each arm that gave all questions, which have different answers, one and the same."""
-    if len({one.record.reference for one in result.answered}) > 1:
-        for arm in (BASE, ADAPTER):
-            said = {one.answers[arm] for one in result.answered}
-            if len(said) == 1:
-                yield f"The {arm} gave one and the same answer to every question: '{said.pop()[:80]}'."
-
-
 def compare(result: Result, trained_groups: Collection[str] | None = None) -> Comparison:
     """Compare the two arms of an evaluation, which must have run both.
 
@@ -124,3 +115,12 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         untrained=tuple(row.name for row in untrained),
         provenance=result.provenance,
     )
+
+
+def _monotonous(result: Result) -> Iterator[str]:
+    """A sentence for each arm that gave all questions, which have different answers, one and the same."""
+    if len({one.record.reference for one in result.answered}) > 1:
+        for arm in (BASE, ADAPTER):
+            said = {one.answers[arm] for one in result.answered}
+            if len(said) == 1:
+                yield f"The {arm} gave one and the same answer to every question: '{said.pop()[:80]}'."
