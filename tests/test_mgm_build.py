@@ -55,6 +55,7 @@ def test_the_map_names_modules_that_exist() -> None:
     structure = small(GOLDEN / "full").structure
     assert {name: len(blocks) for name, blocks in structure.blocks.items()} == {
         "language": 2,
+        "mining": 1,
         "vision.low": 3,
         "vision.high": 4,
     }

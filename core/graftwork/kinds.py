@@ -196,7 +196,9 @@ class Structure:
     roles: Mapping[str, tuple[str, ...]]
     """Role to the names of its modules; a module stands for everything below it."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """`language`, `vision.PART`: the names of the repeated blocks, in order."""
+    """`language`, `vision.PART`: the names of the repeated blocks, in order. `mining`: what joins the maps of several
+    towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count pictures in their
+    first dimension."""
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
