@@ -97,6 +97,8 @@ def compare_all(session: Session, console: Console, plan: Plan, checkpoint: Path
     if not plan.circumstance.evaluate:
         return comparisons
     opened = open_checkpoint(checkpoint, session.catalog)
+    if opened.remark:
+        console.print(opened.remark, style="yellow")
     arms = (BASE, ADAPTER) if opened.assembly.switchable else (ADAPTER,)
     for choice in plan.circumstance.evaluate:
         evaluator = cast("Evaluator[Any]", restore_component(choice, session.catalog))

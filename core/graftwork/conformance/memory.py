@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from graftwork.component import Rounding
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import adapt, assemble, distance, logits, stepper, train
 from graftwork.filling import named_tensors
+from graftwork.kinds import MemoryStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +27,14 @@ def assembled(subject: Subject | None, trained: tuple[str, ...] = TRAINED[0]) ->
     return adapt(assemble(strategies=[subject.ready()] if subject else (), also_train=trained, dropout=0.1))
 
 
+def rounding(subject: Subject) -> Rounding | None:
+    """What the strategy says that it rounds."""
+    return cast(type[MemoryStrategy[Any]], subject.component).rounds
+
+
 def away(found: Tensor, wanted: Tensor, subject: Subject) -> float:
     """How far a tensor is from what it should be: at most; as a whole and relatively where something is rounded."""
-    if not subject.component.rounds or found.shape != wanted.shape:
+    if not rounding(subject) or found.shape != wanted.shape:
         return distance(found, wanted)
     difference = float((found.detach().float() - wanted.detach().float()).norm() / wanted.detach().float().norm())
     return difference if difference == difference else float("inf")
@@ -43,7 +50,7 @@ def learned(assembly: Assembly) -> Tensor:
 
 def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
     """The loss of a training step, and every number after it, by the strategy's own loss, optimizer and engine."""
-    rounds = subject.component.rounds
+    rounds = rounding(subject)
     tolerance = rounds.tolerance if rounds else TOLERANCE
     for trained in TRAINED:
         plain, saving = assembled(None, trained), assembled(subject, trained)
@@ -62,7 +69,7 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
 
 def kept(assembly: Assembly, subject: Subject) -> dict[str, Tensor]:
     """Every tensor; where frozen weights are rounded, and so stored otherwise, only what a checkpoint holds."""
-    rounds = subject.component.rounds
+    rounds = rounding(subject)
     return assembly.added() if rounds and rounds.outputs else named_tensors(assembly.model)
 
 
@@ -80,7 +87,7 @@ def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
 
 def answers_stay(subject: Subject) -> Iterator[str]:
     """What the model computes in evaluation, before and after training."""
-    plain, saving, rounds = assembled(None), assembled(subject), subject.component.rounds
+    plain, saving, rounds = assembled(None), assembled(subject), rounding(subject)
     for when in ("before", "after"):
         tolerance = rounds.tolerance if rounds and (rounds.outputs or when == "after") else TOLERANCE
         if (error := away(logits(saving), logits(plain), subject)) > tolerance:
