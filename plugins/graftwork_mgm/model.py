@@ -224,11 +224,11 @@ def roles(model: VisionLanguage, layers: Sequence[str]) -> dict[str, tuple[str, 
 
 
 def repeated(model: nn.Module, tower: str) -> tuple[str, ...]:
-    """The repeated blocks of a tower: the members of its outermost lists of modules."""
+    """The repeated blocks of a tower: the members of its innermost lists of modules, for a stage would be half a tower."""
     lists = [
         name
         for name, module in model.get_submodule(tower).named_modules(prefix=tower)
         if isinstance(module, nn.ModuleList)
     ]
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    return tuple(f"{name}.{i}" for name in outermost for i in range(len(model.get_submodule(name))))
+    innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    return tuple(f"{name}.{i}" for name in innermost for i in range(len(model.get_submodule(name))))
