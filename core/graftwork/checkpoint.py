@@ -241,7 +241,8 @@ def open_checkpoint(
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
     recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
-    rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError, WeightsError.
+    rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError,
+    WeightsError.
     """
     folder = newest(folder)
     read = manifest.read(folder)
