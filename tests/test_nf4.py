@@ -16,6 +16,7 @@ from torch import nn
 from graftwork import GraftworkError, compose
 from graftwork.checkpoint import TENSORS, open_checkpoint, read_tensors
 from graftwork.cli import main
+from graftwork.cli.job import notes
 from graftwork.compose import Assembly
 from graftwork.errors import CheckpointError
 from graftwork.events import Event, RunStarted
@@ -124,6 +125,9 @@ def test_opened_otherwise_its_base_is_whole_and_that_is_said(trained: Any) -> No
     assert not rounded(opened.assembly.model)
     assert not opened.proof.comparable
     assert opened.remark == "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little."
+    assert notes(outcome.data, (), opened.manifest.probe.rounded) == [
+        "Trained on a base that nf4 rounded, and evaluated on the whole one."
+    ]
     without = open_checkpoint(outcome.checkpoint, DictLookup(*COMPONENTS), device="cpu", as_trained=True)
     assert without.remark == opened.remark
 
