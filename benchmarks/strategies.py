@@ -36,7 +36,7 @@ from graftwork_registry import Catalog
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-base"
 SIZES: dict[str, dict[str, Any]] = {
-    "language": {"vocab_size": 64000},
+    "language": {"vocab_size": 16000},
     "low": {},
     "high": {"hidden_sizes": [24, 48, 96, 192], "image_size": 128},
 }
@@ -66,7 +66,7 @@ def table(base: Path, options: argparse.Namespace, memory: Sequence[str], *, wei
                 "high": {"use": "openclip-convnext", "config": str(base / "high")},
             },
         },
-        "memory": {"use": list(memory), "chunked-loss": {"labels": 8}}
+        "memory": {"use": list(memory), "chunked-loss": {"labels": 32}}
         if "chunked-loss" in memory
         else {"use": [*memory]},
         "data": {"source": [{"use": "easy-vqa", "split": "train", "kind": "open", "pictures": 16}]},
