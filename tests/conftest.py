@@ -35,7 +35,7 @@ def base(lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> PlanOf:
     """Makes the plan of a small LoRA run on the base, with dotted keys of its run file changed."""
-    return lambda changes=None: plan_of(base, tmp_path, changes)
+    return lambda changes=None, lookup=None: plan_of(base, tmp_path, changes, lookup)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,10 @@ from graftwork import __version__, compose, filling, manifest, proof, weights
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.health import Verdict
 from graftwork.lookup import Lookup
+from graftwork.machine import missing_requirements
 from graftwork.manifest import Manifest
 from graftwork.plan import Choice, Plan, WeightsRef
+from graftwork.resolve import restore_component
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +41,14 @@ class Opened:
     manifest: Manifest
     proof: proof.Proof
     folder: Path
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of how it was opened, as a sentence; empty when there is nothing to say."""
+        missing = [name for name in self.manifest.probe.rounded if name not in self.assembly.rounded]
+        if not missing:
+            return ""
+        return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
 
     @property
     def sha256(self) -> str:
@@ -227,11 +237,14 @@ def open_checkpoint(
     attention: Mapping[str, Sequence[Choice]] | None = None,
     device: str | None = None,
     precision: str | None = None,
+    as_trained: bool = False,
 ) -> Opened:
     """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the probe.
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
-    recorded ones. `attention` chooses other kernels than training used. Raises CheckpointError, AdapterError, WeightsError.
+    recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
+    rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError,
+    WeightsError.
     """
     folder = newest(folder)
     read = manifest.read(folder)
@@ -241,7 +254,8 @@ def open_checkpoint(
     manifest.check_files(read, folder)
     plan = locate_base(read.plan, folder, base, parts or {})
     # Memory strategies are a circumstance of training, and so are the kernels.
-    plan = replace(plan, circumstance=replace(plan.circumstance, memory=[]))
+    memory = rounding(read, lookup) if as_trained else []
+    plan = replace(plan, circumstance=replace(plan.circumstance, memory=memory))
     if attention is not None:
         plan = replace(
             plan, circumstance=replace(plan.circumstance, attention={k: list(v) for k, v in attention.items()})
@@ -257,6 +271,17 @@ def open_checkpoint(
     assembly.model.eval()
     proven = proof.prove(assembly, read_tensors(folder / PROBE), read.probe)
     return Opened(assembly, read, proven, folder)
+
+
+def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
+    """The memory strategies that rounded a checkpoint's weights in training and that work here."""
+    found = []
+    for choice in read.plan.circumstance.memory:
+        if choice.name in read.probe.rounded:
+            with suppress(CheckpointError):  # it is not installed
+                if not missing_requirements(restore_component(choice, lookup).requires):
+                    found.append(choice)
+    return found
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -50,6 +50,18 @@ def unsupported(reason: str) -> Support:
     return Support(False, reason)
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What a memory strategy rounds, and how far that moves a step away from a plain one."""
+
+    reason: str
+    """What is rounded, as a clause: `the frozen weights are kept in 4 bits`."""
+    tolerance: float
+    """The largest distance that the conformance kit accepts, relative to the size of what is compared."""
+    outputs: bool
+    """Whether the model's outputs move at once; if not, only what it learns does."""
+
+
 def setting(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
     """A field of a `Settings` dataclass: its default, its line of help, and its inclusive bounds.
 

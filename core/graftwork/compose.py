@@ -61,6 +61,8 @@ class Assembly:
     """Names of the parameters that the PEFT method added."""
     base_values: dict[str, Tensor] = field(default_factory=dict)
     """The base's values, on the CPU, of its tensors that are trained."""
+    total: int = 0
+    """How many numbers the model has, counted before memory strategies store some of them otherwise."""
     cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
 
@@ -85,7 +87,7 @@ class Assembly:
     def counts(self) -> dict[str, int]:
         """How many numbers the model has (`total`), and how many are trained (`trained`); tied ones count once."""
         return {
-            "total": sum(parameter.numel() for parameter in self.model.parameters()),
+            "total": self.total,
             "trained": sum(parameter.numel() for parameter in self.trained().values()),
         }
 
@@ -102,6 +104,11 @@ class Assembly:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, DTYPES[self.precision]))
+
+    @property
+    def rounded(self) -> tuple[str, ...]:
+        """The memory strategies with which the model computes something else than without."""
+        return tuple(strategy.name for strategy in self.strategies if strategy.rounds and strategy.rounds.outputs)
 
     @property
     def switchable(self) -> bool:
@@ -193,6 +200,8 @@ def build(
     }
     if trained is not None:
         load_added(assembly, trained)
+    for strategy in strategies:
+        strategy.compress(assembly)
     structure.model.to(where)
     for strategy in strategies:
         strategy.prepare(assembly)
@@ -305,6 +314,7 @@ def adapt(assembly: Assembly, *, fresh: bool) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    assembly.total = sum(parameter.numel() for parameter in model.parameters())
 
 
 def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftwork.component import Component, S, Support
+from graftwork.component import Component, Rounding, S, Support
 from graftwork.errors import WeightsError
 from graftwork.model import Processor
 from graftwork.records import BadRecord, Record
@@ -197,7 +197,9 @@ class Structure:
     roles: Mapping[str, tuple[str, ...]]
     """Role to the names of its modules; a module stands for everything below it."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """`language`, `vision.PART`: the names of the repeated blocks, in order."""
+    """`language`, `vision.PART`: the names of the repeated blocks, in order. `mining`: what joins the maps of several
+    towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count pictures in their
+    first dimension."""
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
@@ -298,13 +300,22 @@ class MemoryStrategy(Component[S]):
     """A way of using less memory that does not change what is trained."""
 
     kind: ClassVar[str] = "memory"
+    rounds: ClassVar[Rounding | None] = None
+    """What it rounds; None for a strategy whose step equals a plain one."""
 
     def building(self) -> AbstractContextManager[None]:
         """Entered while the model is built and filled."""
         return nullcontext()
 
+    def compress(self, assembly: Assembly) -> None:
+        """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`."""
+
     def prepare(self, assembly: Assembly) -> None:
-        """Change the assembled model in place, after the PEFT method and before the optimizer exists."""
+        """Change the assembled model in place, on its device and before the optimizer exists."""
+
+    def remark(self, assembly: Assembly) -> str:
+        """What a person should know of it in this run, as a clause; empty when there is nothing to say."""
+        return self.rounds.reason if self.rounds else ""
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
         """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""

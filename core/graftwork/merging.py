@@ -59,6 +59,11 @@ def merge(
     """
     assembly = opened.assembly
     refuse_existing(out)
+    if assembly.rounded:
+        raise CheckpointError(
+            f"an adapter is merged into the whole base, and here {' and '.join(assembly.rounded)} rounded it; open the "
+            "checkpoint without as_trained"
+        )
     probe = _probe_of(opened)
     wanted, _ = proof.probe_logits(assembly, probe)
     with assembly.off():

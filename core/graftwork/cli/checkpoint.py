@@ -60,7 +60,10 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
     """Open a checkpoint as a command's options say."""
     from graftwork.checkpoint import open_checkpoint
 
-    return open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
+    opened = open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
+    if opened.remark:
+        click.secho(opened.remark, fg="yellow", err=True)
+    return opened
 
 
 @click.command()
@@ -180,7 +183,7 @@ def _size(shape: tuple[int, ...]) -> int:
 @click.pass_obj
 def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
     """Rebuild CHECKPOINT from its files alone, and prove that it gives the logits that it was saved with."""
-    opened = open_for(session, checkpoint, base, parts)
+    opened = open_for(session, checkpoint, base, parts, as_trained=True)
     facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)}
     if as_json:
         print_json(facts)
@@ -195,7 +198,9 @@ def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[s
             f"  logits    differ by {proof.error:.3g} from those recorded; at most {proof.tolerance:.3g} is rounding"
         )
     else:
-        console.print("  logits    not comparable: the precision or the device is not the recorded one")
+        console.print(
+            "  logits    not comparable: the precision, the device or the rounded weights are not the recorded ones"
+        )
     console.print(f"  adapter   alive: it moves the logits by up to {proof.distance:.3g}")
 
 

@@ -310,5 +310,5 @@ def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
         data=read.data.get("stages", ()),
         proof={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)},
         provenance=read.provenance,
-        notes=notes(read.data, read.fresh),
+        notes=notes(read.data, read.fresh, read.probe.rounded),
     )

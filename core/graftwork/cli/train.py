@@ -236,6 +236,8 @@ def progress(console: Console) -> Iterator[Callable[[Event], None]]:
     def listen(event: Event) -> None:
         if isinstance(event, RunStarted):
             bar.update(task, total=event.steps, completed=event.step)
+            for remark in event.remarks:
+                console.print(f"memory: {remark}", style="yellow")
             if event.step:
                 console.print(f"resumed after step {event.step} of {event.steps}")
         elif isinstance(event, StepTaken):
