@@ -158,7 +158,9 @@ def structure(
             language.add_module(
                 f"vlm_uni_{name}_projector", nn.Sequential(nn.LayerNorm(taken), nn.Linear(taken, width))
             )
-    if not backbone.tied:
+    # Checkpoints of before there were others than Gemma do not say that it is tied.
+    tied = config["language"].get("tie_word_embeddings", True)
+    if not tied:
         model.add_module("lm_head", nn.Linear(language.config.hidden_size, language.config.vocab_size, bias=False))
     layers = tuple(f"model.layers.{i}" for i in range(len(language.layers)))
     vision = {f"vision.{part}": TOWERS[part] for part in towers}
