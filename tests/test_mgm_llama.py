@@ -43,14 +43,15 @@ PICTURE = Picture(GOLDEN / "images" / "0000.png")
 PICTURES = Pictures(TowerOutput((8,), ((2, 2),), PixelSettings(16, (0.5,) * 3, (0.5,) * 3)), None, "pad", 1, False)
 
 
-def llama(folder: Path, *, tied: bool) -> LlamaForCausalLM:
+def llama(folder: Path, *, tied: bool, **more: Any) -> LlamaForCausalLM:
     """transformers' Llama with random weights, in a folder with a tokenizer."""
     write_example(LLAMA, folder)
     torch.manual_seed(3)
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_theta": 100_000.0, "rms_norm_eps": 1e-6}
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    config = LlamaConfig(vocab_size=vocabulary, **sizes, **heads, tie_word_embeddings=tied, initializer_range=0.3)
+    heads |= {"tie_word_embeddings": tied, "initializer_range": 0.3, **more}
+    config = LlamaConfig(vocab_size=vocabulary, **sizes, **heads)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
     return model
@@ -93,6 +94,19 @@ def test_the_logits_of_text_are_those_of_transformers_llama(folder: Path, tied: 
     assert wanted.std() > 0.1
     assert ("lm_head.weight" in assembly.model.state_dict()) is not tied
     assert ("language.head" in assembly.structure.roles) is not tied
+
+
+def test_scaled_positions_are_those_of_transformers_llama_and_written_as_older_readers_want_them(folder: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 4.0}
+    theirs, assembly = llama(folder, tied=False, rope_parameters={"rope_theta": 500.0, **rope}), build(folder)
+    ids = list(range(5, 45))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits
+        logits = assembly.model.logits(assembly.model(text(ids)))
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+    language = (assembly.plan.identity.model.config or {})["language"]
+    assert (language["rope_theta"], language["rope_scaling"]) == (500.0, rope)
+    assert "rope_parameters" not in language
 
 
 @pytest.mark.parametrize("tied", [True, False])

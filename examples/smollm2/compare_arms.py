@@ -45,20 +45,21 @@ def main() -> None:
     overrides = [f"train.steps={given.steps}"] * bool(given.steps)
     overrides += [f"evaluate.easy-vqa.limit={given.questions}"] * bool(given.questions)
     catalog = Catalog.discover()
-    scores: Scores = {BASE: [], CONNECTOR: [], LORA: []}
-    seconds: dict[str, list[float]] = {BASE: [], CONNECTOR: [], LORA: []}
-    for seed in given.seeds:
-        plans = {}
-        for arm, file in RUNS.items():
+    plans = {}
+    for arm, file in RUNS.items():
+        for seed in given.seeds:
             run = runfile.load(HERE / file, [f"seed={seed}", *overrides])
-            plans[arm] = resolve(run, catalog, kernels=["sdpa"])
-        folder = given.out / f"seed-{seed}"
-        untrained = compose.build(plans[CONNECTOR], catalog, device="cpu")
-        answered = ask(untrained, plans[CONNECTOR], catalog, folder / "base", {"base": "with an untrained connector"})
-        scores[BASE].append([one.scores[ADAPTER].value for one in answered])
-        seconds[BASE].append(0.0)
-        for arm, plan in plans.items():
-            out = folder / Path(RUNS[arm]).stem
+            plans[arm, seed] = resolve(run, catalog, kernels=["sdpa"])
+    scores: Scores = {BASE: [], CONNECTOR: [], LORA: []}
+    seconds: dict[str, list[float]] = {CONNECTOR: [], LORA: []}
+    plan = plans[CONNECTOR, given.seeds[0]]
+    untrained = compose.build(plan, catalog, device="cpu")
+    answered = ask(untrained, plan, catalog, given.out / "base", {"base": "with an untrained connector"})
+    scores[BASE].append([one.scores[ADAPTER].value for one in answered])
+    del untrained
+    for seed in given.seeds:
+        for arm in RUNS:
+            plan, out = plans[arm, seed], given.out / f"{Path(RUNS[arm]).stem}-{seed}"
             assembly, spent = trained(plan, catalog, out, f"{arm}, seed {seed}")
             answered = ask(assembly, plan, catalog, out / "evaluation", manifest_of(out))
             scores[arm].append([one.scores[ADAPTER].value for one in answered])
@@ -115,7 +116,7 @@ def report(answered: Sequence[Answered], scores: Scores, seconds: Mapping[str, S
             f"{np.mean([v for v, one in zip(values, answered, strict=True) if one.group == g]):.1%}" for g in groups
         ]
         row += [f"{np.mean(each):.1%}" for each in scores[arm]] if arm in seconds else ["–"] * len(seeds)
-        row.append(f"{np.mean(seconds[arm]):.0f} s" if any(seconds.get(arm, ())) else "–")
+        row.append(f"{np.mean(seconds[arm]):.0f} s" if arm in seconds else "–")
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -112,6 +112,11 @@ class Mgm(ModelArchitecture[MgmSettings]):
         language = {key: whole[key] for key in (*REQUIRED, *OPTIONAL) if whole.get(key) is not None}
         language.setdefault("num_key_value_heads", language["num_attention_heads"])
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
+        if rope := dict(language.pop("rope_parameters", {})):
+            # As it was written before transformers 5, which published loaders of a written folder do not know.
+            language["rope_theta"] = rope.pop("rope_theta")
+            if rope.get("rope_type", "default") != "default":
+                language["rope_scaling"] = rope
         language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
         return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,9 @@ def structure(
 
 def language_model(backbone: Backbone, config: Mapping[str, Any], attn_implementation: str) -> Any:
     """transformers' model without a head, in fp32 and with its own random initialisation."""
-    settings = getattr(transformers, backbone.config)(**{key: config[key] for key in config if key != "hidden_act"})
+    # A copy, because transformers writes into what it is given.
+    own = copy.deepcopy({key: config[key] for key in config if key != "hidden_act"})
+    settings = getattr(transformers, backbone.config)(**own)
     # Set afterwards: transformers 5 takes Gemma's "gelu" for the tanh approximation, and MGM was trained with the exact one.
     settings.hidden_act = config.get("hidden_act", settings.hidden_act)
     return getattr(transformers, backbone.model)._from_config(settings, attn_implementation=attn_implementation)
