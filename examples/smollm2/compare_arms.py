@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 import prepare
 
-from graftwork import checkpoint, compose, manifest, runfile, statistics
+from graftwork import compose, manifest, runfile, statistics, weights
+from graftwork.checkpoint import newest
 from graftwork.evaluation import evaluate
 from graftwork.events import Event, StepTaken
 from graftwork.kinds import Evaluator
@@ -49,7 +50,7 @@ def main() -> None:
     for arm, file in RUNS.items():
         for seed in given.seeds:
             run = runfile.load(HERE / file, [f"seed={seed}", *overrides])
-            plans[arm, seed] = resolve(run, catalog, kernels=["sdpa"])
+            plans[arm, seed] = resolve(run, catalog)
     scores: Scores = {BASE: [], CONNECTOR: [], LORA: []}
     seconds: dict[str, list[float]] = {CONNECTOR: [], LORA: []}
     plan = plans[CONNECTOR, given.seeds[0]]
@@ -61,7 +62,8 @@ def main() -> None:
         for arm in RUNS:
             plan, out = plans[arm, seed], given.out / f"{Path(RUNS[arm]).stem}-{seed}"
             assembly, spent = trained(plan, catalog, out, f"{arm}, seed {seed}")
-            answered = ask(assembly, plan, catalog, out / "evaluation", manifest_of(out))
+            identity = {"checkpoint": weights.sha256(newest(out) / manifest.FILE)}
+            answered = ask(assembly, plan, catalog, out / "evaluation", identity)
             scores[arm].append([one.scores[ADAPTER].value for one in answered])
             seconds[arm].append(spent)
     report(answered, scores, seconds, given.seeds)
@@ -81,11 +83,6 @@ def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[compos
     return outcome.assembly, sum(line["seconds"] for line in outcome.log)
 
 
-def manifest_of(out: Path) -> dict[str, str]:
-    """What says whose answers these are: the hash of the checkpoint's manifest."""
-    return {"checkpoint": checkpoint.weights.sha256(checkpoint.newest(out) / manifest.FILE)}
-
-
 def ask(
     assembly: compose.Assembly, plan: Plan, catalog: Catalog, out: Path, identity: Mapping[str, str]
 ) -> Sequence[Answered]:
@@ -93,27 +90,29 @@ def ask(
     evaluator = cast("Evaluator[Any]", restore_component(plan.circumstance.evaluate[0], catalog))
     began = time.perf_counter()
     result = evaluate(assembly, evaluator, out=out, identity=identity)
-    (score,) = result.scores.values()
-    print(
-        f"{out}: {score[evaluator.metric]:.1%} of {len(result.answered)} questions ({time.perf_counter() - began:.0f} s)"
-    )
+    score, spent = result.scores[ADAPTER][evaluator.metric], time.perf_counter() - began
+    print(f"{out}: {score:.1%} of {len(result.answered)} questions ({spent:.0f} s)", flush=True)
     return result.answered
 
 
-def report(answered: Sequence[Answered], scores: Scores, seconds: Mapping[str, Sequence[float]], seeds: Any) -> None:
+def report(
+    answered: Sequence[Answered], scores: Scores, seconds: Mapping[str, Sequence[float]], seeds: Sequence[int]
+) -> None:
     """The table, and what LoRA adds."""
     common = majority_answer([one.record for one in answered])
     scores = {**scores, MAJORITY: [[float(common in one.record.reference) for one in answered]]}
     means = {arm: np.mean(np.array(values), axis=0) for arm, values in scores.items()}
     groups = sorted({one.group for one in answered})
     pictures = len({picture_key(one.record) for one in answered})
-    print(f"\n{len(answered)} open questions about {pictures} pictures of easy-VQA's test split, {len(seeds)} seeds\n")
+    print(f"\n{len(answered)} open questions about {pictures} pictures of easy-VQA's test split\n")
     names = ["arm", "accuracy, 95% interval", *groups, *(f"seed {seed}" for seed in seeds), "training"]
     rows = [names, ["---"] * len(names)]
+    groups_of = np.array([one.group for one in answered])
     for arm, values in means.items():
-        row = [arm, shown(interval(answered, values))]
-        row += [
-            f"{np.mean([v for v, one in zip(values, answered, strict=True) if one.group == g]):.1%}" for g in groups
+        row = [
+            arm,
+            shown(interval(answered, values)),
+            *(f"{values[groups_of == group].mean():.1%}" for group in groups),
         ]
         row += [f"{np.mean(each):.1%}" for each in scores[arm]] if arm in seconds else ["–"] * len(seeds)
         row.append(f"{np.mean(seconds[arm]):.0f} s" if arm in seconds else "–")
@@ -126,9 +125,7 @@ def report(answered: Sequence[Answered], scores: Scores, seconds: Mapping[str, S
     print(
         f"\nLoRA adds {shown(added, sign='+')} points to the connector alone, on the same questions and with the same seeds."
     )
-    print(
-        f"The most common answer is '{common}'. Intervals are of questions (whole pictures were drawn), not of seeds."
-    )
+    print(f"The most common answer is '{common}'. Intervals are of questions (whole pictures are drawn), not of seeds.")
 
 
 def interval(answered: Sequence[Answered], values: Any) -> statistics.Interval:

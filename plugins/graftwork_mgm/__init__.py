@@ -51,7 +51,7 @@ class MgmSettings:
     image_grid: int | None = setting(None, "Tiles in each direction that the low part sees; 1 by default", minimum=1)
     image_global: bool | None = setting(None, "With tiles, the low part sees the whole as well; false by default")
     template: Literal["gemma", "vicuna", "chatml"] | None = setting(
-        None, "How conversations are written; by default as MGM's published models on this language model have them"
+        None, "How conversations are written; by default as in MGM's published models"
     )
 
 
@@ -114,7 +114,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
         if rope := dict(language.pop("rope_parameters", {})):
             # As it was written before transformers 5, which published loaders of a written folder do not know.
-            language["rope_theta"] = rope.pop("rope_theta")
+            language["rope_theta"] = rope.pop("rope_theta", 10_000.0)
             if rope.get("rope_type", "default") != "default":
                 language["rope_scaling"] = rope
         language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
