@@ -81,7 +81,13 @@ def fill(
 
     model = structure.model
     targets = named_tensors(model)
-    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys()):
+    for copy, original in structure.copies.items():
+        if copy in available and original in available and not available[copy]().equal(available[original]()):
+            raise WeightsError(
+                f"the weights hold '{copy}' unlike '{original}', and by their configuration these are one tensor; mend the "
+                "configuration"
+            )
+    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.copies.keys()):
         raise WeightsError(
             f"the weights hold {len(extra)} tensors that '{identity.model.name}' has no place for; name the right weights",
             _some(extra),

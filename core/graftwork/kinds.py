@@ -203,6 +203,8 @@ class Structure:
     sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
 
 
 class ModelArchitecture(Weighted[S]):

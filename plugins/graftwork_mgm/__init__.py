@@ -1,4 +1,4 @@
-"""The model `mgm-gemma`: MGM (Mini-Gemini, Li et al. 2024, arXiv:2403.18814) on Gemma."""
+"""The models `mgm-gemma` and `mgm-llama`: MGM (Mini-Gemini, Li et al. 2024, arXiv:2403.18814) on two families."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from graftwork.kinds import (
 )
 from graftwork.model import Processor
 from graftwork.weights import LazyTensor
-from graftwork_mgm.backbones import GEMMA, OPTIONAL, REQUIRED, Backbone
+from graftwork_mgm.backbones import GEMMA, LLAMA, OPTIONAL, REQUIRED, TEMPLATES, Backbone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +54,9 @@ class MgmSettings:
     )
     image_grid: int | None = setting(None, "Tiles in each direction that the low part sees; 1 by default", minimum=1)
     image_global: bool | None = setting(None, "With tiles, the low part sees the whole as well; false by default")
+    template: Literal["gemma", "vicuna", "chatml"] | None = setting(
+        None, "How conversations are written; by default as in MGM's published models"
+    )
 
 
 PUBLISHED: Mapping[str, tuple[str, Any, Any]] = {
@@ -62,6 +65,7 @@ PUBLISHED: Mapping[str, tuple[str, Any, Any]] = {
     "aspect_ratio": ("image_aspect_ratio", "pad", "square"),
     "image_grid": ("image_grid", 1, 1),
     "image_global": ("image_global", False, False),
+    "template": ("conversation_template", None, None),
 }
 """Setting to its key in an MGM folder, and the defaults: of a plain folder, and of an MGM folder without the key."""
 
@@ -99,6 +103,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             if chosen[name] is None:
                 chosen[name] = whole.get(key) or (silent if of_mgm else plain)
         chosen["image_global"] &= chosen["image_grid"] > 1
+        chosen["template"] = chosen["template"] or self.backbone.template
         if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
             raise WeightsError(
                 f"projector_type '{chosen['projector_type']}' is not known; use 'mlp2x_gelu' (or another number), 'linear' or "
@@ -106,9 +111,17 @@ class Mgm(ModelArchitecture[MgmSettings]):
             )
         if chosen["aspect_ratio"] not in ("pad", "square"):
             raise WeightsError(f"aspect_ratio '{chosen['aspect_ratio']}' is not known; use 'pad' or 'square'")
+        if chosen["template"] not in TEMPLATES:
+            raise WeightsError(f"template '{chosen['template']}' is not known; use {' or '.join(map(repr, TEMPLATES))}")
         language = {key: whole[key] for key in (*REQUIRED, *OPTIONAL) if whole.get(key) is not None}
         language.setdefault("num_key_value_heads", language["num_attention_heads"])
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
+        if rope := dict(language.pop("rope_parameters", {})):
+            # As it was written before transformers 5, which published loaders of a written folder do not know.
+            language["rope_theta"] = rope.pop("rope_theta", 10_000.0)
+            if rope.get("rope_type", "default") != "default":
+                language["rope_scaling"] = rope
+        language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
         return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen}
 
     def example(self, folder: Path) -> None:
@@ -132,7 +145,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ("mm_vision_select_feature", "patch"),
             ("mm_use_im_start_end", False),
         ):
-            if whole.get(key, value) != value:
+            if value is not None and whole.get(key, value) != value:
                 raise WeightsError(
                     f"'{folder}' sets {key} to '{whole[key]}', and '{self.name}' has only '{value}'; name another folder"
                 )
@@ -225,7 +238,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             raise WeightsError(f"'{self.name}' needs a folder with a tokenizer: set 'weights' or 'config'")
         return MgmProcessor(
             load_tokenizer(folder, self.backbone.tokenizer),
-            self.backbone.template,
+            TEMPLATES[config.get("template", self.backbone.template)],
             Pictures(
                 outputs["low"],
                 outputs.get("high"),
@@ -265,7 +278,18 @@ class MgmGemma(Mgm):
     overflows_in = ("fp16",)
 
 
+class MgmLlama(Mgm):
+    """MGM (Mini-Gemini) on Llama and its relatives, such as Vicuna: the same architecture"""
+
+    name = "mgm-llama"
+    backbone = LLAMA
+    roles: ClassVar[Mapping[str, str]] = {
+        **Mgm.roles,
+        "language.head": "from hidden states to tokens, where it is not the embeddings",
+    }
+
+
 @hookimpl
 def model_architectures() -> list[type[ModelArchitecture[Any]]]:
-    """The model of this plugin."""
-    return [MgmGemma]
+    """The models of this plugin."""
+    return [MgmGemma, MgmLlama]

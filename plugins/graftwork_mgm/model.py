@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,9 @@ def structure(
             language.add_module(
                 f"vlm_uni_{name}_projector", nn.Sequential(nn.LayerNorm(taken), nn.Linear(taken, width))
             )
-    if not backbone.tied:
+    # Checkpoints of before there were others than Gemma do not say that it is tied.
+    tied = config["language"].get("tie_word_embeddings", True)
+    if not tied:
         model.add_module("lm_head", nn.Linear(language.config.hidden_size, language.config.vocab_size, bias=False))
     layers = tuple(f"model.layers.{i}" for i in range(len(language.layers)))
     vision = {f"vision.{part}": TOWERS[part] for part in towers}
@@ -183,12 +186,15 @@ def structure(
             **{name: repeated(model, tower) for name, tower in vision.items()},
         },
         sites={"language": layers, "mining": ("mining",), **{name: (tower,) for name, tower in vision.items()}},
+        copies={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )
 
 
 def language_model(backbone: Backbone, config: Mapping[str, Any], attn_implementation: str) -> Any:
     """transformers' model without a head, in fp32 and with its own random initialisation."""
-    settings = getattr(transformers, backbone.config)(**{key: config[key] for key in config if key != "hidden_act"})
+    # A copy, because transformers writes into what it is given.
+    own = copy.deepcopy({key: config[key] for key in config if key != "hidden_act"})
+    settings = getattr(transformers, backbone.config)(**own)
     # Set afterwards: transformers 5 takes Gemma's "gelu" for the tanh approximation, and MGM was trained with the exact one.
     settings.hidden_act = config.get("hidden_act", settings.hidden_act)
     return getattr(transformers, backbone.model)._from_config(settings, attn_implementation=attn_implementation)
