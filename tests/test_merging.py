@@ -182,7 +182,7 @@ def test_what_exists_is_not_overwritten(trained: Run, lookup: DictLookup, tmp_pa
         out.mkdir()
     (out / "mine" if existing == "folder" else out).write_text("mine")
     for write in (merge, export):
-        arguments = (opened(trained.checkpoint, lookup), *((out, lookup) if write is merge else ("peft", out)))
+        arguments = (opened(trained.checkpoint, lookup), *((out, lookup) if write is merge else ("peft", out, lookup)))
         with pytest.raises(CheckpointError) as caught:
             write(*arguments)  # type: ignore[operator]
         assert str(caught.value) == f"'{out}' exists already; name a new folder"
