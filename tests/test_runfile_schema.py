@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftwork import runfile, settings
+from graftwork import schema, settings
 from graftwork.component import Component, setting
 from graftwork.plan import TrainSettings
 
@@ -23,7 +23,7 @@ def component(kind: str, name: str, settings_class: type | None = None) -> type[
 
 
 def test_the_schema_knows_the_installed_components_and_their_settings() -> None:
-    schema = runfile.schema(
+    schema = schema.schema(
         [
             component("peft", "lora", LoraSettings),
             component("peft", "full"),

@@ -7,7 +7,8 @@ the operators that autocast runs in fp32, dropout's mask, and attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,8 +23,28 @@ IN_FP32 = ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy"
 """Those of the operators that autocast computes in fp32 on CUDA (and not all on a CPU) that models use on large tensors."""
 
 
-def stand_in() -> Any:
-    """A mode of PyTorch in which fake CPU tensors take the memory that a card's would."""
+@contextmanager
+def stand_in() -> Iterator[None]:
+    """While entered, fake CPU tensors take the memory that a card's would."""
+    import torch
+
+    mode, run_backward = _mode(), torch.autograd._engine_run_backward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # `backward` has left all modes, but what is recomputed on the way back is computed on the card as well.
+        with mode:
+            return run_backward(*args, **kwargs)
+
+    torch.autograd._engine_run_backward = run
+    try:
+        with mode:
+            yield
+    finally:
+        torch.autograd._engine_run_backward = run_backward
+
+
+def _mode() -> Any:
+    """The mode of PyTorch that replaces operators."""
     import torch
     from torch.nn import functional
     from torch.overrides import TorchFunctionMode
@@ -82,7 +103,7 @@ def _fused() -> Any:
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-            q, k, v, output, sums, mask = ctx.saved_tensors
+            q, k, v, _, sums, _ = ctx.saved_tensors
             products, wide = torch.empty_like(sums), torch.empty_like(q, dtype=torch.float32)
             group = q.shape[1] // k.shape[1]
             spread = [torch.empty_like(each.repeat_interleave(group, 1)) if group > 1 else each for each in (k, v)]

@@ -46,33 +46,45 @@ class Watched:
         self.assembly, self.stepper, self.tracker, self.example, self.grain = assembly, stepper, tracker, example, grain
 
     def take(self, micro_batch: int) -> Step:
-        """Take a step of as many micro-batches as make a difference: two, where the plan's batch has more than one."""
-        if not self.stepper.optimizer.state:
-            self._take(1)  # from the second step on there is an optimizer's state
-        since, before = self.tracker.ledger.now + 1, self.tracker.multiplications
-        records = self._take(micro_batch)
+        """Measure a step from its last micro-batch on, when everything is there that a step can have: an optimizer's state,
+        and, where a batch has several micro-batches, the gradients of those before."""
+        stepper, tracker = self.stepper, self.tracker
+        if not stepper.optimizer.state:
+            self._first_update()
+        if micro_batch == stepper.settings.batch_size:
+            stepper.clear()
+        since, before = tracker.ledger.now + 1, tracker.multiplications
+        self._accumulate(micro_batch)
+        multiplications = tracker.multiplications - before
+        self._update()
         return Step(
             micro_batch,
             len(self.example.input_ids),
             self.example.labelled,
-            self.tracker.ledger.footprint(since, self.grain),
-            (self.tracker.multiplications - before) // records,
+            tracker.ledger.footprint(since, self.grain),
+            multiplications // micro_batch,
         )
 
-    def _take(self, micro_batch: int) -> int:
-        """One step, as the training loop takes it; returns how many records it had."""
-        records = min(2 * micro_batch, self.stepper.settings.batch_size)
-        for start in range(0, records, micro_batch):
-            self.tracker.phase = BATCH
-            batch = collate([self.example] * min(micro_batch, records - start), pad_id=self.assembly.processor.pad_id)
-            self.tracker.phase = FORWARD
-            self.stepper.accumulate(batch.to(self.assembly.device), records * self.example.labelled)
+    def _first_update(self) -> None:
+        """A step without its forward and backward pass: gradients of nought, which leave an optimizer's state as any do."""
+        import torch
+
+        for name, parameter in self.stepper.parameters.items():
+            parameter.grad = torch.zeros_like(parameter)
+            self.tracker.name_gradient(name, parameter)
+        self._update()
+
+    def _accumulate(self, micro_batch: int) -> None:
+        self.tracker.phase = BATCH
+        batch = collate([self.example] * micro_batch, pad_id=self.assembly.processor.pad_id)
+        self.tracker.phase = FORWARD
+        self.stepper.accumulate(batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.labelled)
+
+    def _update(self) -> None:
         self.tracker.phase = UPDATE
         self.stepper.gradient_norm()
         self.stepper.update()
         self.tracker.name_optimizer_state(self.stepper)
-        self.stepper.clear()
-        return records
 
 
 @contextmanager

@@ -79,10 +79,14 @@ class _Resolver:
         evaluators = self.choose_all("evaluator", run.evaluate)
         if model is None or not self.complete:
             return None
+        strategies = {each.where: each.choice for each in memory}
+        rungs = [[strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs]
         circumstance = Circumstance(
             seed=run.seed,
             attention=attention,
-            memory=[each.choice for each in memory],
+            memory=rungs[0] if rungs else [each.choice for each in memory],
+            rungs=rungs,
+            budget=run.budget,
             sources=[each.choice for each in sources],
             operators=[each.choice for each in operators],
             strict_data=run.strict_data,
@@ -93,8 +97,11 @@ class _Resolver:
         identity = Identity(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
         plan = Plan(identity, circumstance)
         self.check_sites(plan, model, parts)
-        for each in self.resolved:
-            self.reasons += [f"{each.where}: {clause}" for clause in each.component.objections(plan)]
+        for rung in rungs or [circumstance.memory]:
+            tried = replace(plan, circumstance=replace(circumstance, memory=rung))
+            for each in self.resolved:
+                if each.choice.kind != "memory" or each.choice in rung:
+                    self.reasons += [f"{each.where}: {clause}" for clause in each.component.objections(tried)]
         return plan
 
     def refuse(self, *reasons: str) -> None:

@@ -8,7 +8,20 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from graftwork.ledger import BACKWARD, BUILD, FORWARD, FROZEN, GRADIENTS, OPTIMIZER, PREPARATION, TRAINED, UPDATE, Holding, Ledger, Moment
+from graftwork.ledger import (
+    BACKWARD,
+    BUILD,
+    FORWARD,
+    FROZEN,
+    GRADIENTS,
+    OPTIMIZER,
+    PREPARATION,
+    TRAINED,
+    UPDATE,
+    Holding,
+    Ledger,
+    Moment,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,9 +133,10 @@ class Tracker:
                 holding.category, holding.path = (TRAINED if tensor.requires_grad else FROZEN), name
                 holding.shape = tuple(tensor.shape)
         for name, parameter in assembly.trained().items():
-            parameter.register_post_accumulate_grad_hook(partial(self._gradient, name))
+            parameter.register_post_accumulate_grad_hook(partial(self.name_gradient, name))
 
-    def _gradient(self, name: str, parameter: Tensor) -> None:
+    def name_gradient(self, name: str, parameter: Tensor) -> None:
+        """Learn which tensor is a parameter's gradient."""
         if parameter.grad is not None and (holding := self.see(parameter.grad, name, BACKWARD)):
             holding.category, holding.path = GRADIENTS, name
 
@@ -176,10 +190,12 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
-    number = torch.ops.aten._local_scalar_dense.default
+    number, device = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
 
     class Following(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is device:  # of a fake tensor, and so often that the way through all modes would take half the time
+                return args[0].fake_device
             if func is number and answer is not None:
                 return type_of(args[0].dtype)(answer(tracker.phase))
             made = func(*args, **(kwargs or {}))
