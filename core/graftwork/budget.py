@@ -13,7 +13,11 @@ from graftwork.lookup import Lookup
 from graftwork.machine import Machine
 from graftwork.plan import Choice, Plan
 from graftwork.rehearsal import Step
-from graftwork.sizes import shown_size
+from graftwork.sizes import parse_size, shown_size
+
+RESERVE = 1 << 30
+"""The bytes of a card that are left to what the rehearsal does not see: the CUDA context, the workspaces of libraries, and
+gaps between tensors. It is an allowance, and not measured."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def climb(
     taken: int | None = None
     for place, memory in enumerate(circumstance.rungs or [circumstance.memory]):
         listen(", ".join(choice.name for choice in memory) or "no memory strategy")
-        search = budget if taken is None else None
-        found.append(rehearse(on_rung(plan, memory), lookup, machine, device, search, longest))
+        # The rungs below the one that is taken are shown at its micro-batch size.
+        fixed = found[taken].steps[-1].micro_batch if taken is not None else None
+        found.append(rehearse(on_rung(plan, memory, fixed), lookup, machine, device, budget, longest))
         peak = found[-1].peak
         if taken is None and peak is not None and (budget is None or peak <= budget):
             taken = place
@@ -184,8 +189,38 @@ def lines(ladder: Ladder) -> list[str]:
     ]
 
 
-def budget_of(plan: Plan, machine: Machine) -> int | None:
-    """The bytes that a plan may take on this machine: its own budget, or the memory of the smallest card."""
-    return plan.circumstance.budget or machine.device_bytes or None
+def allowance(plan: Plan, machine: Machine, device_memory: str | None = None) -> int | None:
+    """The bytes that a plan's tensors may take: its own budget, and no more than a card of `device_memory`, or the smallest
+    of the machine, has left; None where nobody says. GraftworkError for a `device_memory` that is no size."""
+    card = parse_size(device_memory) if device_memory is not None else machine.device_bytes
+    limits = [
+        limit for limit in (plan.circumstance.budget, max(0, card - RESERVE) if card else None) if limit is not None
+    ]
+    return min(limits, default=None)
 
 
+def below(plan: Plan) -> Plan | None:
+    """What to try where a plan's memory runs out: its next rung, or else half the micro-batch; None where it is 1."""
+    circumstance = plan.circumstance
+    lower = circumstance.rungs[circumstance.rungs.index(circumstance.memory) + 1 :] if circumstance.rungs else []
+    if lower:
+        return on_rung(plan, lower[0])
+    size = circumstance.train.micro_batch_size or circumstance.train.batch_size
+    return on_rung(plan, circumstance.memory, (size + 1) // 2) if size > 1 else None
+
+
+def described(plan: Plan) -> str:
+    """How a plan uses memory, as people read it."""
+    strategies = ", ".join(choice.name for choice in plan.circumstance.memory) or "no memory strategy"
+    train = plan.circumstance.train
+    return f"{strategies}, {train.micro_batch_size or train.batch_size} records at a time"
+
+
+def enforce(plan: Plan, device: str | None) -> None:
+    """Let PyTorch take no more of a card than the plan's budget; a CPU has no such limit."""
+    import torch
+
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if plan.circumstance.budget is not None and chosen.type == "cuda":
+        total = torch.cuda.get_device_properties(chosen).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.circumstance.budget / total), chosen)

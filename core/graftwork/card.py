@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
 GRAIN = 512
 """PyTorch's CUDA allocator hands out multiples of so many bytes."""
-IN_FP32 = ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "norm", "pow", "rsqrt", "exp")
+IN_FP32 = (
+    "layer_norm",
+    "group_norm",
+    "softmax",
+    "log_softmax",
+    "cross_entropy",
+    "nll_loss",
+    "norm",
+    "pow",
+    "rsqrt",
+    "exp",
+)
 """Those of the operators that autocast computes in fp32 on CUDA (and not all on a CPU) that models use on large tensors."""
 
 
@@ -28,19 +39,20 @@ def stand_in() -> Iterator[None]:
     """While entered, fake CPU tensors take the memory that a card's would."""
     import torch
 
-    mode, run_backward = _mode(), torch.autograd._engine_run_backward
+    engine: Any = torch.autograd
+    mode, run_backward = _mode(), engine._engine_run_backward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         # `backward` has left all modes, but what is recomputed on the way back is computed on the card as well.
         with mode:
             return run_backward(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = run
+    engine._engine_run_backward = run
     try:
         with mode:
             yield
     finally:
-        torch.autograd._engine_run_backward = run_backward
+        engine._engine_run_backward = run_backward
 
 
 def _mode() -> Any:
@@ -73,9 +85,7 @@ def _mode() -> Any:
     return Card()
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *others: Any, **options: Any
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *others: Any, **options: Any) -> Tensor:
     """What a fused kernel leaves in memory: its output, and the logarithm of every query's sum of exponentials in fp32.
 
     Going back it makes the gradients, the fp32 sums for those of the queries, and a product for every query.
@@ -124,7 +134,7 @@ def settle(assembly: Assembly, stepper: Stepper, kernels: Mapping[str, Any]) -> 
     for site, binding in assembly.bindings.items():
         kernel = kernels.get(site)
         if kernel is not None and kernel.requires.cuda is not None:
-            binding.kernels = [(kernel.name, StandIn())]
+            binding.kernels = [(kernel.name, cast(Any, StandIn()))]
     for group in stepper.optimizer.param_groups:
         if "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True

@@ -185,5 +185,3 @@ def gathered(alive: Sequence[tuple[int, str, Holding]]) -> list[Thing]:
         one = next(iter(names[key])) if len(names[key]) == 1 else path
         things.append(Thing(category, one, shape, dtype, counts[key], size))
     return things
-
-

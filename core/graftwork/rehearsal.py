@@ -41,7 +41,9 @@ class Step:
 class Watched:
     """An assembly, on real tensors or on fake ones, whose steps are followed."""
 
-    def __init__(self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, grain: int = 1) -> None:
+    def __init__(
+        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, grain: int = 1
+    ) -> None:
         """`example` is the record that the batches are made of; sizes are rounded up to multiples of `grain`."""
         self.assembly, self.stepper, self.tracker, self.example, self.grain = assembly, stepper, tracker, example, grain
 
@@ -78,7 +80,9 @@ class Watched:
         self.tracker.phase = BATCH
         batch = collate([self.example] * micro_batch, pad_id=self.assembly.processor.pad_id)
         self.tracker.phase = FORWARD
-        self.stepper.accumulate(batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.labelled)
+        self.stepper.accumulate(
+            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.labelled
+        )
 
     def _update(self) -> None:
         self.tracker.phase = UPDATE
@@ -117,9 +121,9 @@ def rehearsing(
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # they were, or will be, given where the numbers are real
-        mode = stack.enter_context(FakeTensorMode())
+        converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
-        mode.fake_tensor_converter.set_tensor_memo = lambda *_: None
+        converter.set_tensor_memo = lambda *_: None
         if device == "cuda":
             stack.enter_context(card.stand_in())
         watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))

@@ -80,7 +80,9 @@ class _Resolver:
         if model is None or not self.complete:
             return None
         strategies = {each.where: each.choice for each in memory}
-        rungs = [[strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs]
+        rungs = [
+            [strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs
+        ]
         circumstance = Circumstance(
             seed=run.seed,
             attention=attention,

@@ -260,7 +260,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     sources, operators = reader.items(items, "source"), reader.items(items, "operator")
     saving, strategies = reader.own(MemoryTable, reader.table(tables, "memory"), "memory")
     rungs = saving.try_ if saving else ()
-    if saving and not saving.use:
+    if rungs:
         memory = reader.named("try", list(dict.fromkeys(name for rung in rungs for name in rung)), strategies, "memory")
     else:
         memory = reader.named("use", saving.use if saving else [*strategies], strategies, "memory")
@@ -345,9 +345,7 @@ class _Reader:
             return ()
         return tuple(self.selection(ItemTable, table, f"data.{key}.{index}") for index, table in enumerate(tables))
 
-    def named(
-        self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str
-    ) -> tuple[Selection, ...]:
+    def named(self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str) -> tuple[Selection, ...]:
         """The components that the list `key` names, each with the settings of the table of its name."""
         for name in tables:
             if name not in chosen:

@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
 def shown_size(size: int) -> str:
     """A size as people read it: `11.9 GiB`, `512 MiB`, `3.2 KiB`."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 0.995 * 2**power:
+        if size >= 0.97 * 2**power:
             value = size / 2**power
             return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
     return f"{size} bytes"

@@ -89,7 +89,7 @@ class Tracker:
         forwards = self.phase == FORWARD and (not backward or bool(self._within) or torch.is_grad_enabled())
         if forwards != self._forwards:
             self._forwards, self._stretch = forwards, self._stretch + 1
-        node = torch._C._current_autograd_node() if backward else None  # type: ignore[attr-defined]
+        node: Any = torch._C._current_autograd_node() if backward else None
         path = self._within[-1] if self._within else str(node.metadata.get(MODULE, "")) if node is not None else ""
         phase = BACKWARD if backward and self.phase == FORWARD else self.phase
         self.ledger.moments.append(Moment(phase, path, operation, self._stretch, forwards))
@@ -125,15 +125,16 @@ class Tracker:
     def name_weights(self, assembly: Assembly) -> None:
         """Learn the names of modules and weights, once the model is built; from now on gradients are known too."""
         self._names = {id(module): name for name, module in assembly.model.named_modules()}
-        for value in assembly.base_values.values():  # in main memory, whatever the device
+        for value in assembly.base_values.values():
             if holding := self.see(value, "", BUILD):
-                holding.died = 0
+                holding.size = 0  # it is in main memory, whatever the device
         for name, tensor in (*assembly.model.named_parameters(), *assembly.model.named_buffers()):
             if holding := self.see(tensor, name, BUILD):
                 holding.category, holding.path = (TRAINED if tensor.requires_grad else FROZEN), name
                 holding.shape = tuple(tensor.shape)
         for name, parameter in assembly.trained().items():
-            parameter.register_post_accumulate_grad_hook(partial(self.name_gradient, name))
+            hook: Any = parameter.register_post_accumulate_grad_hook
+            hook(partial(self.name_gradient, name))
 
     def name_gradient(self, name: str, parameter: Tensor) -> None:
         """Learn which tensor is a parameter's gradient."""
@@ -147,8 +148,8 @@ class Tracker:
                 holding.category = OPTIMIZER
         for name, parameter in stepper.parameters.items():
             for key, value in stepper.optimizer.state.get(parameter, {}).items():
-                if hasattr(value, "untyped_storage") and (holding := self.see(value, "", UPDATE)):
-                    holding.category, holding.path = OPTIMIZER, f"{name}.{key}"
+                if hasattr(value, "untyped_storage") and (found := self.see(value, "", UPDATE)):
+                    found.category, found.path = OPTIMIZER, f"{name}.{key}"
 
     # Where it happens -----------------------------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Tracker:
 
     def _sign(self, value: object) -> None:
         """Write the module that is being computed into the nodes of the graph that nobody has signed yet."""
-        nodes = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
+        nodes: list[Any] = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
         path = self._within[-1] if self._within else ""
         while nodes:
             node = nodes.pop()
@@ -192,7 +193,7 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
 
     number, device = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
 
-    class Following(TorchDispatchMode):
+    class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is device:  # of a fake tensor, and so often that the way through all modes would take half the time
                 return args[0].fake_device
@@ -207,4 +208,4 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
     def type_of(dtype: torch.dtype) -> type:
         return float if dtype.is_floating_point else bool if dtype == torch.bool else int
 
-    return Following()
+    return Following()  # type: ignore[no-untyped-call]
