@@ -18,7 +18,7 @@ from graftwork.lookup import DictLookup
 from graftwork.machine import Machine
 from graftwork.plan import Plan
 from graftwork.rehearsal import Step, rehearsing, watching
-from graftwork_torch_attention import Eager, Sdpa
+from graftwork_torch_attention import Sdpa
 
 CPU = Machine()
 LOOKUP = DictLookup(*COMPONENTS)

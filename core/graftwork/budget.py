@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from graftwork import rehearsal
 from graftwork.errors import GraftworkError
+from graftwork.kinds import MemoryStrategy
+from graftwork.ledger import Footprint
 from graftwork.lookup import Lookup
 from graftwork.machine import Machine
 from graftwork.plan import Choice, Plan
 from graftwork.rehearsal import Step
+from graftwork.resolve import restore_component
 from graftwork.sizes import parse_size, shown_size
 
 RESERVE = 1 << 30
@@ -29,6 +32,8 @@ class Rung:
     """One for each micro-batch size that was rehearsed, the one that counts last; empty where it could not be."""
     problem: str = ""
     """Why it could not be rehearsed."""
+    by_arithmetic: tuple[str, ...] = ()
+    """Those of the strategies that one process cannot show, and that say themselves what they save."""
 
     @property
     def name(self) -> str:
@@ -117,22 +122,49 @@ def settled(plan: Plan, ladder: Ladder) -> Plan:
 
 
 def rehearse(
-    plan: Plan, lookup: Lookup, machine: Machine, device: str, budget: int | None, longest: int | None
+    plan: Plan,
+    lookup: Lookup,
+    machine: Machine,
+    device: str,
+    budget: int | None,
+    longest: int | None = None,
+    processes: int = 1,
 ) -> Rung:
     """One rung, at the plan's micro-batch size, or with a budget at the largest that fits it."""
     names = tuple(choice.name for choice in plan.circumstance.memory)
     train = plan.circumstance.train
     try:
-        with rehearsal.rehearsing(plan, lookup, machine, device=device, longest=longest) as watched:
+        strategies = [
+            (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup)))
+            for choice in plan.circumstance.memory
+        ]
+        said = [(choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint]
+        shown = [choice for choice, each in strategies if (choice, each) not in said]
+        with rehearsal.rehearsing(on_rung(plan, shown), lookup, machine, device=device, longest=longest) as watched:
+
+            def take(micro_batch: int) -> Step:
+                step = watched.take(micro_batch)
+                return replace(step, footprint=reckoned(step.footprint, [each for _, each in said], processes))
+
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
                 fixed = min(train.micro_batch_size or (train.batch_size if budget is None else 1), train.batch_size)
-                return Rung(names, (watched.take(fixed),))
-            return Rung(names, tuple(largest(watched.take, train.batch_size, budget)))
+                steps = [take(fixed)]
+            else:
+                steps = largest(take, train.batch_size, budget)
+        return Rung(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in said))
     except GraftworkError as error:
         return Rung(names, (), error.sentence)
     except Exception as error:  # the code of any plugin runs here, on tensors that it was not written for
-        said = str(error).strip().partition("\n")[0]
-        return Rung(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {said[:200]})")
+        lines = str(error).strip().splitlines() or [""]
+        return Rung(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {lines[0][:200]})")
+
+
+def reckoned(footprint: Footprint, strategies: Sequence[MemoryStrategy[Any]], processes: int) -> Footprint:
+    """A footprint after the arithmetic of strategies that a rehearsal cannot show."""
+    categories = dict(footprint.categories)
+    for strategy in strategies:
+        categories.update(strategy.footprint(categories, processes))
+    return replace(footprint, categories=categories, peak=sum(categories.values())) if strategies else footprint
 
 
 def largest(take: Callable[[int], Step], batch: int, budget: int) -> list[Step]:

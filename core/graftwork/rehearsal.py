@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -124,14 +125,15 @@ def rehearsing(
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
-        if device == "cuda":
-            stack.enter_context(card.stand_in())
         watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))
         # Scaling the loss for fp16 changes no size, and asks whether a number is finite.
         watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if device == "cuda":
+            stack.enter_context(card.stand_in())
             watched.grain = card.GRAIN
             card.settle(watched.assembly, watched.stepper, kernels_on(plan, lookup, watched.assembly, machine))
+        gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
+        stack.callback(gc.unfreeze)
         yield watched
 
 

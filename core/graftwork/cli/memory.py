@@ -61,6 +61,8 @@ def print_rungs(console: Console, ladder: Ladder) -> None:
             f"{step.multiplications / plain:.2f} x",
         )
     console.print(table)
+    if said := sorted({name for rung in ladder.rungs for name in rung.by_arithmetic}):
+        console.print(f"by its own arithmetic, because one process cannot show it: {', '.join(said)}")
 
 
 def print_footprint(console: Console, rung: Rung, footprint: Footprint) -> None:
