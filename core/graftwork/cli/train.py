@@ -232,11 +232,19 @@ def demo(session: Session, out: Path) -> None:
 def carry_out(session: Session, plan: Plan, out: Path, *, resume: bool = False, device: str | None = None) -> None:
     """The whole job: train, prove in a fresh process, compare, report; an unhealthy run ends in an error."""
     from graftwork import machine, planning
+    from graftwork.budget import on_rung
+    from graftwork.checkpoint import checkpoints
     from graftwork.cli.job import finish
+    from graftwork.manifest import read
     from graftwork.training import train as run_training
 
     console, here = open_console(), machine.probe()
-    plan, ladder = fitted(session, console, plan, here, device or ("cuda" if here.cuda else "cpu"))
+    ladder = None
+    if resume and (saved := checkpoints(out)):
+        then = read(saved[-1]).plan.circumstance  # as it went well: to the last bit only with the same micro-batches
+        plan = on_rung(plan, then.memory, then.train.micro_batch_size)
+    else:
+        plan, ladder = fitted(session, console, plan, here, device or ("cuda" if here.cuda else "cpu"))
     outline = planning.outline(plan, session.catalog, here)
     console.print(
         f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%}), "
