@@ -94,10 +94,10 @@ class Watched:
 
 @contextmanager
 def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bool = False) -> Iterator[Watched]:
-    """Build a plan's model on the CPU and follow what happens to it."""
+    """Build a plan's model on the CPU and follow what happens to it; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
-        assembly = compose.build(plan, lookup, device="cpu")
+        assembly = compose.build(plan, lookup, device="cpu", imagined=fake)
         assembly.model.train()
         tracker.name_weights(assembly)
         tracker.phase = PREPARATION
