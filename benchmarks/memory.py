@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from graftwork import runfile
-from graftwork.ledger import Footprint
 from graftwork.machine import probe
 from graftwork.plan import Plan
-from graftwork.rehearsal import Watched, rehearsing, watching
+from graftwork.rehearsal import rehearsing, watching
 from graftwork.resolve import resolve
 from graftwork.sizes import shown_size
 from graftwork_registry import Catalog
@@ -42,21 +41,21 @@ PLANS: tuple[tuple[str, str, int, int, dict[str, Any]], ...] = (
     ("LoRA", "1M", 4, 128, {}),
     ("LoRA", "1M", 16, 128, {}),
     ("LoRA", "1M", 4, 512, {}),
-    ("LoRA", "8M", 1, 256, {}),
-    ("LoRA", "8M", 8, 256, {}),
-    ("LoRA", "30M", 4, 256, {}),
-    ("LoRA, bf16", "8M", 4, 256, {"train.precision": "bf16"}),
-    ("LoRA, bf16", "30M", 4, 256, {"train.precision": "bf16"}),
-    ("LoRA, plain attention", "8M", 4, 512, {"attention.prefer": ["eager"]}),
-    ("LoRA with dropout", "8M", 4, 256, {"peft.dropout": 0.1}),
-    ("LoRA, connector and mining", "8M", 4, 256, {"peft.also_train": ["connector", "mining"]}),
-    ("connector and mining", "8M", 4, 256, {"peft": {"also_train": ["connector", "mining"]}}),
-    ("IA3", "8M", 4, 256, {"peft": {"use": "ia3", "on": ["language"]}}),
-    ("the whole language model", "8M", 4, 256, {"peft": {"use": "full", "on": ["language"]}}),
+    ("LoRA", "8M", 1, 128, {}),
+    ("LoRA", "8M", 4, 128, {}),
+    ("LoRA", "30M", 2, 64, {}),
+    ("LoRA, bf16", "8M", 2, 128, {"train.precision": "bf16"}),
+    ("LoRA, bf16", "30M", 2, 64, {"train.precision": "bf16"}),
+    ("LoRA, plain attention", "8M", 2, 256, {"attention.prefer": ["eager"]}),
+    ("LoRA with dropout", "8M", 2, 128, {"peft.dropout": 0.1}),
+    ("LoRA, connector and mining", "8M", 2, 128, {"peft.also_train": ["connector", "mining"]}),
+    ("connector and mining", "8M", 2, 128, {"peft": {"also_train": ["connector", "mining"]}}),
+    ("IA3", "8M", 2, 128, {"peft": {"use": "ia3", "on": ["language"]}}),
+    ("the whole language model", "8M", 2, 128, {"peft": {"use": "full", "on": ["language"]}}),
     ("LoRA, checkpointing", "1M", 16, 128, {"memory.use": ["checkpointing"]}),
-    ("LoRA, checkpointing", "8M", 8, 256, {"memory.use": ["checkpointing"]}),
-    ("LoRA, checkpointing, bf16", "30M", 4, 256, {"memory.use": ["checkpointing"], "train.precision": "bf16"}),
-    ("LoRA, one micro-batch for a step", "8M", 8, 256, {"train.batch_size": 8}),
+    ("LoRA, checkpointing", "8M", 4, 128, {"memory.use": ["checkpointing"]}),
+    ("LoRA, checkpointing, bf16", "30M", 2, 64, {"memory.use": ["checkpointing"], "train.precision": "bf16"}),
+    ("LoRA, one micro-batch for a step", "8M", 4, 128, {"train.batch_size": 4}),
 )
 """What is trained and how, the model's size, the micro-batch, the tokens of a record, and changes of the run file."""
 
@@ -103,19 +102,12 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-def take(watched: Watched, micro_batch: int) -> Footprint:
-    """The second step of that size, as all later ones are."""
-    watched.take(micro_batch)
-    return watched.take(micro_batch).footprint
-
-
 def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
     """The peak of a step by the account of PyTorch's CPU allocator, without the record that its batches are made of."""
     with (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
         watching(plan, catalog) as watched,
     ):
-        watched.take(micro_batch)
         with torch.profiler.record_function("measured"):
             watched.take(micro_batch)
         waiting = sum(pixels.nbytes for pixels in watched.example.pixels.values())
@@ -138,7 +130,7 @@ def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     from graftwork.stepping import stepper_for
 
     with rehearsing(plan, catalog, probe(), device="cuda") as watched:
-        predicted = take(watched, micro_batch).peak
+        predicted = watched.take(micro_batch).footprint.peak
     assembly = compose.build(plan, catalog, device="cuda")
     assembly.model.train()
     stepper = stepper_for(assembly, plan.circumstance.train)
@@ -172,9 +164,9 @@ def main() -> None:
                 )
                 continue
             with collected(), rehearsing(plan, catalog, probe(), device="cpu") as watched:
-                predicted = take(watched, micro_batch).peak
+                predicted = watched.take(micro_batch).footprint.peak
             with collected(), watching(plan, catalog) as watched:
-                tracked = take(watched, micro_batch).peak
+                tracked = watched.take(micro_batch).footprint.peak
             with collected():
                 peak = allocated(plan, catalog, micro_batch)
             errors.append(predicted / tracked - 1)

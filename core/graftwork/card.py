@@ -68,8 +68,7 @@ def _mode() -> Any:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func is functional.scaled_dot_product_attention:
-                with self:  # the casts below are part of what autocast does
-                    return attention(*args, **kwargs)
+                return attention(*args, **kwargs)
             if func is functional.dropout and 0 < (p := kwargs.get("p", args[1] if len(args) > 1 else 0.5)) < 1:
                 training = kwargs.get("training", args[2] if len(args) > 2 else True)
                 return torch.native_dropout(args[0], p, training)[0]
@@ -115,8 +114,8 @@ def _fused() -> Any:
         def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             q, k, v, _, sums, _ = ctx.saved_tensors
             products, wide = torch.empty_like(sums), torch.empty_like(q, dtype=torch.float32)
-            group = q.shape[1] // k.shape[1]
-            spread = [torch.empty_like(each.repeat_interleave(group, 1)) if group > 1 else each for each in (k, v)]
+            heads = q.shape[1]  # where they share keys, each has gradients of its own at first
+            spread = [each.new_empty(len(each), heads, *each.shape[2:]) for each in (k, v) if each.shape[1] != heads]
             found = tuple(torch.empty_like(each) for each in (q, k, v))
             del products, wide, spread
             return (*found, None)
