@@ -158,6 +158,14 @@ def test_neither_weights_nor_random_numbers_are_touched(base: Path, tmp_path: Pa
     assert torch.get_rng_state().equal(before)
 
 
+def test_it_is_rehearsed_as_if_all_weights_were_there_but_those_that_start_fresh(tmp_path: Path) -> None:
+    with rehearsing(plan_of(None, tmp_path), LOOKUP, CPU, device="cpu") as watched:
+        assembly = watched.assembly
+    assert assembly.fresh == ("connector", "mining")
+    lacking = {name.split(".")[1] for name in assembly.added() if name not in assembly.of_method}
+    assert lacking == {"mm_projector", *(f"vlm_uni_{part}_projector" for part in ("query", "aux", "val"))}
+
+
 def test_code_that_decides_by_a_number_is_named(base: Path, tmp_path: Path) -> None:
     lookup = DictLookup(*COMPONENTS, Curious)
     with pytest.raises(GraftworkError) as caught:
