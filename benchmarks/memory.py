@@ -147,6 +147,12 @@ def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     return predicted, torch.cuda.max_memory_allocated()
 
 
+def shown_error(error: float) -> str:
+    """In per cent, with a sign where there is something to sign."""
+    text = f"{error:+.2%}"
+    return "0.00%" if text[1:] == "0.00%" else text
+
+
 def main() -> None:
     """Print a row for each plan, and the median and worst error."""
     warnings.filterwarnings("ignore")
@@ -160,7 +166,7 @@ def main() -> None:
                 predicted, peak = on_card(plan, catalog, micro_batch)
                 errors.append(predicted / peak - 1)
                 print(
-                    f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | CUDA {shown_size(peak)} | {errors[-1]:+.2%} |"
+                    f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | CUDA {shown_size(peak)} | {shown_error(errors[-1])} |"
                 )
                 continue
             with collected(), rehearsing(plan, catalog, probe(), device="cpu") as watched:
@@ -173,7 +179,7 @@ def main() -> None:
             seen.append(predicted / peak - 1)
             print(
                 f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | {shown_size(tracked)} "
-                f"| {errors[-1]:+.2%} | {shown_size(peak)} | {seen[-1]:+.2%} |",
+                f"| {shown_error(errors[-1])} | {shown_size(peak)} | {shown_error(seen[-1])} |",
                 flush=True,
             )
     for name, found in (("tracker" if seen else "max_memory_allocated", errors), ("allocator", seen)):
