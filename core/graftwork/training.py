@@ -118,7 +118,7 @@ def attempt(
             processor_folder=start / checkpoint.PROCESSOR if start else None,
         )
     except torch.OutOfMemoryError:
-        raise OutOfMemory("while the model was built", early=True) from None
+        raise OutOfMemory("while the model was built", early=start is None) from None
     data = gather(plan, lookup, assembly.processor)
     steps = steps_for(len(data.records), settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
@@ -184,7 +184,7 @@ class Loop:
         # Dropout starts from the seed, and goes on from the saved state when resuming.
         if self.step == 0:
             torch.manual_seed(self.plan.circumstance.seed)
-        first, folder = self.step, self.out / f"checkpoint-{self.step}"
+        folder = self.out / f"checkpoint-{self.step}"
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -197,8 +197,8 @@ class Loop:
                 try:
                     line = self.take_step(examples, began)
                 except torch.OutOfMemoryError:
-                    early = self.step - first < MEASURING and not checkpoint.checkpoints(self.out)
-                    raise OutOfMemory(f"in step {self.step + 1}", early=early or self.step == first) from None
+                    early = self.step < MEASURING and not checkpoint.checkpoints(self.out)
+                    raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
                 if self.step % self.settings.log_every == 0 or self.step == self.steps:
                     self.log.append(line)
                     log.write(json.dumps(line) + "\n")
