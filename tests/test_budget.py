@@ -28,6 +28,7 @@ from graftwork.report import ReportContent
 from graftwork.report.markdown import render_markdown
 from graftwork.report.memory import memory_course
 from graftwork.report.page import render_page
+from graftwork.resuming import comparable
 from graftwork.runfile import parse_run
 from graftwork.sizes import parse_size, shown_size
 from graftwork.stepping import Stepper
@@ -285,6 +286,14 @@ def test_the_result_is_the_same_on_every_rung_and_with_every_micro_batch(base: P
         results.append({name: value.detach().clone() for name, value in outcome.assembly.trained().items()})
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_may_be_cut_otherwise_and_must_have_the_same_strategies(tmp_path: Path) -> None:
+    memory = {"try": [[], ["checkpointing"]]}
+    plan = plan_of(None, tmp_path, {"memory": memory})
+    plain, saving = plan.circumstance.rungs
+    assert comparable(budget.on_rung(plan, plain, 1)) == comparable(plan_of(None, tmp_path))
+    assert comparable(budget.on_rung(plan, saving)) != comparable(plan)
 
 
 # When memory runs out -------------------------------------------------------------------------------------------------

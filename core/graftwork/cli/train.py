@@ -241,8 +241,9 @@ def carry_out(session: Session, plan: Plan, out: Path, *, resume: bool = False, 
     console, here = open_console(), machine.probe()
     ladder = None
     if resume and (saved := checkpoints(out)):
-        then = read(saved[-1]).plan.circumstance  # as it went well: to the last bit only with the same micro-batches
-        plan = on_rung(plan, then.memory, then.train.micro_batch_size)
+        now, then = plan.circumstance, read(saved[-1]).plan.circumstance
+        memory = then.memory if then.memory in now.rungs else now.memory
+        plan = on_rung(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
     else:
         plan, ladder = fitted(session, console, plan, here, device or ("cuda" if here.cuda else "cpu"))
     outline = planning.outline(plan, session.catalog, here)
