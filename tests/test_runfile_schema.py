@@ -9,6 +9,7 @@ from typing import Any, Literal
 from graftwork import runfile, settings
 from graftwork.component import Component, setting
 from graftwork.plan import TrainSettings
+from graftwork.schema import schema as schema_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def component(kind: str, name: str, settings_class: type | None = None) -> type[
 
 
 def test_the_schema_knows_the_installed_components_and_their_settings() -> None:
-    schema = runfile.schema(
+    schema = schema_of(
         [
             component("peft", "lora", LoraSettings),
             component("peft", "full"),

@@ -45,6 +45,9 @@ class Batch:
     """`[rows, tokens]`, int64, `IGNORED` where there is no loss."""
     pixels: dict[str, torch.Tensor]
     """Part name to `[pictures, 3, height, width]`; empty when no row has a picture."""
+    predicting: torch.Tensor | None = None
+    """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
+    collation, because finding them in `labels` would make the host wait for the device; None where there is no loss."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -55,6 +58,7 @@ class Batch:
             self.picture_positions.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             moved,
+            None if self.predicting is None else self.predicting.to(device, non_blocking=True),
         )
 
 
@@ -69,10 +73,18 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
         return [*values, *filling] if side == "right" else [*filling, *values]
 
     parts = dict.fromkeys(name for example in examples for name in example.pixels)
+    labels = [padded(example.labels, IGNORED) for example in examples]
+    predicting = [
+        row * longest + place - 1
+        for row, values in enumerate(labels)
+        for place, label in enumerate(values)
+        if place and label != IGNORED
+    ]
     return Batch(
         torch.tensor([padded(e.input_ids, pad_id) for e in examples], dtype=torch.int64),
         torch.tensor([padded([True] * len(e.input_ids), False) for e in examples], dtype=torch.bool),
         torch.tensor([padded(e.picture_positions, False) for e in examples], dtype=torch.bool),
-        torch.tensor([padded(e.labels, IGNORED) for e in examples], dtype=torch.int64),
+        torch.tensor(labels, dtype=torch.int64),
         {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
+        torch.tensor(predicting, dtype=torch.int64),
     )

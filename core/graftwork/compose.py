@@ -141,13 +141,15 @@ def build(
     device: str | None = None,
     precision: str | None = None,
     meta: bool = False,
+    imagined: bool = False,
     trained: Mapping[str, Tensor] | None = None,
     processor_folder: Path | None = None,
 ) -> Assembly:
     """Build a plan's model.
 
     `trained` are the tensors of a checkpoint, loaded strictly; without them everything new starts fresh. With `meta`
-    nothing is read or allocated: only names, shapes and the map of the model are right. `processor_folder` is where a
+    nothing is read or allocated: only names, shapes and the map of the model are right. With `imagined` the plan has no
+    weights, and everything is as if it had all that is not in a fresh role, with random values. `processor_folder` is where a
     checkpoint keeps its processor. Raises WeightsError and AdapterError.
     """
     import torch
@@ -190,7 +192,12 @@ def build(
     assembly.fresh = missing_roles(architecture, structure, available)
     if not meta:
         fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]), trained)
-    known = {id(tensor) for name, tensor in named_tensors(structure.model).items() if name in available}
+    untrained = [module for role in assembly.fresh for module in structure.roles[role]]
+    known = {
+        id(tensor)
+        for name, tensor in named_tensors(structure.model).items()
+        if name in available or (imagined and not within(name, untrained))
+    }
     adapt(assembly, fresh=trained is None and not meta)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(structure.model).items() if id(tensor) in known)
     if meta:

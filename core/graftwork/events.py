@@ -37,6 +37,15 @@ class StepTaken(Event):
     images: int
     tokens: int
     seconds: float
+    memory: int = 0
+    """The most bytes that tensors have taken of the device so far; 0 on a device that does not say."""
+
+
+@dataclass(frozen=True)
+class MemoryRanOut(Event):
+    """The device's memory did not hold the first steps; the run begins again as the sentence says."""
+
+    sentence: str
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ class Machine:
     """The names of the CUDA devices."""
     capability: tuple[int, int] | None = None
     """The least compute capability among them; None without one."""
+    device_bytes: int = 0
+    """The memory of the smallest of them; 0 without one."""
     cuda: bool = False
     bf16: bool = True
     """Whether bfloat16 is computed natively; a CPU computes it, however slowly."""
@@ -35,6 +37,7 @@ def probe() -> Machine:
     return Machine(
         devices=tuple(torch.cuda.get_device_name(index) for index in indices),
         capability=min((torch.cuda.get_device_capability(index) for index in indices), default=None),
+        device_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in indices), default=0),
         cuda=bool(indices),
         bf16=not indices or torch.cuda.is_bf16_supported(including_emulation=False),
         cores=_cores(),

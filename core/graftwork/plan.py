@@ -94,6 +94,10 @@ class Circumstance:
     attention: dict[str, list[Choice]] = field(default_factory=dict)
     """Site to kernels in order of preference; `*` for sites that are not named."""
     memory: list[Choice] = field(default_factory=list)
+    rungs: list[list[Choice]] = field(default_factory=list)
+    """Memory strategies to choose among, the fastest first; empty where the run leaves no choice."""
+    budget: int | None = None
+    """The bytes that the run may take of its device; None where the device decides."""
     sources: list[Choice] = field(default_factory=list)
     operators: list[Choice] = field(default_factory=list)
     strict_data: bool = False

@@ -85,10 +85,16 @@ class _Resolver:
         evaluators = self.choose_all("evaluator", run.evaluate)
         if model is None or not self.complete:
             return None
+        strategies = {each.where: each.choice for each in memory}
+        rungs = [
+            [strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs
+        ]
         circumstance = Circumstance(
             seed=run.seed,
             attention=attention,
-            memory=[each.choice for each in memory],
+            memory=rungs[0] if rungs else [each.choice for each in memory],
+            rungs=rungs,
+            budget=run.budget,
             sources=[each.choice for each in sources],
             operators=[each.choice for each in operators],
             strict_data=run.strict_data,
@@ -99,10 +105,14 @@ class _Resolver:
         identity = Identity(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
         plan = Plan(identity, circumstance)
         self.check_sites(plan, model, parts)
-        for each in self.resolved:
-            for clause in each.component.objections(plan):
-                into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
-                into.append(f"{each.where}: {clause}")
+        for rung in rungs or [circumstance.memory]:
+            tried = replace(plan, circumstance=replace(circumstance, memory=rung))
+            for each in self.resolved:
+                if each.choice.kind == "memory" and each.choice not in rung:
+                    continue
+                for clause in each.component.objections(tried):
+                    into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
+                    into.append(f"{each.where}: {clause}")
         return plan
 
     def refuse(self, *reasons: str) -> None:

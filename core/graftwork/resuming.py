@@ -29,7 +29,8 @@ def resumable(start: Path, plan: Plan) -> manifest.Manifest:
 
 
 def comparable(plan: Plan) -> dict[str, Any]:
-    """What of a plan must be the same when a run is resumed: all but where weights are, and the plugins' versions."""
+    """What of a plan must be the same when a run is resumed: all but where weights are, the plugins' versions, and how a
+    batch is cut to fit a device."""
 
     def bare(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
         if key == "weights" and skipped:
@@ -40,7 +41,8 @@ def comparable(plan: Plan) -> dict[str, Any]:
             return {name: bare(name, inner, skipped) for name, inner in value.items() if name not in skipped}
         return [bare("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    result: dict[str, Any] = bare("", plan.to_json(), ("folder", "version", "attention", "evaluate"))
+    elsewhere = ("folder", "version", "attention", "evaluate", "rungs", "budget", "micro_batch_size")
+    result: dict[str, Any] = bare("", plan.to_json(), elsewhere)
     return result
 
 

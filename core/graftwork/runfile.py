@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import settings
-from graftwork.component import Component, setting
-from graftwork.errors import RunFileError
-from graftwork.kinds import KINDS
+from graftwork.component import setting
+from graftwork.errors import GraftworkError, RunFileError
 from graftwork.plan import TrainSettings
 from graftwork.settings import count, join, shown, suggestion
+from graftwork.sizes import parse_size
 
 MOST_BYTES = 1 << 20  # a run file is written by a person; a larger file is something else
 
@@ -48,6 +48,11 @@ class RunFile:
     attention: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run does not say."""
     memory: tuple[Selection, ...] = ()
+    """Every strategy that the run names, in `use` or in `try`."""
+    rungs: tuple[tuple[str, ...], ...] = ()
+    """The names of `try`; empty when the run does not say."""
+    budget: int | None = None
+    """In bytes."""
     sources: tuple[Selection, ...] = ()
     operators: tuple[Selection, ...] = ()
     strict_data: bool = False
@@ -105,6 +110,21 @@ class MemoryTable:
     """The keys of `[memory]`; the settings of a strategy are in `[memory.NAME]`."""
 
     use: tuple[str, ...] = setting((), "The memory strategies, in order")
+    try_: tuple[tuple[str, ...], ...] = setting(
+        (), "Lists of strategies, the fastest first; the first that fits the budget is used, instead of use"
+    )
+    budget: str | None = setting(
+        None, "The memory that a run may take of its device, such as '24 GiB'; by default what the device has"
+    )
+
+    def __post_init__(self) -> None:
+        if self.use and self.try_:
+            raise ValueError("'use' and 'try' exclude each other; keep one of them")
+        if self.budget is not None:
+            try:
+                parse_size(self.budget)
+            except GraftworkError as error:
+                raise ValueError(f"budget: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -238,8 +258,14 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     data, items = reader.own(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
     sources, operators = reader.items(items, "source"), reader.items(items, "operator")
-    memory = reader.named(MemoryTable, "use", tables, "memory")
-    evaluate = reader.named(EvaluateTable, "on", tables, "evaluate")
+    saving, strategies = reader.own(MemoryTable, reader.table(tables, "memory"), "memory")
+    rungs = saving.try_ if saving else ()
+    if rungs:
+        memory = reader.named("try", list(dict.fromkeys(name for rung in rungs for name in rung)), strategies, "memory")
+    else:
+        memory = reader.named("use", saving.use if saving else [*strategies], strategies, "memory")
+    asked, evaluators = reader.own(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
+    evaluate = reader.named("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
     train = reader.read(TrainSettings, reader.table(tables, "train"), "train")
     if reader.problems:
         name = f"'{source}'" if source else "the run"
@@ -256,6 +282,8 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         also_train=peft_own.also_train,
         attention=attention,
         memory=memory,
+        rungs=rungs,
+        budget=parse_size(saving.budget) if saving.budget is not None else None,
         sources=sources,
         operators=operators,
         strict_data=data.strict,
@@ -317,10 +345,8 @@ class _Reader:
             return ()
         return tuple(self.selection(ItemTable, table, f"data.{key}.{index}") for index, table in enumerate(tables))
 
-    def named(self, cls: type, key: str, parent: Mapping[str, Any], where: str) -> tuple[Selection, ...]:
-        """The components that a list names, each with the settings of the table of its name."""
-        own, tables = self.own(cls, self.table(parent, where), where)
-        chosen: Sequence[str] = getattr(own, key) if own else list(tables)
+    def named(self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str) -> tuple[Selection, ...]:
+        """The components that the list `key` names, each with the settings of the table of its name."""
         for name in tables:
             if name not in chosen:
                 self.problems.append(f"{where}.{name}: '{where}.{key}' does not name it{suggestion(name, chosen)}")
@@ -338,60 +364,3 @@ class _Reader:
                 mistake = "sites that are not named have 'attention.prefer'" if site == "*" else "names no kernel"
                 self.problems.append(f"attention.sites.{site}: {mistake}")
         return {**own.sites, "*": own.prefer} if own.prefer else own.sites
-
-
-def schema(components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
-    """A JSON Schema (draft 2020-12) of the run files that can use these components.
-
-    A name of the form `plugin:name` is allowed with any settings; only `resolve` can judge those.
-    """
-    kinds: dict[str, list[type[Component[Any]]]] = {kind: [] for kind in KINDS}
-    for component in components:
-        kinds[component.kind].append(component)
-    model, part = _chosen(ModelTable, kinds["model"]), _chosen(PartTable, kinds["vision_tower"], EMPTY)
-    for option in model["anyOf"]:
-        option["properties"]["parts"] = {"type": "object", "additionalProperties": part}
-    attention, kernels = settings.json_schema(AttentionTable), {"type": "array", "items": _name(kinds["attention"])}
-    attention["properties"]["prefer"] |= kernels
-    attention["properties"]["sites"]["additionalProperties"] = kernels
-    data = settings.json_schema(DataTable)
-    for key in ("source", "operator"):
-        data["properties"][key] = {"type": "array", "items": _chosen(ItemTable, kinds[f"data_{key}"])}
-    run = settings.json_schema(RunTable)
-    run["properties"] |= {
-        "model": model,
-        "peft": _chosen(PeftTable, kinds["peft"]),
-        "attention": attention,
-        "memory": _named(MemoryTable, "use", kinds["memory"]),
-        "data": data,
-        "train": settings.json_schema(TrainSettings),
-        "evaluate": _named(EvaluateTable, "on", kinds["evaluator"]),
-    }
-    dialect = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": dialect, "title": "A run of Graftwork", **run, "required": ["model"]}
-
-
-def _name(components: Iterable[type[Component[Any]]], *others: str) -> dict[str, Any]:
-    known = [*sorted({component.name for component in components}), *others]
-    return {"anyOf": [{"enum": known}, {"type": "string", "pattern": ":"}]}
-
-
-def _chosen(own: type, components: Iterable[type[Component[Any]]], *others: str) -> dict[str, Any]:
-    """A table with the keys of `own`, of which `use` decides what else it may hold."""
-    table = settings.json_schema(own)
-    options: list[dict[str, Any]] = [{"properties": {"use": {"pattern": ":"}}}]
-    for component in components:
-        allowed = table["properties"] | settings.json_schema(component.Settings)["properties"]
-        allowed["use"] = {"const": component.name, "description": component.summary()}
-        options.append({"properties": allowed, "additionalProperties": False})
-    options += [{"properties": {"use": {"const": other}}, "additionalProperties": False} for other in others]
-    use = table["properties"]["use"] | _name(components, *others)
-    return {"type": "object", "properties": {"use": use}, "required": table.get("required", []), "anyOf": options}
-
-
-def _named(own: type, key: str, components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
-    """A table with a list of names under `key`, and a table of settings for each."""
-    table = settings.json_schema(own)
-    table["properties"][key]["items"] = _name(components)
-    table["properties"] |= {component.name: settings.json_schema(component.Settings) for component in components}
-    return table | {"patternProperties": {":": {"type": "object"}}}

@@ -61,11 +61,11 @@ def read(
     for name, (field, hint) in fields.items():
         at = join(where, name)
         if name in table:
-            values[name] = _value(hint, table[name], field, at, folder, found)
+            values[field.name] = _value(hint, table[name], field, at, folder, found)
         elif _required(field):
             found.append(f"{at}: is missing, wanted {words(_schema(hint, field))}")
         else:
-            values[name] = _absolute(_default(field), folder)
+            values[field.name] = _absolute(_default(field), folder)
     if not found:
         try:
             return cls(**values)
@@ -128,7 +128,7 @@ def absolute(path: Path, folder: Path) -> Path:
 
 def dump(instance: Any) -> dict[str, Any]:
     """Settings as plain JSON; `parse` and `restore` read them back to equal ones."""
-    return {field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance) if field.init}
+    return {_key(field): _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance) if field.init}
 
 
 def _plain(value: Any) -> Any:
@@ -165,7 +165,12 @@ def restore(component: type[Component[Any]], settings: Mapping[str, Any], versio
 
 def names(cls: type) -> list[str]:
     """The names of a class's settings."""
-    return [field.name for field in dataclasses.fields(cls) if field.init]
+    return [_key(field) for field in dataclasses.fields(cls) if field.init]
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    """What a table calls a field: a word that Python keeps for itself has a `_` behind it in the class."""
+    return field.name.removesuffix("_")
 
 
 def rows(cls: type) -> list[SettingRow]:
@@ -209,7 +214,7 @@ def json_schema(cls: type) -> dict[str, Any]:
 def _fields(cls: type) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     """The fields that a table may hold, with their types."""
     hints = typing.get_type_hints(cls)
-    return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls) if field.init}
+    return {_key(field): (field, hints[field.name]) for field in dataclasses.fields(cls) if field.init}
 
 
 def _schema(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from graftwork.batch import IGNORED
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -139,7 +137,6 @@ def summed_loss(
 
     Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
     """
-    hidden = model(batch)[:, :-1]
-    labels = batch.labels[:, 1:]
-    kept = labels != IGNORED
-    return cross_entropy(model, hidden[kept], labels[kept])
+    assert batch.predicting is not None
+    hidden = model(batch).flatten(0, 1).index_select(0, batch.predicting)
+    return cross_entropy(model, hidden, batch.labels.flatten()[batch.predicting + 1])

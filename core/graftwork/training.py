@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import checkpoint, compose, manifest, proof
+from graftwork import budget, checkpoint, compose, manifest, proof
 from graftwork.batch import Encoded, collate
-from graftwork.errors import CheckpointError, DataError
-from graftwork.events import CheckpointSaved, Event, RunEnded, RunStarted, StepTaken
+from graftwork.errors import CheckpointError, DataError, GraftworkError
+from graftwork.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.health import Health, Verdict
 from graftwork.lookup import Lookup
 from graftwork.plan import Plan, TrainSettings
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from graftwork.compose import Assembly
 
 LOG = "log.jsonl"
+MEASURING = 2
+"""The steps after which the memory of all others is known: from the second on there is an optimizer's state."""
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Outcome:
     assembly: Assembly
     data: dict[str, Any]
     log: list[dict[str, Any]] = field(default_factory=list)
+    peak: int | None = None
+    """The most bytes that tensors took of the device; None on a device that does not say."""
 
 
 def train(
@@ -54,8 +58,46 @@ def train(
     """Train a plan, and write its log and its checkpoints into `out`.
 
     With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
-    those of a run that was never interrupted. Raises GraftworkError; an unhealthy run is no error here: its verdict says so.
+    those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
+    the plan's next rung, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
+    verdict says so.
     """
+    while True:
+        try:
+            return attempt(plan, lookup, out, resume=resume, device=device, listen=listen)
+        except OutOfMemory as error:
+            below = budget.below(plan) if error.early else None
+            if below is None:
+                raise
+            said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.described(below)}"
+        listen(MemoryRanOut(out, said))
+        plan = below
+        let_go()
+
+
+def let_go() -> None:
+    """Give back what a run that ran out of memory has left on its device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def attempt(
+    plan: Plan,
+    lookup: Lookup,
+    out: Path,
+    *,
+    resume: bool,
+    device: str | None,
+    listen: Callable[[Event], None],
+) -> Outcome:
+    """One try of `train`; OutOfMemory where the device's memory does not hold it."""
+    import torch
+
     settings = plan.circumstance.train
     found = checkpoint.checkpoints(out)
     if found and not resume:
@@ -66,13 +108,17 @@ def train(
     saved = resumable(start, plan) if start else None
     checkpoint.sweep(out)
 
-    assembly = compose.build(
-        plan,
-        lookup,
-        device=device,
-        trained=checkpoint.read_tensors(start / checkpoint.TENSORS) if start else None,
-        processor_folder=start / checkpoint.PROCESSOR if start else None,
-    )
+    budget.enforce(plan, device)
+    try:
+        assembly = compose.build(
+            plan,
+            lookup,
+            device=device,
+            trained=checkpoint.read_tensors(start / checkpoint.TENSORS) if start else None,
+            processor_folder=start / checkpoint.PROCESSOR if start else None,
+        )
+    except torch.OutOfMemoryError:
+        raise OutOfMemory("while the model was built", early=start is None) from None
     data = gather(plan, lookup, assembly.processor)
     steps = steps_for(len(data.records), settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
@@ -81,6 +127,16 @@ def train(
     if start and saved:
         loop.restore(saved, start)
     return loop.run()
+
+
+class OutOfMemory(GraftworkError):
+    """The device's memory does not hold the run; `early` while nothing is lost by beginning again."""
+
+    def __init__(self, when: str, *, early: bool) -> None:
+        super().__init__(
+            f"the device's memory ran out {when}; lower train.micro_batch_size or memory.budget, or name strategies in memory"
+        )
+        self.early = early
 
 
 class Loop:
@@ -131,6 +187,8 @@ class Loop:
         if self.step == 0:
             torch.manual_seed(self.plan.circumstance.seed)
         folder = self.out / f"checkpoint-{self.step}"
+        if self.assembly.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(1) as ahead, (self.out / LOG).open("a" if self.step else "w", encoding="utf-8") as log:
             upcoming = ahead.submit(self.encode_step, self.step)
@@ -138,7 +196,11 @@ class Loop:
                 began = time.perf_counter()  # Waiting for data is part of a step's time.
                 examples = upcoming.result()
                 upcoming = ahead.submit(self.encode_step, self.step + 1)
-                line = self.take_step(examples, began)
+                try:
+                    line = self.take_step(examples, began)
+                except torch.OutOfMemoryError:
+                    early = self.step < MEASURING and not checkpoint.checkpoints(self.out)
+                    raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
                 if self.step % self.settings.log_every == 0 or self.step == self.steps:
                     self.log.append(line)
                     log.write(json.dumps(line) + "\n")
@@ -148,7 +210,7 @@ class Loop:
                     folder = self.save()
         verdict = self.health.verdict()
         self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
-        return Outcome(folder, verdict, self.assembly, self.data.summary, self.log)
+        return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
 
     def encode_step(self, step: int) -> list[Encoded]:
         """The encoded records of a step, or of the next one that has any that can be used; nothing after the last."""
@@ -200,9 +262,17 @@ class Loop:
             images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
             tokens=sum(len(e.input_ids) for e in examples),
             seconds=time.perf_counter() - began,
+            memory=self.memory(),
         )
         self.tell(event)
         return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
+
+    def memory(self) -> int:
+        """The most bytes that tensors have taken of a card so far; 0 on a CPU."""
+        import torch
+
+        device = self.assembly.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def tell(self, event: Event) -> None:
         """Tell the caller and every observer."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from graftwork.cli import Session
 from graftwork.cli.checkpoint import verify_in_fresh_process
 from graftwork.errors import UnhealthyRun
+from graftwork.sizes import shown_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graftwork.budget import Ladder
     from graftwork.comparison import Comparison
     from graftwork.kinds import Evaluator
     from graftwork.plan import Plan
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
     from graftwork.training import Outcome
 
 
-def finish(session: Session, console: Console, plan: Plan, outline: Outline, outcome: Outcome, out: Path) -> None:
+def finish(
+    session: Session,
+    console: Console,
+    plan: Plan,
+    outline: Outline,
+    outcome: Outcome,
+    out: Path,
+    ladder: Ladder | None = None,
+) -> None:
     """Prove, compare and report a run that ended; UnhealthyRun when its result should not be used."""
     from graftwork import manifest
     from graftwork.report import ReportContent, write_report
@@ -52,6 +62,8 @@ def finish(session: Session, console: Console, plan: Plan, outline: Outline, out
         proof=proof,
         provenance=read.provenance,
         notes=notes(outcome.data, read.fresh, read.probe.rounded),
+        memory=memory_facts(ladder, outcome.peak),
+        footprint=ladder.best.steps[-1].footprint if ladder and ladder.best else None,
     )
     write_report(out, content)
     console.print(f"report: {out / 'report.html'}")
@@ -60,6 +72,19 @@ def finish(session: Session, console: Console, plan: Plan, outline: Outline, out
             f"the run ended, and its result should not be used; the checkpoint is kept at '{outcome.checkpoint}'",
             outcome.verdict.reasons,
         )
+
+
+def memory_facts(ladder: Ladder | None, measured: int | None) -> dict[str, str]:
+    """What was predicted of the memory, and what was measured."""
+    facts = {}
+    if ladder and ladder.best:
+        facts["rehearsed"] = ladder.why
+        facts["predicted peak"] = shown_size(ladder.best.steps[-1].footprint.peak)
+    if ladder or measured:
+        facts["measured peak"] = (
+            shown_size(measured) if measured else "not measured: PyTorch keeps no account of a CPU's memory"
+        )
+    return facts
 
 
 def print_losses(console: Console, data: dict[str, Any]) -> None:

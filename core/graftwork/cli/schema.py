@@ -20,9 +20,9 @@ def schema(session: Session, output: Path | None) -> None:
     """
     import json
 
-    from graftwork import runfile
+    from graftwork.schema import schema as schema_of
 
-    described = runfile.schema(row.component for row in session.catalog.components())
+    described = schema_of(row.component for row in session.catalog.components())
     if output is None:
         print_json(described)
     else:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from graftwork.budget import Ladder
     from graftwork.events import Event
+    from graftwork.machine import Machine
     from graftwork.plan import Choice, Plan
     from graftwork.planning import Outline
     from graftwork.runfile import RunFile
@@ -48,35 +50,73 @@ def preferred_kernels(session: Session) -> list[str]:
     return sorted(ready, key=lambda name: -getattr(found[name], "preference", 0))
 
 
+TOO_MUCH = 3
+"""The exit status of a plan that does not fit."""
+
+
 @click.command()
 @RUN
 @SET
 @click.option("as_json", "--json", is_flag=True, help="Print JSON.")
-@click.pass_obj
-def plan(session: Session, run: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what the run file RUN resolves to: every default, the parts, what is trained, and the kernels.
+@click.option("--device-memory", metavar="SIZE", help="Rehearse for a CUDA card of that memory, such as 24GiB.")
+@click.option(
+    "--rehearse/--no-rehearse", default=True, help="Whether to take a step on fake tensors; by default it is."
+)
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    run: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    device_memory: str | None,
+    rehearse: bool,
+) -> None:
+    """Show what the run file RUN resolves to: every default, the parts, what is trained, the kernels, and the memory.
 
-    Weights need not be there where `config` names their configuration, nor data.
+    No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The exit status is 3 where the run does not fit into its memory.budget, or
+    into --device-memory.
     """
-    from graftwork import machine, planning, runfile
+    from graftwork import budget, machine, planning, runfile
+    from graftwork.cli.memory import print_ladder
 
+    session: Session = ctx.obj
     absent: list[str] = []
     loaded = runfile.load(run, overrides)
     resolved = resolve_run(session, loaded, fetch=False, absent=absent)
-    outline = planning.outline(resolved, session.catalog, machine.probe())
+    here = machine.probe()
+    allowed = budget.allowance(resolved, here, device_memory)
+    outline = planning.outline(resolved, session.catalog, here)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in absent):
         absent.append(f"model: {outline.no_processor}")
+    ladder = None
+    if rehearse and outline.trained:
+        device = "cuda" if here.cuda or allowed is not None else "cpu"
+        with waiting() as listen:
+            ladder = budget.climb(resolved, session.catalog, here, device=device, budget=allowed, listen=listen)
     if as_json:
-        facts = {"outline": asdict(outline), "absent": absent, "out": str(loaded.out)}
-        print_json({"plan": resolved.to_json(), **facts})
-        return
-    console = open_console()
-    print_plan(console, resolved)
-    print_outline(console, outline)
-    if absent:
-        console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
-        for line in absent:
-            console.print(f"  {line}", style="yellow", markup=False)
+        facts = {"outline": asdict(outline), "memory": ladder.to_json() if ladder else None, "absent": absent}
+        print_json({"plan": resolved.to_json(), **facts, "out": str(loaded.out)})
+    else:
+        console = open_console()
+        print_plan(console, resolved)
+        print_outline(console, outline)
+        if ladder:
+            print_ladder(console, ladder)
+        if absent:
+            console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
+            for line in absent:
+                console.print(f"  {line}", style="yellow", markup=False)
+    if ladder and ladder.fits is False:
+        ctx.exit(TOO_MUCH)
+
+
+@contextmanager
+def waiting() -> Iterator[Callable[[str], None]]:
+    """Shows, in a terminal, what is being rehearsed."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda line: status.update(f"rehearsing: {line}")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -201,18 +241,49 @@ def demo(session: Session, out: Path) -> None:
 def carry_out(session: Session, plan: Plan, out: Path, *, resume: bool = False, device: str | None = None) -> None:
     """The whole job: train, prove in a fresh process, compare, report; an unhealthy run ends in an error."""
     from graftwork import machine, planning
+    from graftwork.budget import on_rung
+    from graftwork.checkpoint import checkpoints
     from graftwork.cli.job import finish
+    from graftwork.manifest import read
     from graftwork.training import train as run_training
 
-    console = open_console()
-    outline = planning.outline(plan, session.catalog, machine.probe())
+    console, here = open_console(), machine.probe()
+    ladder = None
+    if resume and (saved := checkpoints(out)):
+        now, then = plan.circumstance, read(saved[-1]).plan.circumstance
+        memory = then.memory if then.memory in now.rungs else now.memory
+        plan = on_rung(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
+    else:
+        plan, ladder = fitted(session, console, plan, here, device or ("cuda" if here.cuda else "cpu"))
+    outline = planning.outline(plan, session.catalog, here)
     console.print(
         f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%}), "
         f"attention: {', '.join(f'{kernel.kernel} ({kernel.site})' for kernel in outline.kernels)}"
     )
     with progress(console) as listen:
         outcome = run_training(plan, session.catalog, out, resume=resume, device=device, listen=listen)
-    finish(session, console, plan, outline, outcome, out)
+    finish(session, console, plan, outline, outcome, out, ladder)
+
+
+def fitted(session: Session, console: Console, plan: Plan, machine: Machine, device: str) -> tuple[Plan, Ladder | None]:
+    """The plan with the memory strategies and micro-batch size that fit, and what was rehearsed to find them.
+
+    Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
+    """
+    from graftwork import budget
+
+    card = device.startswith("cuda")
+    allowed = budget.allowance(plan, machine) if card else plan.circumstance.budget
+    if allowed is None:
+        return plan, None
+    kind = "cuda" if card else "cpu"
+    with waiting() as listen:
+        ladder = budget.climb(plan, session.catalog, machine, device=kind, budget=allowed, listen=listen)
+    if ladder.best is None:
+        console.print(f"{ladder.why}; training begins all the same", style="yellow")
+        return plan, None
+    console.print(f"memory: {ladder.why}")
+    return budget.settled(plan, ladder), ladder
 
 
 @contextmanager
@@ -220,7 +291,8 @@ def progress(console: Console) -> Iterator[Callable[[Event], None]]:
     """A live line of the run: loss, learning rate, pictures a second and time left. Without a terminal, ten plain lines."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from graftwork.events import CheckpointSaved, RunStarted, StepTaken
+    from graftwork.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
+    from graftwork.sizes import shown_size
 
     bar = Progress(
         TextColumn("step {task.completed}/{task.total}"),
@@ -245,10 +317,14 @@ def progress(console: Console) -> Iterator[Callable[[Event], None]]:
             unit = "images" if event.images else "tokens"
             recent = rates[-20:]
             facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {sum(recent) / len(recent):.0f} {unit}/s"
+            if event.memory:
+                facts += f"  {shown_size(event.memory)}"
             bar.update(task, completed=event.step, facts=facts)
             tenth = max(1, event.steps // 10)
             if not console.is_terminal and (event.step % tenth == 0 or event.step in (1, event.steps)):
                 console.print(f"step {event.step}/{event.steps}  {facts}")
+        elif isinstance(event, MemoryRanOut):
+            console.print(event.sentence, style="yellow")
         elif isinstance(event, CheckpointSaved) and console.is_terminal:
             bar.console.print(f"saved {event.folder}")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from graftwork.comparison import Comparison
 from graftwork.health import Verdict
+from graftwork.ledger import Footprint
 from graftwork.plan import Plan
 
 
@@ -39,6 +40,10 @@ class ReportContent:
     """What shows that the checkpoint works, such as the probe's distance, the hash, and that a fresh process opened it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, machine, command and time."""
+    memory: Mapping[str, str] = field(default_factory=dict)
+    """What was predicted and what was measured."""
+    footprint: Footprint | None = None
+    """What was rehearsed of a step."""
     notes: Sequence[str] = ()
     """Sentences that a reader must not miss."""
 
@@ -48,6 +53,7 @@ class ReportContent:
         content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
         content["verdict"] = dataclasses.asdict(self.verdict) if self.verdict else None
         content["plan"] = self.plan.to_json() if self.plan else None
+        content["footprint"] = self.footprint.to_json() if self.footprint else None
         plain: dict[str, Any] = _plain(content)
         return plain
 

@@ -52,6 +52,7 @@ def _blocks(content: ReportContent) -> Iterator[str]:
             yield _table(*grid(rows))
     for title, facts in {
         "Attention": content.kernels,
+        "Memory": content.memory,
         "Proof": content.proof,
         "Provenance": content.provenance,
     }.items():

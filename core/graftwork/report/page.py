@@ -15,6 +15,7 @@ from graftwork.errors import DataError
 from graftwork.records import Picture
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
+from graftwork.report.memory import memory_course
 from graftwork.report.wording import (
     SCORE_HEADERS,
     counts_sentence,
@@ -75,6 +76,9 @@ def _sections(content: ReportContent) -> Iterator[Markup]:
         yield _section("What was trained", *_plan(content))
     if content.kernels:
         yield _section("Attention", _kernels(content.kernels))
+    if content.memory:
+        course = memory_course(content.footprint) if content.footprint else Markup()
+        yield _section("Memory", course, _facts(content.memory.items()))
     if content.data:
         yield _section("Data", _rows(content.data))
     if content.proof:
