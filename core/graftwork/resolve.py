@@ -112,7 +112,8 @@ class _Resolver:
                     continue
                 for clause in each.component.objections(tried):
                     into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
-                    into.append(f"{each.where}: {clause}")
+                    if (line := f"{each.where}: {clause}") not in into:
+                        into.append(line)
         return plan
 
     def refuse(self, *reasons: str) -> None:
