@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import __version__, compose, filling, manifest, proof, weights
+from graftwork import __version__, compose, filling, manifest, processes, proof, weights
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.health import Verdict
 from graftwork.lookup import Lookup
@@ -57,17 +57,21 @@ def save(
     health: Verdict,
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
-) -> Manifest:
-    """Write a checkpoint and give it its name only when it is complete.
+) -> Manifest | None:
+    """Write a checkpoint and give it its name only when it is complete; returns its manifest.
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
-    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. Raises CheckpointError.
+    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. Raises CheckpointError. Collective: all
+    processes hand in their part of the model, and the first one writes; the others get None.
     """
     from safetensors.torch import save_file
 
-    with unfinished(folder) as work:
+    facts = proof.measure(assembly, probe)
+    with assembly.whole(assembly.added()):
         added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.added().items()}
-        facts = proof.measure(assembly, probe)
+    if not processes.is_first():
+        return None
+    with unfinished(folder) as work:
         save_file(added, work / TENSORS)
         save_file(probe, work / PROBE)
         (work / PROCESSOR).mkdir()

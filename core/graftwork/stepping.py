@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftwork import processes
 from graftwork.batch import IGNORED
+from graftwork.errors import PlanRefused
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,11 @@ class Stepper:
     A step is `accumulate` for each micro-batch, `gradient_norm`, `update` unless the step is skipped, and `clear`. A memory
     strategy with an engine of its own returns a child of this class from `MemoryStrategy.stepper`.
     """
+
+    together: ClassVar[bool] = False
+    """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
+    lockstep: ClassVar[bool] = False
+    """Whether all processes must accumulate equally many micro-batches, and see pictures in the same ones."""
 
     def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
         import torch
@@ -60,9 +67,9 @@ class Stepper:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def accumulate(self, batch: Batch, labelled: int) -> Tensor:
+    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
         """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `labelled`, the
-        number of labels of the whole step."""
+        number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
             loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -113,11 +120,16 @@ class Stepper:
 
 
 def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
-    """The stepper that a memory strategy of the assembly brings, else the plain one."""
-    for strategy in assembly.strategies:
-        if (brought := strategy.stepper(assembly, settings)) is not None:
-            return brought
-    return Stepper(assembly, settings)
+    """The stepper that a memory strategy of the assembly brings, else the plain one. PlanRefused where several processes
+    would each learn for themselves."""
+    brought = (strategy.stepper(assembly, settings) for strategy in assembly.strategies)
+    stepper = next((each for each in brought if each is not None), None) or Stepper(assembly, settings)
+    if processes.count() > 1 and not stepper.together:
+        raise PlanRefused(
+            f"{processes.count()} processes run this plan, and none of its memory strategies brings their gradients together; "
+            "add one that does to memory.use (graftwork list memory)"
+        )
+    return stepper
 
 
 def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
