@@ -41,10 +41,10 @@ def launch(command: Sequence[str], count: int) -> int:
             rank, failure = error.get_first_failure()
             if failure.exitcode > 0:
                 return failure.exitcode
-            why = " (the system does that where main memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
+            why = " (the system does that when main memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
             raise GraftworkError(
                 f"process {rank} of {count} was ended by {failure.signal_name()}{why}, so the others were ended too; what was "
-                "saved before is intact: go on from it with the same command, and with --resume where it trains"
+                "saved before is intact: give the same command again, with --resume if it trains"
             ) from None
         except SignalException as error:
             raise KeyboardInterrupt from error

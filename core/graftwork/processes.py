@@ -112,9 +112,10 @@ def form_group(device: Any) -> None:
     """Make sure that there is a group, of this process alone if it joined none, for engines that want one."""
     import torch
 
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group(_backend(device.type == "cuda"), store=store, rank=0, world_size=1)
+    distributed: Any = torch.distributed
+    if not distributed.is_initialized():
+        store = distributed.HashStore()
+        distributed.init_process_group(_backend(device.type == "cuda"), store=store, rank=0, world_size=1)
 
 
 def _backend(on_cuda: bool) -> str:

@@ -74,7 +74,8 @@ class _Resolver:
         wanted = run.attention if "*" in run.attention or not kernels else {**run.attention, "*": tuple(kernels)}
         attention = {site: self.kernels(site, names) for site, names in wanted.items()}
         memory = self.choose_all("memory", run.memory)
-        engines = [each.choice.name for each in memory if type(each.component).stepper is not MemoryStrategy.stepper]
+        plain = MemoryStrategy.stepper
+        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
         if len(engines) > 1:
             self.reasons.append(
                 f"memory.use: {' and '.join(map(repr, engines))} all take the steps of a run; use one of them"

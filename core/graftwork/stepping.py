@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork import processes
@@ -12,7 +12,7 @@ from graftwork.errors import PlanRefused
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from graftwork.batch import Batch
     from graftwork.compose import Assembly
@@ -91,13 +91,21 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def whole(self, value: Tensor) -> Tensor:
+        """All numbers of a tensor of the optimizer's state, of which a process may have a part. Collective."""
+        return value
+
+    def part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The part that this process needs of `value`, a tensor of the state of `parameter`; the inverse of `whole`."""
+        return value.to(parameter.device)
+
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU."""
+        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU. Collective."""
         import torch
 
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
-            f"{names[id(parameter)]}/{key}": value.detach().cpu().contiguous()
+            f"{names[id(parameter)]}/{key}": self.whole(value.detach()).cpu().contiguous()
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
@@ -111,7 +119,7 @@ class Stepper:
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition("/")[0] == name]
             self.optimizer.state[parameter] = {
-                key.rpartition("/")[2]: state[key] if key.endswith("/step") else state[key].to(parameter.device)
+                key.rpartition("/")[2]: state[key] if key.endswith("/step") else self.part(state[key], parameter)
                 for key in keys
             }
         if "scaler" in state:
@@ -130,6 +138,25 @@ def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
             "add one that does to memory.use (graftwork list memory)"
         )
     return stepper
+
+
+def sum_gradients(parameters: Collection[nn.Parameter]) -> None:
+    """Put in place of each gradient its sum over all processes; what has none on any of them stays without. Collective."""
+    import torch
+
+    distributed: Any = torch.distributed
+    if not parameters:
+        return
+    device = next(iter(parameters)).device
+    present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8, device=device)
+    distributed.all_reduce(present, op=distributed.ReduceOp.MAX)
+    pending = []
+    for parameter, is_present in zip(parameters, present.tolist(), strict=True):
+        if is_present:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            pending.append(distributed.all_reduce(parameter.grad, async_op=True))
+    for work in pending:
+        work.wait()
 
 
 def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ def train(
             f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
         )
     start = found[-1] if found else None
-    if len(seen := dict.fromkeys(processes.gather(start and start.name))) > 1:
+    if len(seen := dict.fromkeys(processes.gather(start.name if start else "none"))) > 1:
         raise CheckpointError(
-            f"the processes do not see the same checkpoints in '{out}' ({', '.join(name or 'none' for name in seen)}); name a "
+            f"the processes do not see the same checkpoints in '{out}' ({', '.join(seen)}); name a "
             "folder with --out that all machines share"
         )
     saved = resumable(start, plan) if start else None

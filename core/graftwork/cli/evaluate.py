@@ -13,7 +13,7 @@ import click
 from graftwork.cli import Session
 from graftwork.cli.checkpoint import FOLDER, JSON, base_options, open_for
 from graftwork.cli.console import PIPE_WIDTH, make_table, open_console, print_json
-from graftwork.cli.processes import on_processes
+from graftwork.cli.launch import on_processes
 from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:

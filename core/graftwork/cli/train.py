@@ -12,7 +12,7 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import make_table, open_console, print_json
-from graftwork.cli.processes import on_processes
+from graftwork.cli.launch import on_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,12 +23,12 @@ def on_processes(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="Run on N processes of this machine; by default one, or those of a launcher such as torchrun.",
     )
-    @click.pass_context
     @wraps(command)
-    def run(ctx: click.Context, *arguments: Any, wanted: int | None, **options: Any) -> None:
+    def run(*arguments: Any, wanted: int | None, **options: Any) -> None:
         if wanted and wanted > 1 and not processes.is_told():
             from graftwork.launching import launch
 
+            ctx = click.get_current_context()
             ctx.exit(launch([sys.executable, "-m", "graftwork", *ctx.meta[ARGUMENTS]], wanted))
         with processes.join(options["device"], wanted):
             command(*arguments, **options)
