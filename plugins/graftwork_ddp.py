@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import NoSettings, hookimpl, processes
 from graftwork.kinds import MemoryStrategy
-from graftwork.stepping import Stepper, sum_gradients
+from graftwork.stepping import Stepper, sum_over_processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class SummedGradients(Stepper):
     together = True
 
     def gradient_norm(self) -> Tensor:
-        sum_gradients(self.parameters.values())
+        sum_over_processes(self.gradients())
         return super().gradient_norm()
 
 

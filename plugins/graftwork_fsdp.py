@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork import NoSettings, hookimpl, processes
 from graftwork.errors import PlanRefused
 from graftwork.kinds import MemoryStrategy
-from graftwork.stepping import Stepper, sum_gradients
+from graftwork.stepping import Stepper, sum_over_processes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,10 +77,6 @@ class ShardedStepper(Stepper):
     together = True
     lockstep = True
 
-    def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
-        super().__init__(assembly, settings)
-        self.outside = [parameter for parameter in self.parameters.values() if not is_sharded(parameter)]
-
     def _groups(self) -> list[dict[str, Any]]:
         # An optimizer may take a group's tensors all at once, and then they must be of one kind.
         split = []
@@ -93,11 +89,14 @@ class ShardedStepper(Stepper):
     def gradient_norm(self) -> Tensor:
         import torch
 
-        sum_gradients(self.outside)
-        parts = [p.grad.to_local() for p in self.parameters.values() if is_sharded(p) and p.grad is not None]
+        gradients: list[Any] = self.gradients()
+        parts = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
+        wholes = [gradient for gradient in gradients if not is_sharded(gradient)]
         for part in parts:
-            part.mul_(processes.count())  # FSDP2 averages, and each loss is divided by the labels of all processes already.
-        wholes = [parameter.grad for parameter in self.outside if parameter.grad is not None]
+            part.mul_(
+                processes.count()
+            )  # FSDP2 averages, and each loss is divided by the labels of all processes already.
+        sum_over_processes(wholes)
         squares = sum((part.square().sum() for part in parts), torch.zeros((), device=self.assembly.device))
         torch.distributed.all_reduce(squares)
         norm: Tensor = sum((each.square().sum() for each in wholes), squares).sqrt()

@@ -17,8 +17,8 @@ class Tally:
     labelled: int
     images: int
     tokens: int
-    parts: tuple[frozenset[str], ...]
-    """For each micro-batch, the parts of the model that see pictures on any process; as many as any process has."""
+    micro_batches: int
+    """Of the process that has the most."""
 
 
 def own(indices: Sequence[int]) -> list[int]:
@@ -34,43 +34,29 @@ def tally(micro_batches: Sequence[Sequence[Encoded]]) -> Tally:
         labelled=sum(example.labelled for example in examples),
         images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
         tokens=sum(len(e.input_ids) for e in examples),
-        parts=tuple(frozenset(part for e in micro_batch for part in e.pixels) for micro_batch in micro_batches),
+        micro_batches=len(micro_batches),
     )
     found = processes.gather(mine)
-    most = max(len(one.parts) for one in found)
     return Tally(
         records=sum(one.records for one in found),
         labelled=sum(one.labelled for one in found),
         images=sum(one.images for one in found),
         tokens=sum(one.tokens for one in found),
-        parts=tuple(frozenset().union(*(one.parts[n] for one in found if n < len(one.parts))) for n in range(most)),
+        micro_batches=max(one.micro_batches for one in found),
     )
 
 
 def in_step(micro_batches: Sequence[Sequence[Encoded]], whole: Tally, filler: Encoded) -> list[list[Encoded]]:
-    """The micro-batches with unlabelled fillers, so that all processes run the same parts of the model equally often.
+    """The micro-batches, as many as any process has, so filled that all run the whole model, its vision towers too.
 
-    Engines that fetch a module's weights from the other processes when it runs wait for ever otherwise. A filler has no
-    loss, so it changes no gradient. `filler` is a record with pictures, if there is any.
+    Engines that fetch weights from the other processes when a module runs would wait for ever otherwise, and some take the
+    last step's gradient for a parameter that none of this step's records reaches. A filler has no labels, so it changes no
+    gradient. `filler` is a record with pictures, if there is any.
     """
     unlabelled = replace(filler, labels=[IGNORED] * len(filler.input_ids))
-    filled = []
-    for number, parts in enumerate(whole.parts):
-        micro_batch = list(micro_batches[number]) if number < len(micro_batches) else []
-        if not parts <= {part for example in micro_batch for part in example.pixels}:
+    filled = [list(micro_batch) for micro_batch in micro_batches]
+    filled += [[] for _ in range(whole.micro_batches - len(filled))]
+    for micro_batch in filled:
+        if not micro_batch or (filler.pixels and not any(example.pixels for example in micro_batch)):
             micro_batch.append(unlabelled)
-        elif not micro_batch:
-            micro_batch.append(without_pictures(unlabelled))
-        filled.append(micro_batch)
     return filled
-
-
-def without_pictures(example: Encoded) -> Encoded:
-    """A record of the same text alone."""
-    kept = [index for index, is_picture in enumerate(example.picture_positions) if not is_picture]
-    return Encoded(
-        input_ids=[example.input_ids[index] for index in kept],
-        picture_positions=[False] * len(kept),
-        labels=[example.labels[index] for index in kept],
-        pixels={},
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork import processes
@@ -29,7 +29,7 @@ class Stepper:
     together: ClassVar[bool] = False
     """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
     lockstep: ClassVar[bool] = False
-    """Whether all processes must accumulate equally many micro-batches, and see pictures in the same ones."""
+    """Whether all processes must accumulate equally many micro-batches, each with pictures if any record has some."""
 
     def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
         import torch
@@ -75,10 +75,21 @@ class Stepper:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def gradients(self) -> list[Tensor]:
+        """The gathered gradients of all trained parameters: nought for one that no record of the step has reached, so that
+        it does not matter to AdamW which process had which records."""
+        import torch
+
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
     def gradient_norm(self) -> Tensor:
         """Clip the gathered gradients, and return their norm from before."""
         import torch
 
+        self.gradients()
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
 
@@ -140,22 +151,12 @@ def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
     return stepper
 
 
-def sum_gradients(parameters: Collection[nn.Parameter]) -> None:
-    """Put in place of each gradient its sum over all processes; what has none on any of them stays without. Collective."""
+def sum_over_processes(gradients: Iterable[Tensor]) -> None:
+    """Put in place of each gradient its sum over all processes. Collective."""
     import torch
 
     distributed: Any = torch.distributed
-    if not parameters:
-        return
-    device = next(iter(parameters)).device
-    present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8, device=device)
-    distributed.all_reduce(present, op=distributed.ReduceOp.MAX)
-    pending = []
-    for parameter, is_present in zip(parameters, present.tolist(), strict=True):
-        if is_present:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            pending.append(distributed.all_reduce(parameter.grad, async_op=True))
-    for work in pending:
+    for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
 
 

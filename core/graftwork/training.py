@@ -126,8 +126,7 @@ class Loop:
         )
         self.log: list[dict[str, Any]] = []
         self.probe = proof.probe_tensors(self.first_usable(), assembly.processor.pad_id)
-        lockstep = self.stepper.lockstep and processes.count() > 1
-        self.filler = self.shortest_with_pictures() if lockstep else None
+        self.filler = self.shortest_with_pictures() if self.stepper.lockstep else None
 
     def run(self) -> Outcome:
         """Take the remaining steps, save, and judge."""
