@@ -176,11 +176,12 @@ def import_deepspeed() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While entered, nothing is logged below an error: importing DeepSpeed tells what it found."""
+    """While entered, nothing is logged below an error, and nothing warned of: importing DeepSpeed tells what it found."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.disable(before)
 

@@ -27,7 +27,7 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
     (wanted,), (loss,) = train(plain, steps=1), train(saving, steps=1)
     if not abs(loss - wanted) <= TOLERANCE * max(1.0, abs(wanted)):
         yield f"a strategy must not change the loss, and a step has {loss:.6g} instead of {wanted:.6g}; compute the same numbers"
-    with subject.ready().whole(saving.model.parameters()):
+    with saving.whole(dict(saving.model.named_parameters())):
         found = named_tensors(saving.model)
         for name, tensor in named_tensors(plain.model).items():
             if name not in found or (error := distance(found[name], tensor)) > TOLERANCE:
@@ -38,7 +38,7 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
 def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
     """Modules, tensors and what is trained have the names and shapes that checkpoints are made of."""
     plain, saving = assembled(None), assembled(subject)
-    with subject.ready().whole(saving.model.parameters()):
+    with saving.whole(dict(saving.model.named_parameters())):
         wanted = {name: tuple(tensor.shape) for name, tensor in plain.model.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in saving.model.state_dict().items()}
     if different := sorted(dict(wanted.items() ^ found.items())):
