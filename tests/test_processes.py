@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from process_runs import Runs, farthest
@@ -53,6 +54,29 @@ def check_training(runs: Runs, name: str, changes: Sequence[str]) -> None:
         assert float((parameter - wanted[tensor]).detach().abs().mean()) < 1e-4
 
 
+def check_answers(runs: Runs, out: Path, checkpoint: Path, per_group: int, asked: int) -> None:
+    """Compare what two processes wrote into `out` with what one answers, and go on with it in one."""
+    opened = open_checkpoint(checkpoint, runs.catalog, device="cpu")
+    component = runs.catalog.find("evaluator", "easy-vqa").component
+    questions = component(component.Settings(per_group=per_group))
+    options: dict[str, Any] = {"arms": (BASE, ADAPTER), "identity": identity_of(opened)}
+    alone = evaluate(opened.assembly, questions, out=out / "alone", limit=asked, **options)
+    assert alone.to_json()["rows"] == json.loads((out / "scores.json").read_text())["rows"]
+    assert answers(out) == {one.record.id: one.answers for one in alone.answered}
+    said: list[str] = []
+    evaluate(opened.assembly, questions, out=out, limit=asked + 3, say=said.append, **options)
+    assert said == [f"'{out / 'answers.jsonl'}' holds {asked} answers already; they are not asked for again"]
+    assert len(answers(out)) == min(asked + 3, 3 * per_group)
+
+
+def answers(out: Path) -> dict[str, Any]:
+    """The answers in a folder by question, of which none is there twice."""
+    lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    found = {line["id"]: line["answers"] for line in lines if "id" in line}
+    assert len(found) == sum("id" in line for line in lines)
+    return found
+
+
 def check_kill(runs: Runs, name: str, changes: Sequence[str], rank: int) -> None:
     """Kill a process of a long run after its first checkpoint."""
     out = f"killed {name}"
@@ -70,7 +94,8 @@ def check_kill(runs: Runs, name: str, changes: Sequence[str], rank: int) -> None
 
 
 def test_ddp_on_two_processes_is_the_run_of_one_and_goes_on_in_one(runs: Runs) -> None:
-    check_training(runs, "ddp", ['memory.use=["ddp"]'])
+    check_training(runs, "ddp", ['memory.use=["ddp"]', 'evaluate.on=["easy-vqa"]', "evaluate.easy-vqa.per_group=3"])
+    check_answers(runs, runs.folder / "ddp" / "evaluation" / "easy-vqa", checkpoints(runs.folder / "ddp")[-1], 3, 9)
     resumed = runs.resume_here(runs.rewind("ddp", "ddp alone"))
     assert farthest(runs.log("one"), resumed.log) < 1e-4
 
@@ -136,27 +161,12 @@ def test_gradients_that_nobody_brings_together_are_refused_once(runs: Runs) -> N
     )
 
 
+@pytest.mark.slow
 def test_processes_share_the_questions_of_an_evaluation(runs: Runs) -> None:
     options = ("compare", "one", "--on", "easy-vqa", "--set", "per_group=7", "--out", "asked", "--batch-size", "4")
     launched = runs.start(*options, "--limit", "9", "--processes", "2", "--device", "cpu", "--json")
     said, errors = launched.said()
     assert launched.process.returncode == 0, errors
     (comparison,) = json.loads(said)
-    opened = open_checkpoint(runs.folder / "one", runs.catalog, device="cpu")
-    evaluator = runs.catalog.find("evaluator", "easy-vqa").component
-    asked = evaluator(evaluator.Settings(per_group=7))
-    out, identity = runs.folder / "asked", identity_of(opened)
-    lines = (out / "answers.jsonl").read_text().splitlines()
-    there = json.loads((out / "scores.json").read_text())["rows"]
-    alone = evaluate(
-        opened.assembly, asked, arms=(BASE, ADAPTER), out=runs.folder / "alone", identity=identity, limit=9
-    )
-    assert alone.to_json()["rows"] == there and comparison["questions"] == 9
-    answered = {line["id"]: line["answers"] for line in map(json.loads, lines) if "id" in line}
-    assert answered == {one.record.id: one.answers for one in alone.answered}
-    # What two processes answered is gone on with by one, and none is asked twice.
-    said_here: list[str] = []
-    evaluate(opened.assembly, asked, arms=(BASE, ADAPTER), out=out, identity=identity, limit=12, say=said_here.append)
-    assert said_here == [f"'{out / 'answers.jsonl'}' holds 9 answers already; they are not asked for again"]
-    ids = [line["id"] for line in map(json.loads, (out / "answers.jsonl").read_text().splitlines()) if "id" in line]
-    assert len(ids) == len(set(ids)) == 12
+    assert comparison["questions"] == 9
+    check_answers(runs, runs.folder / "asked", checkpoints(runs.folder / "one")[-1], 7, 9)
