@@ -66,7 +66,7 @@ class Assembly:
     running: Callable[[Callable[[], Any]], Any] = lambda work: work()
     """How to run something that calls the model, outside a stepper; an engine whose weights come and go replaces it."""
     counted: dict[str, int] | None = None
-    """What `counts` returns, once memory strategies may keep weights in another way."""
+    """What `counts` returns, counted before memory strategies keep weights in another way."""
 
     @property
     def model(self) -> Any:
@@ -215,7 +215,6 @@ def build(
     if trained is not None:
         load_added(assembly, trained)
     structure.model.to(where)
-    assembly.counted = assembly.counts()
     for strategy in strategies:
         strategy.prepare(assembly)
     return assembly
@@ -296,6 +295,7 @@ def adapt(assembly: Assembly, *, fresh: bool) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    assembly.counted = assembly.counts()
 
 
 def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:
