@@ -51,12 +51,13 @@ class Engine(Stepper):
         deepspeed = import_deepspeed()
         self.adamw: Any = self.optimizer
         try:
-            self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=running_inside(assembly.model),
-                optimizer=self.adamw,
-                config=config.combined(given, zero, settings),
-                dist_init_required=False,
-            )
+            with quiet():
+                self.engine, self.optimizer, *_ = deepspeed.initialize(
+                    model=running_inside(assembly.model),
+                    optimizer=self.adamw,
+                    config=config.combined(given, zero, settings),
+                    dist_init_required=False,
+                )
         except ValueError as error:  # pydantic's, of what DeepSpeed does not know
             raise PlanRefused(
                 f"DeepSpeed refuses the configuration '{zero.config}'; correct it", str(error).splitlines()[:4]
@@ -176,7 +177,7 @@ def import_deepspeed() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While entered, nothing is logged below an error, and nothing warned of: importing DeepSpeed tells what it found."""
+    """While entered, nothing is logged below an error, and nothing warned of: DeepSpeed tells what it finds and does."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
