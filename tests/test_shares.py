@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_runs import plan_of
 
-from graftwork import launching, processes, shares
+from graftwork import compose, launching, processes, shares
 from graftwork.batch import IGNORED, Encoded
 from graftwork.cli import main
-from graftwork.errors import GraftworkError
+from graftwork.errors import CheckpointError, GraftworkError, PlanRefused
+from graftwork.lookup import DictLookup
+from graftwork.stepping import stepper_for
+from graftwork.training import train
 
 
 def example(tokens: int, pictures: int = 0) -> Encoded:
@@ -45,12 +53,14 @@ def test_in_step_every_micro_batch_has_pictures_and_none_has_more_labels() -> No
     assert [len(micro_batch) for micro_batch in without] == [1, 1]
 
 
-def joined(monkeypatch: pytest.MonkeyPatch, expected: int | None = None, **variables: str) -> str:
+def joined(
+    monkeypatch: pytest.MonkeyPatch, expected: int | None = None, device: str | None = "cpu", **variables: str
+) -> str:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(GraftworkError) as caught, processes.join("cpu", expected):
+    with pytest.raises(GraftworkError) as caught, processes.join(device, expected):
         pass
     return str(caught.value)
 
@@ -69,8 +79,46 @@ def test_a_launcher_that_says_too_little_or_something_else_is_told_so(monkeypatc
         assert processes.count() == 1
 
 
+def test_each_process_needs_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert joined(monkeypatch, device="cuda:0", **told) == (
+        "--device cuda:0 is one device, and there are 2 processes; leave it out, or use --device cpu"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert joined(monkeypatch, device=None, **told) == (
+        "process 1 has no CUDA device of its own: this machine has 1; start fewer processes, or use --device cpu"
+    )
+
+
+def test_processes_that_would_learn_apart_are_refused(
+    base: Path, lookup: DictLookup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(base, base)
+    assembly = compose.build(plan, lookup, device="cpu")
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(PlanRefused) as caught:
+        stepper_for(assembly, plan.circumstance.train)
+    assert str(caught.value) == (
+        "2 processes run this plan, and none of its memory strategies brings their gradients together; add one that does to "
+        "memory.use (graftwork list memory)"
+    )
+
+
+def test_processes_that_see_different_folders_are_refused(
+    base: Path, lookup: DictLookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "gather", lambda thing: [thing, "checkpoint-2"])
+    with pytest.raises(CheckpointError) as caught:
+        train(plan_of(base, tmp_path), lookup, tmp_path / "out", device="cpu")
+    assert str(caught.value) == (
+        f"the processes do not see the same checkpoints in '{tmp_path / 'out'}' (none, checkpoint-2); name a folder with --out "
+        "that all machines share"
+    )
+
+
 def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", processes.PATIENCE * 0 + processes.timedelta(seconds=1))
+    monkeypatch.setattr(processes, "PATIENCE", timedelta(seconds=1))
     said = joined(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     assert said.startswith(
         "process 1 of 2 cannot reach the others at 127.0.0.1:1; check the addresses that the launcher gives\n  "
@@ -99,8 +147,6 @@ def test_processes_that_lose_the_others_say_no_more(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_exit_status_is_that_of_the_process_that_failed_first() -> None:
-    import sys
-
     assert launching.launch([sys.executable, "-c", "pass"], 2) == 0
     program = "import os, sys, time; sys.exit(7) if os.environ['RANK'] == '1' else time.sleep(60)"
     assert launching.launch([sys.executable, "-c", program], 2) == 7

@@ -84,6 +84,10 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
         raise GraftworkError(
             f"--processes {expected} is asked for, and the launcher started {told['WORLD_SIZE']}; leave the option out"
         )
+    if device and ":" in device:
+        raise GraftworkError(
+            f"--device {device} is one device, and there are {told['WORLD_SIZE']} processes; leave it out, or use --device cpu"
+        )
     on_cuda = torch.cuda.is_available() and device != "cpu"
     local = int(os.environ.get("LOCAL_RANK") or 0)
     if on_cuda:
