@@ -57,12 +57,12 @@ def save(
     health: Verdict,
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
-) -> Manifest | None:
-    """Write a checkpoint and give it its name only when it is complete; returns its manifest.
+) -> Manifest:
+    """Write a checkpoint and give it its name only when it is complete.
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
     and renamed. Whatever goes wrong, an existing checkpoint stays as it was. Raises CheckpointError. Collective: all
-    processes hand in their part of the model, and the first one writes; the others get None.
+    processes hand in their part of the model, and the first one writes.
     """
     from safetensors.torch import save_file
 
@@ -70,7 +70,8 @@ def save(
     with assembly.whole(assembly.added()):
         added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.added().items()}
     if not processes.is_first():
-        return None
+        processes.gather(None)  # Nobody goes on before the checkpoint has its name.
+        return manifest.read(folder)
     with unfinished(folder) as work:
         save_file(added, work / TENSORS)
         save_file(probe, work / PROBE)
@@ -99,6 +100,7 @@ def save(
         manifest.write(written, work)
         rebuild_shape(work, lookup)
         put_in_place(work, folder)
+    processes.gather(None)
     return written
 
 

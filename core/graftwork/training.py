@@ -258,7 +258,6 @@ class Loop:
             data=self.data.recorded(),
             optimizer=self.state(),
         )
-        processes.gather(None)  # Nobody goes on before the checkpoint has its name.
         if processes.is_first():
             for old in checkpoint.checkpoints(self.out)[: -self.settings.keep]:
                 checkpoint.remove(old)
