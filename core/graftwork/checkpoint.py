@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import __version__, compose, filling, manifest, proof, weights
+from graftwork import __version__, compose, filling, manifest, processes, proof, weights
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.health import Verdict
 from graftwork.lookup import Lookup
@@ -73,13 +73,17 @@ def save(
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
     and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance. Raises
-    CheckpointError.
+    CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
     """
     from safetensors.torch import save_file
 
-    with unfinished(folder) as work:
+    facts = proof.measure(assembly, probe)
+    with assembly.whole(assembly.added()):
         added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.added().items()}
-        facts = proof.measure(assembly, probe)
+    if not processes.is_first():
+        processes.gather(None)  # Nobody goes on before the checkpoint has its name.
+        return manifest.read(folder)
+    with unfinished(folder) as work:
         save_file(added, work / TENSORS)
         save_file(probe, work / PROBE)
         (work / PROCESSOR).mkdir()
@@ -107,6 +111,7 @@ def save(
         manifest.write(written, work)
         rebuild_shape(work, lookup)
         put_in_place(work, folder)
+    processes.gather(None)
     return written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,10 +61,12 @@ class Assembly:
     """Names of the parameters that the PEFT method added."""
     base_values: dict[str, Tensor] = field(default_factory=dict)
     """The base's values, on the CPU, of its tensors that are trained."""
-    total: int = 0
-    """How many numbers the model has, counted before memory strategies store some of them otherwise."""
     cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
+    running: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    """How to run something that calls the model, outside a stepper; an engine whose weights come and go replaces it."""
+    counted: dict[str, int] | None = None
+    """What `counts` returns, counted before memory strategies keep weights in another way."""
 
     @property
     def model(self) -> Any:
@@ -86,8 +88,8 @@ class Assembly:
 
     def counts(self) -> dict[str, int]:
         """How many numbers the model has (`total`), and how many are trained (`trained`); tied ones count once."""
-        return {
-            "total": self.total,
+        return self.counted or {
+            "total": sum(parameter.numel() for parameter in self.model.parameters()),
             "trained": sum(parameter.numel() for parameter in self.trained().values()),
         }
 
@@ -116,18 +118,33 @@ class Assembly:
         return bool(self.of_method or self.base_values)
 
     @contextmanager
+    def whole(self, names: Collection[str]) -> Iterator[None]:
+        """While entered, the parameters of these names hold all their numbers, which may be replaced. Collective."""
+        parameters = {name: p for name, p in self.model.named_parameters() if name in names}
+        with ExitStack() as stack:
+            for strategy in self.strategies:
+                stack.enter_context(strategy.whole(parameters.values()))
+            yield
+
+    @contextmanager
     def off(self) -> Iterator[None]:
-        """While entered, the model computes what its base computes. What the base never had stays as it is."""
-        parameters = dict(self.model.named_parameters())
-        kept = {name: parameters[name].data for name in self.base_values}
+        """While entered, the model computes what its base computes. What the base never had stays as it is. Collective."""
         with self.peft.off(self.model) if self.peft else nullcontext():
-            for name, value in self.base_values.items():
-                parameters[name].data = value.to(kept[name].device)
+            kept = self._replace(self.base_values)
             try:
                 yield
             finally:
-                for name, value in kept.items():
-                    parameters[name].data = value
+                self._replace(kept)
+
+    def _replace(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give parameters other values; returns those that they had."""
+        kept = {}
+        with self.whole(values) if values else nullcontext():
+            parameters = dict(self.model.named_parameters())
+            for name, value in values.items():
+                kept[name] = parameters[name].data
+                parameters[name].data = value.to(kept[name].device)
+        return kept
 
     def attention_report(self) -> dict[str, Any]:
         """Which kernel really ran at each site, how often, and why others were passed over."""
@@ -321,7 +338,7 @@ def adapt(assembly: Assembly, *, fresh: bool) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    assembly.total = sum(parameter.numel() for parameter in model.parameters())
+    assembly.counted = assembly.counts()
 
 
 def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:

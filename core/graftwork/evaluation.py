@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork import processes
 from graftwork.answers import AnswerFile
 from graftwork.batch import Encoded, collate
 from graftwork.errors import DataError, GraftworkError
@@ -100,31 +102,49 @@ def evaluate(
     `arms` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `identity` holds the
     hashes of the checkpoint and of its base weights: answers of another model are never mixed in. `limit` takes the first
     questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` is told how
-    many questions of how many are done, `say` whatever a person should know. Raises DataError.
+    many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
+    processes share the questions, and the first one writes.
     """
     records, bad = read_questions(evaluator, limit=limit, strict=strict)
     malformed = len(bad)
     file = AnswerFile(out / "answers.jsonl")
-    file.begin(_header(assembly, evaluator, arms, identity), resume=resume, say=say)
-    asked_arms = file.header["arms"]
-    done = _restore(evaluator, records, file.lines)
-    todo = by_picture([record for record in records if record.id not in done])
+    if processes.is_first():
+        file.begin(_header(assembly, evaluator, arms, identity), resume=resume, say=say)
+    header, lines = processes.gather((file.header, file.lines))[0]
+    asked = {record.id: record for record in records}
+    done = _restore(evaluator, asked, lines)
+    todo = _share(by_picture([record for record in records if record.id not in done]))
     progress(len(done), len(records))
-    ran = len(file.runs)
-    for answered, size in _ask_all(assembly, evaluator, todo, asked_arms, batch_size, bad, strict, say):
-        if len(file.runs) == ran:
-            file.runs.append(_describe_run(assembly, size))
-            file.append([{"run": file.runs[-1]}])
-        file.append(_line(one) for one in answered)
-        done.update((one.record.id, one) for one in answered)
+    news, ran = _News(), len(file.runs)
+    chunks = _ask_all(assembly, evaluator, todo, header["arms"], batch_size, news.bad, strict, news.said.append)
+    while True:
+        # A batch of every process at a time, so that an interruption costs no more than that.
+        for answered, size in islice(chunks, 1):
+            news.lines = [_line(one) for one in answered]
+            news.run = _describe_run(assembly, size)
+        gathered = processes.gather(news)
+        for told in gathered:
+            for sentence in told.said:
+                say(sentence)
+            bad += told.bad
+        lines = [line for told in gathered for line in told.lines]
+        if not lines:
+            break
+        if processes.is_first():
+            if len(file.runs) == ran:
+                file.runs.append(next(told.run for told in gathered if told.run))
+                file.append([{"run": file.runs[-1]}])
+            file.append(lines)
+        done.update(_restore(evaluator, asked, lines))
         progress(len(done) + len(bad) - malformed, len(records))
+        news.clear()
     if not done:
         raise DataError(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
     kept = tuple(_only(done[record.id], arms) for record in records if record.id in done)
     provenance = {
-        **file.header,
+        **header,
         "arms": list(arms),
         "tokens": {arm: sum(one.tokens[arm] for one in kept) for arm in arms},
         "seconds": round(sum(one.seconds for one in kept), 3),
@@ -132,11 +152,34 @@ def evaluate(
         "runs": file.runs,
     }
     result = Result(evaluator, kept, tuple(bad), provenance)
-    (out / "scores.json").write_text(
-        json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    evaluator.write(kept, out)
+    if processes.is_first():
+        (out / "scores.json").write_text(
+            json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        evaluator.write(kept, out)
     return result
+
+
+@dataclass
+class _News:
+    """What a process has to tell the others after a batch."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    bad: list[BadRecord] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Make room for those of the next batch, in the same lists."""
+        self.lines, self.run = [], None
+        self.bad.clear()
+        self.said.clear()
+
+
+def _share(records: list[Record]) -> list[Record]:
+    """This process's part of the questions; those about one picture stay together."""
+    rank, count = processes.rank(), processes.count()
+    return records[rank * len(records) // count : (rank + 1) * len(records) // count]
 
 
 def read_questions(
@@ -347,10 +390,9 @@ def _line(one: Answered) -> dict[str, Any]:
 
 
 def _restore(
-    evaluator: Evaluator[Any], records: Sequence[Record], lines: Sequence[Mapping[str, Any]]
+    evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
 ) -> dict[str, Answered]:
-    """The answers of an earlier run, scored anew; those to a question that has changed since are left out."""
-    asked = {record.id: record for record in records}
+    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
     done: dict[str, Answered] = {}
     for line in lines:
         record = asked.get(line["id"])

@@ -258,7 +258,7 @@ class MemoryStrategy(Component[S]):
         return alone
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Entered while full tensors are read, for saving."""
+        """Entered while all numbers of these parameters are read or replaced, as for saving; every process enters it."""
         return nullcontext()
 
 

@@ -69,7 +69,7 @@ def probe_tensors(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]
 
 
 def probe_logits(assembly: Assembly, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The probe's logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU."""
+    """The probe's logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
     import torch
 
     batch = Batch(
@@ -88,10 +88,11 @@ def probe_logits(assembly: Assembly, probe: Mapping[str, Tensor]) -> tuple[Tenso
         return model.logits(hidden).float().cpu()  # type: ignore[no-any-return]
 
     try:
-        with torch.inference_mode(), assembly.autocast():
-            on = logits()
+        # Not in inference mode: what sharding strategies fetch here may be kept for training.
+        with torch.no_grad(), assembly.autocast():
+            on = assembly.running(logits)
             with assembly.off():
-                return on, logits()
+                return on, assembly.running(logits)
     finally:
         model.train(training)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from graftwork import attention, settings, weights
 from graftwork.component import Absent, Component, Requires
 from graftwork.errors import CheckpointError, ComponentNotFound, GraftworkError, PlanRefused, WeightsError
-from graftwork.kinds import AttentionCase, ModelArchitecture, VisionTower, Weighted
+from graftwork.kinds import AttentionCase, MemoryStrategy, ModelArchitecture, VisionTower, Weighted
 from graftwork.lookup import Found, Lookup
 from graftwork.machine import Machine, missing_requirements, requires_reason
 from graftwork.plan import Choice, Circumstance, Identity, Plan, WeightsRef
@@ -80,6 +80,12 @@ class _Resolver:
         wanted = run.attention if "*" in run.attention or not kernels else {**run.attention, "*": tuple(kernels)}
         attention = {site: self.kernels(site, names) for site, names in wanted.items()}
         memory = self.choose_all("memory", run.memory)
+        plain = MemoryStrategy.stepper
+        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
+        if len(engines) > 1:
+            self.reasons.append(
+                f"memory.use: {' and '.join(map(repr, engines))} all take the steps of a run; use one of them"
+            )
         sources = self.choose_all("data_source", run.sources)
         operators = self.choose_all("data_operator", run.operators)
         evaluators = self.choose_all("evaluator", run.evaluate)

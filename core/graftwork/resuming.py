@@ -1,14 +1,19 @@
-"""Resuming: whether a run may go on from a checkpoint, and what of its log still counts."""
+"""Resuming: whether a run may go on from a checkpoint, its random numbers, and what of its log still counts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graftwork import checkpoint, manifest
+from graftwork import checkpoint, manifest, processes
 from graftwork.errors import CheckpointError
 from graftwork.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def resumable(start: Path, plan: Plan) -> manifest.Manifest:
@@ -67,3 +72,28 @@ def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
     work.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     work.replace(file)
     return kept
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Where the random numbers of every process are, by name. Collective."""
+    import torch
+
+    mine = {"random/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        mine["random/cuda"] = torch.cuda.get_rng_state(device)
+    states = enumerate(processes.gather(mine))
+    return {_of_process(name, rank): state for rank, found in states for name, state in found.items()}
+
+
+def restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Take up this process's random numbers where `random_states` found them; those it does not hold stay."""
+    import torch
+
+    if (drawn := state.get(_of_process("random/cpu", processes.rank()))) is not None:
+        torch.set_rng_state(drawn)
+    if device.type == "cuda" and (drawn := state.get(_of_process("random/cuda", processes.rank()))) is not None:
+        torch.cuda.set_rng_state(drawn, device)
+
+
+def _of_process(name: str, rank: int) -> str:
+    return f"{name}/{rank}" if rank else name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graftwork import processes
+from graftwork.errors import PlanRefused
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from graftwork.batch import Batch
     from graftwork.compose import Assembly
@@ -21,6 +24,11 @@ class Stepper:
     A step is `accumulate` for each micro-batch, `gradient_norm`, `update` unless the step is skipped, and `clear`. A memory
     strategy with an engine of its own returns a child of this class from `MemoryStrategy.stepper`.
     """
+
+    together: ClassVar[bool] = False
+    """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
+    lockstep: ClassVar[bool] = False
+    """Whether all processes must accumulate equally many micro-batches, each with pictures if any record has some."""
 
     def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
         import torch
@@ -58,18 +66,29 @@ class Stepper:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def accumulate(self, batch: Batch, labelled: int) -> Tensor:
+    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
         """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `labelled`, the
-        number of labels of the whole step."""
+        number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
             loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def gradients(self) -> list[Tensor]:
+        """The gathered gradients of all trained parameters: nought for one that no record of the step has reached, so that
+        it does not matter to AdamW which process had which records."""
+        import torch
+
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
     def gradient_norm(self) -> Tensor:
         """Clip the gathered gradients, and return their norm from before."""
         import torch
 
+        self.gradients()
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
 
@@ -82,14 +101,24 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def whole(self, value: Tensor) -> Tensor:
+        """All numbers of a tensor of the optimizer's state, of which a process may have a part. Collective."""
+        return value
+
+    def part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The part that this process needs of `value`, a tensor of the state of `parameter`; the inverse of `whole`."""
+        return value.to(parameter.device)
+
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU."""
+        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU. Collective."""
         import torch
 
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
             # Copied, for a file holds no tensor twice; a whole number becomes a tensor, and one again in `restore`.
-            f"{names[id(parameter)]}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+            f"{names[id(parameter)]}/{key}": self.whole(torch.as_tensor(value).detach())
+            .to("cpu", copy=True)
+            .contiguous()
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
@@ -102,25 +131,39 @@ class Stepper:
         """Go on from what `state` returned."""
         import torch
 
-        def restored(key: str, device: torch.device) -> Tensor | int:
+        def restored(key: str, parameter: nn.Parameter) -> Tensor | int:
             if state[key].dtype == torch.int64 and state[key].dim() == 0:
                 return int(state[key])
-            return state[key] if key.endswith("/step") else state[key].to(device)
+            return state[key] if key.endswith("/step") else self.part(state[key], parameter)
 
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition("/")[0] == name]
-            self.optimizer.state[parameter] = {key.rpartition("/")[2]: restored(key, parameter.device) for key in keys}
+            self.optimizer.state[parameter] = {key.rpartition("/")[2]: restored(key, parameter) for key in keys}
         if "scaler" in state:
             scale, growth = state["scaler"].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
 
 
 def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
-    """The stepper that a memory strategy of the assembly brings, else the plain one."""
-    for strategy in assembly.strategies:
-        if (brought := strategy.stepper(assembly, settings)) is not None:
-            return brought
-    return Stepper(assembly, settings)
+    """The stepper that a memory strategy of the assembly brings, else the plain one. PlanRefused where several processes
+    would each learn for themselves."""
+    brought = (strategy.stepper(assembly, settings) for strategy in assembly.strategies)
+    stepper = next((each for each in brought if each is not None), None) or Stepper(assembly, settings)
+    if processes.count() > 1 and not stepper.together:
+        raise PlanRefused(
+            f"{processes.count()} processes run this plan, and none of its memory strategies brings their gradients together; "
+            "add one that does to memory.use (graftwork list memory)"
+        )
+    return stepper
+
+
+def sum_over_processes(gradients: Iterable[Tensor]) -> None:
+    """Put in place of each gradient its sum over all processes. Collective."""
+    import torch
+
+    distributed: Any = torch.distributed
+    for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
 
 
 def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:

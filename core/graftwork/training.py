@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import budget, checkpoint, compose, manifest, proof
+from graftwork import budget, checkpoint, compose, manifest, processes, proof, shares
 from graftwork.batch import Encoded, collate
 from graftwork.errors import CheckpointError, DataError, GraftworkError
 from graftwork.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.health import Health, Verdict
 from graftwork.lookup import Lookup
 from graftwork.plan import Plan, TrainSettings
-from graftwork.resuming import keep_log, resumable
+from graftwork.resuming import keep_log, random_states, restore_random_states, resumable
 from graftwork.sampling import Sampler, learning_rate_factor, steps_for
 from graftwork.stepping import stepper_for
 from graftwork.training_data import TrainingData, cut, gather
@@ -60,13 +61,13 @@ def train(
     With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
     those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
     the plan's next rung, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
-    verdict says so.
+    verdict says so. Collective: several processes share each step's records, and only the first writes and tells.
     """
     while True:
         try:
             return attempt(plan, lookup, out, resume=resume, device=device, listen=listen)
         except OutOfMemory as error:
-            below = budget.below(plan) if error.early else None
+            below = budget.below(plan) if error.early and processes.count() == 1 else None
             if below is None:
                 raise
             said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.described(below)}"
@@ -105,8 +106,14 @@ def attempt(
             f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
         )
     start = found[-1] if found else None
+    if len(seen := dict.fromkeys(processes.gather(start.name if start else "none"))) > 1:
+        raise CheckpointError(
+            f"the processes do not see the same checkpoints in '{out}' ({', '.join(seen)}); name a "
+            "folder with --out that all machines share"
+        )
     saved = resumable(start, plan) if start else None
-    checkpoint.sweep(out)
+    if processes.is_first():
+        checkpoint.sweep(out)
 
     budget.enforce(plan, device)
     try:
@@ -173,7 +180,8 @@ class Loop:
             by_length=self.settings.group_by_length,
         )
         self.log: list[dict[str, Any]] = []
-        self.probe = proof.probe_tensors(self.encode_step(0), assembly.processor.pad_id)
+        self.probe = proof.probe_tensors(self.first_usable(), assembly.processor.pad_id)
+        self.filler = self.shortest_with_pictures() if self.stepper.lockstep else None
 
     def run(self) -> Outcome:
         """Take the remaining steps, save, and judge."""
@@ -183,21 +191,27 @@ class Loop:
         said = tuple(f"{name}: {remark}" for name, remark in remarks if remark)
         self.tell(RunStarted(self.out, self.step, self.steps, self.plan, said))
         self.assembly.model.train()
-        # Dropout starts from the seed, and goes on from the saved state when resuming.
+        # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:
-            torch.manual_seed(self.plan.circumstance.seed)
+            torch.manual_seed(self.plan.circumstance.seed + processes.rank())
         folder = self.out / f"checkpoint-{self.step}"
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(1) as ahead, (self.out / LOG).open("a" if self.step else "w", encoding="utf-8") as log:
-            upcoming = ahead.submit(self.encode_step, self.step)
+        file = self.out / LOG if processes.is_first() else Path(os.devnull)
+        with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
+            upcoming = ahead.submit(self.encode_share, self.step)
             while self.step < self.steps and not self.health.hopeless:
                 began = time.perf_counter()  # Waiting for data is part of a step's time.
-                examples = upcoming.result()
-                upcoming = ahead.submit(self.encode_step, self.step + 1)
+                later = self.step
+                while not (whole := shares.tally(micro_batches := upcoming.result())).records:
+                    if (later := later + 1) == self.step + len(self.data.records):
+                        raise self.nothing_usable()
+                    upcoming = ahead.submit(self.encode_share, later)
+                if self.step + 1 < self.steps:
+                    upcoming = ahead.submit(self.encode_share, self.step + 1)
                 try:
-                    line = self.take_step(examples, began)
+                    line = self.take_step(micro_batches, whole, began)
                 except torch.OutOfMemoryError:
                     early = self.step < MEASURING and not checkpoint.checkpoints(self.out)
                     raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
@@ -212,14 +226,30 @@ class Loop:
         self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
 
-    def encode_step(self, step: int) -> list[Encoded]:
-        """The encoded records of a step, or of the next one that has any that can be used; nothing after the last."""
-        if step >= self.steps:
-            return []
-        for later in range(step, step + len(self.data.records)):
-            if encoded := self.encode(self.sampler.batch(later)):
+    def encode_share(self, step: int) -> list[list[Encoded]]:
+        """This process's encoded records of a step, in micro-batches."""
+        examples = self.encode(shares.own(self.sampler.batch(step)))
+        size = self.settings.micro_batch_size or max(1, len(examples))
+        return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+    def first_usable(self) -> list[Encoded]:
+        """All encoded records of the first step that has any that can be used."""
+        for step in range(len(self.data.records)):
+            if encoded := self.encode(self.sampler.batch(step)):
                 return encoded
-        raise DataError("no record of the data can be used", self.data.summary["bad"][-3:])
+        raise self.nothing_usable()
+
+    def nothing_usable(self) -> DataError:
+        """What to raise when no record can be encoded."""
+        return DataError("no record of the data can be used", self.data.summary["bad"][-3:])
+
+    def shortest_with_pictures(self) -> Encoded:
+        """The shortest record with a picture that can be used; without pictures where there are none."""
+        records, lengths = self.data.records, self.data.lengths
+        for index in sorted(range(len(records)), key=lambda index: (not records[index].pictures, lengths[index])):
+            if encoded := self.encode([index]):
+                return encoded[0]
+        raise self.nothing_usable()
 
     def encode(self, indices: Sequence[int]) -> list[Encoded]:
         """Records by index, encoded; one whose picture cannot be read, or of which too little is left, is left out and
@@ -235,16 +265,19 @@ class Loop:
                 self.data.leave_out([f"{record.where or record.id}: {error}"])
         return encoded
 
-    def take_step(self, examples: Sequence[Encoded], began: float) -> dict[str, Any]:
-        """One optimizer step, which `began` at that time, on encoded records; returns its line of the log."""
+    def take_step(
+        self, micro_batches: Sequence[Sequence[Encoded]], whole: shares.Tally, began: float
+    ) -> dict[str, Any]:
+        """One optimizer step, which `began` at that time, on this process's share of it; returns its line of the log."""
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
         self.stepper.set_rate(factor)
-        labelled = sum(int(example.labelled) for example in examples)
+        if self.filler:
+            micro_batches = shares.in_step(micro_batches, whole, self.filler)
         loss = 0.0
-        size = self.settings.micro_batch_size or len(examples)
-        for start in range(0, len(examples), size):
-            batch = collate(examples[start : start + size], pad_id=self.assembly.processor.pad_id)
-            loss += float(self.stepper.accumulate(batch.to(self.assembly.device), labelled))
+        for number, examples in enumerate(micro_batches, 1):
+            batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
+            loss += float(self.stepper.accumulate(batch, whole.labelled, last=number == len(micro_batches)))
+        loss = sum(processes.gather(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
@@ -259,8 +292,8 @@ class Loop:
             loss=loss,
             learning_rate=self.settings.learning_rate * factor,
             gradient_norm=norm,
-            images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
-            tokens=sum(len(e.input_ids) for e in examples),
+            images=whole.images,
+            tokens=whole.tokens,
             seconds=time.perf_counter() - began,
             memory=self.memory(),
         )
@@ -275,13 +308,16 @@ class Loop:
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def tell(self, event: Event) -> None:
-        """Tell the caller and every observer."""
-        self._listen(event)
-        self.lookup.emit(event)
+        """Tell the caller and every observer, once for all processes."""
+        if processes.is_first():
+            self._listen(event)
+            self.lookup.emit(event)
 
     def save(self) -> Path:
         """Save a complete checkpoint of now, and let the oldest go."""
         folder = self.out / f"checkpoint-{self.step}"
+        for bad in processes.gather(self.data.summary["bad"]):
+            self.data.leave_out(bad)
         checkpoint.save(
             self.assembly,
             folder,
@@ -293,8 +329,9 @@ class Loop:
             data=self.data.recorded(),
             optimizer=self.state(),
         )
-        for old in checkpoint.checkpoints(self.out)[: -self.settings.keep]:
-            checkpoint.remove(old)
+        if processes.is_first():
+            for old in checkpoint.checkpoints(self.out)[: -self.settings.keep]:
+                checkpoint.remove(old)
         self.tell(CheckpointSaved(self.out, self.step, folder))
         return folder
 
@@ -303,9 +340,7 @@ class Loop:
         import torch
 
         state = self.stepper.state()
-        state["random/cpu"] = torch.get_rng_state()
-        if self.assembly.device.type == "cuda":
-            state["random/cuda"] = torch.cuda.get_rng_state(self.assembly.device)
+        state |= random_states(self.assembly.device)
         state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
         state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
         return state
@@ -317,13 +352,14 @@ class Loop:
         state = checkpoint.read_tensors(start / checkpoint.OPTIMIZER / "state.safetensors")
         self.step = saved.step
         self.stepper.restore(state)
-        torch.set_rng_state(state["random/cpu"])
-        if "random/cuda" in state and self.assembly.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random/cuda"], self.assembly.device)
+        # A process that had no counterpart then starts from the seed, and differs from the others.
+        torch.manual_seed(self.plan.circumstance.seed + self.step + processes.rank())
+        restore_random_states(state, self.assembly.device)
         self.health.losses = state["losses"].tolist()
         self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
         self.data.leave_out(saved.data["bad"])
-        self.log = keep_log(self.out / LOG, self.step)
+        if processes.is_first():
+            self.log = keep_log(self.out / LOG, self.step)
 
 
 LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graftwork import __version__
+from graftwork import __version__, processes
 from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ COMMANDS = {
 }
 """Command to where its function is, and its line in the help."""
 
+ARGUMENTS = "graftwork.arguments"
+"""Where the context keeps the words of the command line."""
 BUG_STATUS = 70
 """The exit status for an error that is not the user's (EX_SOFTWARE of sysexits.h)."""
 
@@ -60,6 +62,11 @@ class Session:
 
 class Commands(click.Group):
     """A group that knows its commands by name and imports only the one that runs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line, and keep its words for the processes that run the same."""
+        ctx.meta[ARGUMENTS] = [*args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, in the order of the help."""
@@ -88,11 +95,20 @@ class Commands(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
         except GraftworkError as error:
+            processes.give_way(error)
             if ctx.params["debug"]:
                 _print_traceback(error)
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
         except Exception as error:
+            processes.give_way(error)
+            if processes.is_lost(error):
+                click.echo(
+                    f"Error: process {processes.rank()} of {processes.count()} lost the others: one of them has ended; look for "
+                    "its message",
+                    err=True,
+                )
+                ctx.exit(1)
             _print_traceback(error)
             click.echo("This is a bug in Graftwork or in a plugin; please report it with the lines above.", err=True)
             ctx.exit(BUG_STATUS)

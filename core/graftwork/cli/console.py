@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graftwork import processes
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -24,10 +26,14 @@ def is_terminal() -> bool:
 
 
 def open_console() -> Console:
-    """The standard output, as wide as the terminal, or as wide as need be where there is none."""
+    """The standard output, as wide as the terminal, or as wide as need be where there is none.
+
+    Of several processes only the first writes.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, emoji=False, width=None if is_terminal() else PIPE_WIDTH)
+    width = None if is_terminal() else PIPE_WIDTH
+    return Console(highlight=False, emoji=False, width=width, quiet=not processes.is_first())
 
 
 def make_table(headers: Sequence[str]) -> Table:
@@ -62,5 +68,6 @@ def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 
 def print_json(data: Any) -> None:
-    """Plain data as indented JSON on the standard output."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Plain data as indented JSON on the standard output, by the first of several processes."""
+    if processes.is_first():
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))

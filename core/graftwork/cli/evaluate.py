@@ -13,6 +13,7 @@ import click
 from graftwork.cli import Session
 from graftwork.cli.checkpoint import FOLDER, JSON, base_options, open_for
 from graftwork.cli.console import PIPE_WIDTH, make_table, open_console, print_json
+from graftwork.cli.launch import on_processes
 from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @FOLDER
 @evaluation_options
+@on_processes
 @click.pass_obj
 def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT with evaluators. What was answered before is not asked again."""
@@ -68,9 +70,11 @@ def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: An
 @click.command()
 @FOLDER
 @evaluation_options
+@on_processes
 @click.pass_obj
 def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT and its base in one pass, and show what the adapter changed and what it forgot."""
+    from graftwork import processes
     from graftwork.comparison import compare as compare_arms
     from graftwork.report import write_report
     from graftwork.scores import ADAPTER, BASE
@@ -79,7 +83,8 @@ def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any
     comparisons = []
     for opened, result, folder in _evaluate_all(session, console, checkpoint, (BASE, ADAPTER), **options):
         comparison = compare_arms(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None)
-        write_report(folder, report_of(opened, comparison))
+        if processes.is_first():
+            write_report(folder, report_of(opened, comparison))
         comparisons.append({**comparison.to_json(), "out": str(folder)})
         if not as_json:
             print_comparison(comparison)
@@ -130,8 +135,11 @@ def _console(as_json: bool) -> Console:
 
     if not as_json:
         return open_console()
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=PIPE_WIDTH)
+    from graftwork import processes
+
+    options: dict[str, Any] = {"stderr": True, "highlight": False, "quiet": not processes.is_first()}
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=PIPE_WIDTH)
 
 
 def _evaluate_all(
@@ -150,7 +158,7 @@ def _evaluate_all(
     parts: tuple[str, ...],
 ) -> Iterator[tuple[Opened, Result, Path]]:
     """Open a checkpoint once and run every evaluator on it."""
-    from graftwork import manifest
+    from graftwork import manifest, processes
     from graftwork.checkpoint import newest
     from graftwork.events import Evaluated
 
@@ -178,7 +186,8 @@ def _evaluate_all(
         result = run_evaluation(
             console, opened.assembly, evaluator, folder, arms, identity_of(opened), batch_size=batch_size, limit=limit
         )
-        session.catalog.emit(Evaluated(opened.folder.parent, evaluator.name, result.scores))
+        if processes.is_first():
+            session.catalog.emit(Evaluated(opened.folder.parent, evaluator.name, result.scores))
         yield opened, result, folder
 
 

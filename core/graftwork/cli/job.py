@@ -31,8 +31,11 @@ def finish(
     out: Path,
     ladder: Ladder | None = None,
 ) -> None:
-    """Prove, compare and report a run that ended; UnhealthyRun when its result should not be used."""
-    from graftwork import manifest
+    """Prove, compare and report a run that ended; UnhealthyRun when its result should not be used.
+
+    Several processes take part in the comparison; the first one proves and reports.
+    """
+    from graftwork import manifest, processes
     from graftwork.report import ReportContent, write_report
 
     console.print(f"{outcome.verdict.sentence()}", style="green" if outcome.verdict.healthy else "bold red")
@@ -40,7 +43,9 @@ def finish(
     proof: dict[str, Any] = {}
     comparisons: list[Comparison] = []
     if outcome.verdict.healthy:
-        facts = verify_in_fresh_process(session, outcome.checkpoint)
+        (facts, *_) = processes.gather(
+            verify_in_fresh_process(session, outcome.checkpoint) if processes.is_first() else {}
+        )
         proof = {"reopened in a fresh process": True, **facts}
         console.print(
             f"proven: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
@@ -65,7 +70,8 @@ def finish(
         memory=memory_facts(ladder, outcome.peak),
         footprint=ladder.best.steps[-1].footprint if ladder and ladder.best else None,
     )
-    write_report(out, content)
+    if processes.is_first():
+        write_report(out, content)
     console.print(f"report: {out / 'report.html'}")
     if not outcome.verdict.healthy:
         raise UnhealthyRun(
@@ -113,6 +119,7 @@ def notes(data: dict[str, Any], fresh: tuple[str, ...], rounded: tuple[str, ...]
 
 def compare_all(session: Session, console: Console, plan: Plan, checkpoint: Path, out: Path) -> list[Comparison]:
     """Ask base and adapter, in one pass, the questions of every evaluator of the plan."""
+    from graftwork import processes
     from graftwork.checkpoint import open_checkpoint
     from graftwork.cli.evaluate import identity_of, print_comparison, print_scores, run_evaluation
     from graftwork.comparison import compare
@@ -131,7 +138,8 @@ def compare_all(session: Session, console: Console, plan: Plan, checkpoint: Path
         evaluator = cast("Evaluator[Any]", restore_component(choice, session.catalog))
         folder = out / "evaluation" / choice.name
         result = run_evaluation(console, opened.assembly, evaluator, folder, arms, identity_of(opened))
-        session.catalog.emit(Evaluated(out, choice.name, result.scores))
+        if processes.is_first():
+            session.catalog.emit(Evaluated(out, choice.name, result.scores))
         if len(arms) == 1:
             console.print("There is no base to compare with: everything that was trained is new.")
             print_scores(console, result)

@@ -12,6 +12,7 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import make_table, open_console, print_json
+from graftwork.cli.launch import on_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,6 +197,7 @@ def print_outline(console: Console, outline: Outline) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the folder.")
 @click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; by default cuda where there is one.")
+@on_processes
 @click.pass_obj
 def train(
     session: Session, run: Path, overrides: tuple[str, ...], out: Path | None, resume: bool, device: str | None

@@ -57,7 +57,7 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
         (wanted,), (loss,) = train(plain, steps=1), train(saving, steps=1)
         if not abs(loss - wanted) <= tolerance * max(1.0, abs(wanted)):
             yield f"a strategy must not change the loss, and a step has {loss:.6g} instead of {wanted:.6g}; compute the same numbers"
-        with subject.ready().whole(saving.model.parameters()):
+        with saving.whole(dict(saving.model.named_parameters())):
             if rounds and (error := away(learned(saving), learned(plain), subject)) > tolerance:
                 yield f"a strategy must not change what a step learns, and what is learned is {error:.3g} away; hand every gradient on"
             found = named_tensors(saving.model)
@@ -76,7 +76,7 @@ def kept(assembly: Assembly, subject: Subject) -> dict[str, Tensor]:
 def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
     """Modules, tensors and what is trained have the names and shapes that checkpoints are made of."""
     plain, saving = assembled(None), assembled(subject)
-    with subject.ready().whole(saving.model.parameters()):
+    with saving.whole(dict(saving.model.named_parameters())):
         wanted = {name: tuple(tensor.shape) for name, tensor in kept(plain, subject).items()}
         found = {name: tuple(tensor.shape) for name, tensor in kept(saving, subject).items()}
     if different := sorted(dict(wanted.items() ^ found.items())):

@@ -1,0 +1,36 @@
+"""The option `--processes`, which runs a command on several processes of this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from graftwork import processes
+from graftwork.cli import ARGUMENTS
+
+
+def on_processes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--processes N`; it then runs on each of them, or on those that a launcher started."""
+
+    @click.option(
+        "--processes",
+        "wanted",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Run on N processes of this machine; by default one, or those of a launcher such as torchrun.",
+    )
+    @wraps(command)
+    def run(*arguments: Any, wanted: int | None, **options: Any) -> None:
+        if wanted and wanted > 1 and not processes.is_told():
+            from graftwork.launching import launch
+
+            ctx = click.get_current_context()
+            ctx.exit(launch([sys.executable, "-m", "graftwork", *ctx.meta[ARGUMENTS]], wanted))
+        with processes.join(options["device"], wanted):
+            command(*arguments, **options)
+
+    return run

@@ -1,0 +1,142 @@
+"""The processes that carry out one command together: who this one is, and what they tell one another.
+
+A process is alone unless it joined others, by `join`, as a launcher's environment variables say. What every process of a
+group has to call is said to be collective.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from graftwork.errors import GraftworkError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others: longer than the first one takes to write and to prove a checkpoint."""
+GRACE_SECONDS = 3.0
+"""How long a process that fails waits for its launcher to end it before it says why."""
+
+
+def _group() -> Any:
+    """`torch.distributed` if this process belongs to a group. Where torch was never imported, there is none."""
+    torch: Any = sys.modules.get("torch")
+    there = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed if there else None
+
+
+def rank() -> int:
+    """Which process this is, counted from 0."""
+    group = _group()
+    return int(group.get_rank()) if group else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    group = _group()
+    return int(group.get_world_size()) if group else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, logs and writes."""
+    return rank() == 0
+
+
+def gather(thing: T) -> list[T]:
+    """What each process hands in, in their order, on all of them. Collective; a thing is pickled, so it should be small."""
+    if count() == 1:
+        return [thing]
+    found: list[Any] = [None] * count()
+    _group().all_gather_object(found, thing)
+    return found
+
+
+def is_told() -> bool:
+    """Whether a launcher's environment variables say that this process is one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+@contextmanager
+def join(device: str | None = None, expected: int | None = None) -> Iterator[None]:
+    """While entered, this process is one of those that a launcher started, if one did; GraftworkError if it cannot be.
+
+    Launchers say so in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Each process gets the CUDA device of its
+    LOCAL_RANK, and its share of the machine's cores. `expected` is how many processes a person asked for.
+    """
+    if not is_told():
+        yield
+        return
+    import torch
+
+    told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    if missing := [name for name, value in told.items() if not value]:
+        raise GraftworkError(
+            f"WORLD_SIZE is {told['WORLD_SIZE']}, and {' and '.join(missing)} is not set; start with --processes or a launcher "
+            "such as torchrun, or unset WORLD_SIZE"
+        )
+    if expected is not None and expected != int(told["WORLD_SIZE"] or 1):
+        raise GraftworkError(
+            f"--processes {expected} is asked for, and the launcher started {told['WORLD_SIZE']}; leave the option out"
+        )
+    if device and ":" in device:
+        raise GraftworkError(
+            f"--device {device} is one device, and there are {told['WORLD_SIZE']} processes; leave it out, or use --device cpu"
+        )
+    on_cuda = torch.cuda.is_available() and device != "cpu"
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    if on_cuda:
+        if local >= torch.cuda.device_count():
+            raise GraftworkError(
+                f"process {told['RANK']} has no CUDA device of its own: this machine has {torch.cuda.device_count()}; start "
+                "fewer processes, or use --device cpu"
+            )
+        torch.cuda.set_device(local)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    try:
+        torch.distributed.init_process_group(_backend(on_cuda), timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise GraftworkError(
+            f"process {told['RANK']} of {told['WORLD_SIZE']} cannot reach the others at {told['MASTER_ADDR']}:"
+            f"{told['MASTER_PORT']}; check the addresses that the launcher gives",
+            str(error).splitlines()[:1],
+        ) from error
+    yield
+    # Not in a finally block: after a failure the others may be in the middle of something that never ends.
+    torch.distributed.destroy_process_group()
+
+
+def form_group(device: Any) -> None:
+    """Make sure that there is a group, of this process alone if it joined none, for engines that want one."""
+    import torch
+
+    distributed: Any = torch.distributed
+    if not distributed.is_initialized():
+        store = distributed.HashStore()
+        distributed.init_process_group(_backend(device.type == "cuda"), store=store, rank=0, world_size=1)
+
+
+def _backend(on_cuda: bool) -> str:
+    """What carries messages: gloo between tensors on a CPU and between objects, NCCL between CUDA devices."""
+    return "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+
+
+def give_way(error: BaseException) -> None:
+    """Let a launcher end this process, which failed with `error`, if another has more to say about it.
+
+    Processes often fail all for the same reason, which the first one says; and where one dies, the others lose it.
+    """
+    if not is_first() or is_lost(error):
+        time.sleep(GRACE_SECONDS)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says no more than that another process is gone."""
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return count() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
