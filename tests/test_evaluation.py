@@ -12,8 +12,9 @@ import torch
 from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 
 from graftwork.errors import DataError, GraftworkError
-from graftwork.evaluation import Result, evaluate, look, read_questions
+from graftwork.evaluation import Result, evaluate, look
 from graftwork.generation import answer, encode_prompt
+from graftwork.questions import read_questions
 from graftwork.records import BadRecord, Picture, Record, Turn
 from graftwork.scores import Answered
 from graftwork.weights import sha256
