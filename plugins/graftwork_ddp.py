@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftwork import NoSettings, hookimpl, processes
@@ -23,6 +24,10 @@ class Ddp(MemoryStrategy[NoSettings]):
     """
 
     name = "ddp"
+
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
+        """What a process alone keeps: the gradients are summed where they are."""
+        return alone
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:
         return SummedGradients(assembly, settings) if processes.count() > 1 else None

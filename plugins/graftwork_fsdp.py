@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,21 @@ class Fsdp(MemoryStrategy[NoSettings]):
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper:
         return ShardedStepper(assembly, settings)
+
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
+        """Blocks are shared out, and the largest of them is whole while it runs."""
+        names = [name for row in assembly.structure.blocks.values() for name in row]
+        blocks = [list(assembly.model.get_submodule(name).parameters()) for name in names]
+        inside = {id(parameter): parameter for block in blocks for parameter in block}.values()
+        frozen = sum(parameter.nbytes for parameter in inside if not parameter.requires_grad)
+        trained = sum(parameter.nbytes for parameter in inside if parameter.requires_grad)
+        elsewhere = 1 - 1 / processes
+        # Gradients and the optimizer's state are spread over parameters as the trained weights are.
+        share = elsewhere * trained / max(1, alone["trained weights"])
+        kept = {name: round(alone[name] * (1 - share)) for name in ("trained weights", "gradients", "optimizer state")}
+        largest = max((sum(parameter.nbytes for parameter in block) for block in blocks), default=0)
+        kept["frozen weights"] = round(alone["frozen weights"] - frozen * elsewhere)
+        return {**alone, **kept, "temporaries": alone["temporaries"] + (largest if processes > 1 else 0)}
 
     @contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from graftwork import rehearsal
 from graftwork.errors import GraftworkError
@@ -17,6 +17,9 @@ from graftwork.plan import Choice, Plan
 from graftwork.rehearsal import Step
 from graftwork.resolve import restore_component
 from graftwork.sizes import parse_size, shown_size
+
+if TYPE_CHECKING:
+    from graftwork.compose import Assembly
 
 RESERVE = 1 << 30
 """The bytes of a card that are left to what the rehearsal does not see: the CUDA context, the workspaces of libraries, and
@@ -83,12 +86,13 @@ def climb(
     device: str,
     budget: int | None,
     longest: int | None = None,
+    processes: int = 1,
     listen: Callable[[str], None] = lambda line: None,
 ) -> Ladder:
     """Rehearse the plan's rungs, and take the first that fits, with the largest micro-batch that fits.
 
-    The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. `listen` is told
-    which rung is being rehearsed.
+    The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. `processes` is how
+    many share the run. `listen` is told which rung is being rehearsed.
     """
     circumstance = plan.circumstance
     found: list[Rung] = []
@@ -97,7 +101,7 @@ def climb(
         listen(", ".join(choice.name for choice in memory) or "no memory strategy")
         # The rungs below the one that is taken are shown at its micro-batch size.
         fixed = found[taken].steps[-1].micro_batch if taken is not None else None
-        found.append(rehearse(on_rung(plan, memory, fixed), lookup, machine, device, budget, longest))
+        found.append(rehearse(on_rung(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
         peak = found[-1].peak
         if taken is None and peak is not None and (budget is None or peak <= budget):
             taken = place
@@ -144,7 +148,8 @@ def rehearse(
 
             def take(micro_batch: int) -> Step:
                 step = watched.take(micro_batch)
-                return replace(step, footprint=reckoned(step.footprint, [each for _, each in said], processes))
+                apart = [each for _, each in said]
+                return replace(step, footprint=reckoned(step.footprint, apart, processes, watched.assembly))
 
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
                 fixed = min(train.micro_batch_size or (train.batch_size if budget is None else 1), train.batch_size)
@@ -159,11 +164,13 @@ def rehearse(
         return Rung(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {lines[0][:200]})")
 
 
-def reckoned(footprint: Footprint, strategies: Sequence[MemoryStrategy[Any]], processes: int) -> Footprint:
+def reckoned(
+    footprint: Footprint, strategies: Sequence[MemoryStrategy[Any]], processes: int, assembly: Assembly
+) -> Footprint:
     """A footprint after the arithmetic of strategies that a rehearsal cannot show."""
     categories = dict(footprint.categories)
     for strategy in strategies:
-        categories.update(strategy.footprint(categories, processes))
+        categories.update(strategy.footprint(categories, processes, assembly))
     return replace(footprint, categories=categories, peak=sum(categories.values())) if strategies else footprint
 
 

@@ -249,10 +249,10 @@ class MemoryStrategy(Component[S]):
         """Another way of taking a step, for an engine that computes gradients or updates itself; None for the plain one."""
         return None
 
-    def footprint(self, alone: Mapping[str, int], processes: int) -> Mapping[str, int]:
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
         """What each of so many processes keeps on its device: `ledger.CATEGORIES` to bytes, from what a process `alone` keeps.
 
-        Only for what tensors of one process cannot show: sharing among processes, and main memory. A strategy that has this
+        The assembled model has sizes and no numbers. Only for what tensors of one process cannot show: sharing among processes, and main memory. A strategy that has this
         method is left out of the rehearsal, and its arithmetic is applied to what the rehearsal finds.
         """
         return alone

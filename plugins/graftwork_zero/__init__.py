@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,18 @@ class Zero(MemoryStrategy[ZeroSettings]):
         from graftwork_zero.engine import Engine
 
         return Engine(assembly, settings, self.settings)
+
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
+        """Without what DeepSpeed gathers for the module that runs, and its buckets for sending."""
+        from graftwork_zero import config
+
+        given = config.read(self.settings.config)
+        stage = config.stage_of(given, self.settings)
+        shared = ["optimizer state", *["gradients"] * (stage > 1), *["frozen weights", "trained weights"] * (stage > 2)]
+        away = ["optimizer state"] * config.offloads(given, self.settings, "optimizer")
+        away += ["frozen weights", "trained weights"] * config.offloads(given, self.settings, "param")
+        kept = {name: -(-size // processes) if name in shared else size for name, size in alone.items()}
+        return kept | dict.fromkeys(away, 0)
 
     @contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

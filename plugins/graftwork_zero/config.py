@@ -82,6 +82,12 @@ def steps_contradiction(given: Mapping[str, Any], zero: ZeroSettings, train: Tra
     )
 
 
+def offloads(given: Mapping[str, Any], zero: ZeroSettings, kind: str) -> bool:
+    """Whether the `optimizer`'s state, or the `param`eters, are to be kept in main memory."""
+    asked = zero.offload_optimizer if kind == "optimizer" else zero.offload_parameters
+    return asked or at(given, f"zero_optimization.offload_{kind}.device") == "cpu"
+
+
 def stage_of(given: Mapping[str, Any], zero: ZeroSettings) -> int:
     """The stage that is meant: the setting's, the file's, or 2."""
     found = at(given, "zero_optimization.stage")

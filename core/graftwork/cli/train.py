@@ -60,6 +60,7 @@ TOO_MUCH = 3
 @SET
 @click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 @click.option("--device-memory", metavar="SIZE", help="Rehearse for a CUDA card of that memory, such as 24GiB.")
+@click.option("--processes", type=click.IntRange(1), default=1, metavar="N", help="Reckon with N processes.")
 @click.option(
     "--rehearse/--no-rehearse", default=True, help="Whether to take a step on fake tensors; by default it is."
 )
@@ -70,6 +71,7 @@ def plan(
     overrides: tuple[str, ...],
     as_json: bool,
     device_memory: str | None,
+    processes: int,
     rehearse: bool,
 ) -> None:
     """Show what the run file RUN resolves to: every default, the parts, what is trained, the kernels, and the memory.
@@ -93,7 +95,9 @@ def plan(
     if rehearse and outline.trained:
         device = "cuda" if here.cuda or allowed is not None else "cpu"
         with waiting() as listen:
-            ladder = budget.climb(resolved, session.catalog, here, device=device, budget=allowed, listen=listen)
+            ladder = budget.climb(
+                resolved, session.catalog, here, device=device, budget=allowed, processes=processes, listen=listen
+            )
     if as_json:
         facts = {"outline": asdict(outline), "memory": ladder.to_json() if ladder else None, "absent": absent}
         print_json({"plan": resolved.to_json(), **facts, "out": str(loaded.out)})
@@ -272,7 +276,7 @@ def fitted(session: Session, console: Console, plan: Plan, machine: Machine, dev
 
     Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
     """
-    from graftwork import budget
+    from graftwork import budget, processes
 
     card = device.startswith("cuda")
     allowed = budget.allowance(plan, machine) if card else plan.circumstance.budget
@@ -280,7 +284,9 @@ def fitted(session: Session, console: Console, plan: Plan, machine: Machine, dev
         return plan, None
     kind = "cuda" if card else "cpu"
     with waiting() as listen:
-        ladder = budget.climb(plan, session.catalog, machine, device=kind, budget=allowed, listen=listen)
+        ladder = budget.climb(
+            plan, session.catalog, machine, device=kind, budget=allowed, processes=processes.count(), listen=listen
+        )
     if ladder.best is None:
         console.print(f"{ladder.why}; training begins all the same", style="yellow")
         return plan, None
