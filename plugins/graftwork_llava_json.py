@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.component import setting
+from graftwork.component import Absent, setting
 from graftwork.errors import DataError
 from graftwork.hookspecs import hookimpl
 from graftwork.kinds import DataSource
@@ -42,7 +42,7 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         if self.settings.path is None:
             yield "'path' is not set; name the .json or .jsonl file"
         elif not self.settings.path.is_file():
-            yield f"there is no file '{self.settings.path}'; mend 'path'"
+            yield Absent(f"there is no file '{self.settings.path}'; mend 'path'")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The file's records in order; DataError when the file as a whole cannot be read."""
@@ -161,9 +161,9 @@ def _record(content: Any, number: str, where: str, folder: Path, group: str) -> 
     pictures = _pictures(content, folder)
     if any("<image>" in turn.text for turn in turns if turn.role == "assistant"):
         raise DataError("'<image>' stands in an answer; only questions have pictures")
-    places = sum(turn.text.count("<image>") for turn in turns)
+    places = sum("<image>" in turn.text for turn in turns)
     if places != len(pictures):
-        counts = f"'<image>' in the conversation: {places}, pictures of the record: {len(pictures)}"
+        counts = f"turns with '<image>' in the conversation: {places}, pictures of the record: {len(pictures)}"
         raise DataError(f"{counts}; they must be equal")
     id = number if name in (None, "") else _unicode("id", str(name))
     return Record(id, turns, pictures, group=group, where=where)
@@ -191,6 +191,8 @@ def _turn(turn: Any, number: int) -> Turn:
         raise DataError(f"turn {number} is from {role!r}, neither 'human' nor 'gpt'")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"turn {number} has no text in 'value'")
+    if text.count("<image>") > 1:  # One picture, for which upstream keeps one place, at the beginning.
+        text = f"<image>\n{text.replace('<image>', '').strip()}"
     return Turn(ROLES[role], _unicode(f"turn {number}", text))
 
 
@@ -213,13 +215,21 @@ def _picture(name: Any, folder: Path) -> Picture:
             f"the image path '{_unicode('image', name)}' leads out of the image folder; make it relative to that"
         )
     path = folder / _unicode("image", name)
-    try:
-        there = path.is_file()
-    except OSError:  # Too long a name, or a folder that may not be entered.
-        there = False
-    if not there:
-        raise DataError(f"there is no picture '{path}'; check 'image_folder'")
-    return Picture(path)
+    for each in (path, *(folder / other for other in _also_known_as(name))):
+        try:
+            if each.is_file():
+                return Picture(each)
+        except OSError:  # Too long a name, or a folder that may not be entered.
+            continue
+    raise DataError(f"there is no picture '{path}'; check 'image_folder'")
+
+
+def _also_known_as(name: str) -> Iterator[str]:
+    """Where else upstream looks for a picture: OCR-VQA's may be PNG, and Visual Genome's two folders may be one."""
+    if "ocr" in name and name.endswith(".jpg"):
+        yield f"{name.removesuffix('.jpg')}.png"
+    if "VG_100K" in name:
+        yield name.replace("VG_100K_2", "images").replace("VG_100K", "images")
 
 
 def _unicode(what: str, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import Requires, hookimpl, setting
 from graftwork.errors import AdapterError
+from graftwork.foreign import Adapter, Foreign, broken
 from graftwork.kinds import PeftMethod
+from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 START = "start"
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Where peft saves an adapter's tensors, the newer form first."""
+OWN = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
+"""A tensor of an adapter: the adapted module, and which of its matrices."""
+UNREADABLE = (
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "target_parameters", "lora_bias"),
+    *("use_qalora", "alora_invocation_tokens", "arrow_config"),
+)
+"""Settings of peft's that give an adapter's tensors another meaning, where they are not empty."""
+MOVED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Beginnings of peft's `init_lora_weights` that change the base's own weights, which an adapter's folder does not hold."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,9 @@ class LoraSettings:
     use_dora: bool = setting(False, "Weight-decomposed adaptation (arXiv:2402.09353)")
     init: Literal["default", "pissa"] = setting(
         "default", "'pissa' starts from the principal components (arXiv:2404.02948)"
+    )
+    target_modules: tuple[str, ...] = setting(
+        (), "Of the roles' linear layers only those whose names end so, such as q_proj; by default all"
     )
     plus_ratio: float = setting(1.0, "LoRA+: B learns this many times faster than A (arXiv:2402.12354)", minimum=0.0)
 
@@ -59,6 +76,13 @@ class Lora(PeftMethod[LoraSettings]):
         linears = [name for name in targets if type(model.get_submodule(name)).__name__ == "Linear"]
         if not linears:
             raise AdapterError("'lora' adapts linear layers, and the chosen roles have none; choose other roles")
+        if ends := self.settings.target_modules:
+            if unknown := [end for end in ends if not any(ends_in(name, end) for name in linears)]:
+                raise AdapterError(
+                    f"target_modules of 'lora' names '{unknown[0]}', and no linear layer of the chosen roles ends so; they end in "
+                    f"{', '.join(sorted({name.rpartition('.')[2] for name in linears}))}"
+                )
+            linears = [name for name in linears if any(ends_in(name, end) for end in ends)]
         pissa = self.settings.init == "pissa"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # PiSSA means to have two adapters.
@@ -119,6 +143,19 @@ class Lora(PeftMethod[LoraSettings]):
 
     def exports(self) -> Mapping[str, Any]:
         return {"peft": partial(_export, self)}
+
+    def adopt(self, folder: Foreign) -> Adapter | None:
+        """The LoRA adapter that peft, or code that uses it, saved in a folder."""
+        file = next((name for name in FILES if name in folder.files), None)
+        config = folder.json("adapter_config.json")
+        if config.get("peft_type", "LORA" if file else "") != "LORA":
+            return None
+        return _Reading(config, folder.tensors(file) if file else {}).adapter(both=folder.files.issuperset(FILES))
+
+
+def ends_in(name: str, end: str) -> bool:
+    """Whether a module's dotted name is `end`, or ends in it."""
+    return name == end or name.endswith(f".{end}")
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -181,6 +218,80 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+
+
+class _Reading:
+    """An adapter as peft saves it."""
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
+        self.config = config
+        self.own: dict[str, LazyTensor] = {}
+        self.others: dict[str, LazyTensor] = {}
+        self.layers: dict[str, dict[str, LazyTensor]] = {}
+        for name, read in tensors.items():
+            if found := OWN.fullmatch(name.removeprefix("module.").removeprefix("base_model.model.")):
+                self.own[f"{found[1]}.{found[2]}.{ADAPTER}.weight"] = read
+                self.layers.setdefault(found[1], {})[found[2]] = read
+            else:
+                self.others[name] = read
+
+    def adapter(self, *, both: bool) -> Adapter:
+        """What is in it, and what is wrong with it."""
+        config, kinds = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
+        scaled = f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8):g}, dropout {config.get('lora_dropout', 0):g}"
+        named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
+        return Adapter(
+            said=f"{' and '.join(named) or 'LoRA'} of {scaled}, on {len(self.layers)} linear layers ({', '.join(kinds)})",
+            settings=self.settings,
+            tensors=self.own,
+            modules=frozenset(self.layers),
+            others=self.others,
+            base=config.get("base_model_name_or_path") or "",
+            inconsistent=("it has an adapter_model.bin as well, which peft does not read beside safetensors",) * both,
+            refused=self.refusal(),
+        )
+
+    def settings(self, targets: Sequence[str]) -> dict[str, Any]:
+        """This method's settings; the layers are named by how they end where that tells them apart, else in full."""
+        config, ends = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
+        chosen = {name for name in targets if any(ends_in(name, end) for end in ends)}
+        narrowed = (
+            () if set(targets) == set(self.layers) else ends if chosen == set(self.layers) else sorted(self.layers)
+        )
+        return {
+            "rank": config.get("r", 8),
+            "alpha": float(config.get("lora_alpha", 8)),
+            "dropout": float(config.get("lora_dropout", 0.0)),
+            "use_rslora": bool(config.get("use_rslora")),
+            "use_dora": bool(config.get("use_dora")),
+            "target_modules": [*narrowed],
+        }
+
+    def refusal(self) -> str:
+        """Why it cannot be used, and what would help; empty when it can."""
+        config, count = self.config, len(self.own)
+        if not config:
+            return (
+                "it has no adapter_config.json, which says how the adapter is scaled; copy it from where it was trained"
+            )
+        if not count:
+            return "it holds no tensors of an adapter (adapter_model.safetensors or .bin); copy them from where it was trained"
+        if odd := [key for key in UNREADABLE if config.get(key)]:
+            return f"its adapter_config.json sets {', '.join(odd)}, which 'lora' does not have; merge it with peft, and train from that"
+        if (start := str(config.get("init_lora_weights"))).startswith(MOVED_BASE):
+            return f"it was started by '{start}', which changed the base's own weights, and it does not hold those; train again"
+        if useless := broken(self.own):
+            return useless
+        needed = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if config.get("use_dora") else [])}
+        if partial := [module for module, matrices in self.layers.items() if matrices.keys() != needed]:
+            return f"{len(partial)} of its layers do not have {', '.join(sorted(needed))} alone, such as '{partial[0]}'; restore it"
+        ranks = {matrices["lora_A"]().shape[0] for matrices in self.layers.values()}
+        if ranks != {config.get("r", 8)}:
+            return f"its matrices have rank {min(ranks)}, and adapter_config.json says {config.get('r', 8)}; restore it"
+        changes = any(m["lora_A"]().any() and m["lora_B"]().any() for m in self.layers.values())
+        if not changes and not config.get("use_dora"):
+            return "its adapter is all zero, so it changes nothing: use its base, or train again"
+        return ""
 
 
 @hookimpl

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.func import functional_call
 
 from graftwork import NoSettings
+from graftwork.component import Rounding
 from graftwork.errors import AdapterError
+from graftwork.foreign import Adapter, Foreign
 from graftwork.kinds import MemoryStrategy, PeftMethod
+from graftwork.stepping import cross_entropy
 
 # PEFT methods -----------------------------------------------------------------------------------------------------------
 
@@ -56,6 +60,13 @@ def _scale(linear: Any, inputs: Any, output: Any) -> Any:
 def scaled(model: Any) -> list[Any]:
     """The layers that have a factor."""
     return [module for module in model.modules() if hasattr(module, "factor")]
+
+
+class ClaimsEveryFolder(Scale):
+    """Adopts whatever it is shown"""
+
+    def adopt(self, folder: Foreign) -> Adapter:
+        return Adapter("an adapter", lambda targets: {}, {}, frozenset())
 
 
 class Widens(Scale):
@@ -230,6 +241,81 @@ class WrapsModules(Nothing):
         for name in assembly.structure.blocks["language"]:
             path, _, leaf = name.rpartition(".")
             setattr(assembly.model.get_submodule(path), leaf, torch.nn.Sequential(assembly.model.get_submodule(name)))
+
+
+class SaysWhatItRounds(Nothing):
+    """It stores frozen weights in a few levels, and says so"""
+
+    rounds = Rounding("frozen weights are kept in a few levels", tolerance=0.5, outputs=True)
+
+    def compress(self, assembly: Any) -> None:
+        for parameter in assembly.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = (parameter.data * 64).round() / 64
+
+
+class RoundsAndLearnsNothing(SaysWhatItRounds):
+    """It takes its rounding for a reason not to learn"""
+
+    def prepare(self, assembly: Any) -> None:
+        for parameter in assembly.trained().values():
+            parameter.register_hook(lambda gradient: 0 * gradient)
+
+
+class RoundsMoreThanItSays(RoundsTheBase):
+    """It rounds the head by far more than it says"""
+
+    rounds = Rounding("the head is kept in many levels", tolerance=1e-3, outputs=True)
+
+
+class SaysThatItsOutputsStay(RoundsTheBase):
+    """It rounds what it says that it does not"""
+
+    rounds = Rounding("the optimizer's state is rounded", tolerance=0.5, outputs=False)
+
+
+class ForgetsTheLastLabel(Nothing):
+    """Its loss ends too early"""
+
+    def prepare(self, assembly: Any) -> None:
+        assembly.cross_entropy = lambda model, hidden, labels: cross_entropy(model, hidden[:-1], labels[:-1])
+
+
+class TeachesTheHeadNothing(Nothing):
+    """Its loss is right, and what the head learns from it is not"""
+
+    def prepare(self, assembly: Any) -> None:
+        def loss(model: Any, hidden: Any, labels: Any) -> Any:
+            frozen = functional_call(model.head, {"weight": model.head.weight.detach()}, hidden)
+            return torch.nn.functional.cross_entropy(frozen, labels, reduction="sum")
+
+        assembly.cross_entropy = loss
+
+
+class LearnsTwiceAsFast(Nothing):
+    """Its optimizer has a learning rate of its own"""
+
+    def optimizer(self, groups: Any, settings: Any) -> Any:
+        return torch.optim.AdamW([{**group, "lr": 2 * group["lr"]} for group in groups])
+
+
+class CountingAdamW(torch.optim.AdamW):
+    """It remembers steps where no checkpoint sees them."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        for group in self.param_groups:
+            group["lr"] *= 1.0 if self.steps == 1 else self.steps
+        return super().step(closure)
+
+
+class KeepsItsStepsToItself(Nothing):
+    """Its optimizer counts in an attribute"""
+
+    def optimizer(self, groups: Any, settings: Any) -> Any:
+        return CountingAdamW(groups)
 
 
 class SwitchesDropoutOff(Nothing):

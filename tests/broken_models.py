@@ -29,6 +29,18 @@ def sound() -> Any:
         return Catalog.discover(files=[path], disable=["*"]).find("model", "acme").component
 
 
+def adopting(adoption: Any) -> Any:
+    """The model that gives this answer to every foreign folder."""
+
+    class Changed(sound()):
+        """A model that claims folders"""
+
+        def adopt(self, folder: Any, towers: Any, adapter: Any) -> Any:
+            return adoption
+
+    return Changed
+
+
 def built_with(change: Callable[[Any], Any]) -> Any:
     """The model with its built structure changed."""
 

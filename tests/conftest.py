@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import golden_table
 import pytest
 import torch
 from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
@@ -34,7 +35,7 @@ def base(lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> PlanOf:
     """Makes the plan of a small LoRA run on the base, with dotted keys of its run file changed."""
-    return lambda changes=None: plan_of(base, tmp_path, changes)
+    return lambda changes=None, lookup=None: plan_of(base, tmp_path, changes, lookup)
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,12 @@ def run_of(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFact
 def trained(run_of: Callable[[str], Run]) -> Run:
     """A LoRA run of four steps."""
     return run_of("lora")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how far the numbers are from the published ones."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    if lines := golden_table.rows(reports):
+        terminalreporter.section("against the published numbers of MGM")
+        for line in lines:
+            terminalreporter.write_line(line)

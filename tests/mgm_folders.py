@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_runs import COMPONENTS
+
+from graftwork.checkpoint import open_checkpoint
 from graftwork.component import NoSettings
+from graftwork.diagnosis import diagnose
+from graftwork.importing import import_folder
 from graftwork.kinds import Site, Structure, TowerOutput, VisionTower
+from graftwork.lookup import DictLookup
 from graftwork.records import Picture, Record, Turn
 from graftwork.weights import LazyTensor, open_weights
 from graftwork_clip import Clip, ClipSettings
@@ -20,6 +26,9 @@ from graftwork_mgm.processor import MgmProcessor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from graftwork.compose import Assembly
+
+LOOKUP = DictLookup(*COMPONENTS)
 GOLDEN = Path(__file__).parent / "golden"
 TOWER_FOLDERS = {"low": GOLDEN / "clip", "high": GOLDEN / "convnext"}
 QUESTION = Record("q", (Turn("user", "<image>\nWhat shape?"),), (Picture(GOLDEN / "images" / "0001.png"),))
@@ -111,6 +120,13 @@ def with_lora() -> Small:
         layer = name.removesuffix(".lora_A.weight")
         state[f"{layer}.weight"] += 2.0 * adapter[f"{layer}.lora_B.weight"].float() @ adapter[name].float()
     return model
+
+
+def imported(source: str, out: Path) -> Assembly:
+    """A published folder, saved as a checkpoint in `out`, and opened from there."""
+    found = diagnose(GOLDEN / source, LOOKUP, base=GOLDEN / "base", parts=TOWER_FOLDERS)
+    import_folder(found, LOOKUP, out, kernels=["sdpa"])
+    return open_checkpoint(out, LOOKUP, device="cpu").assembly
 
 
 def torch_load(file: Path) -> dict[str, LazyTensor]:

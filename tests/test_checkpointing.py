@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import COMPONENTS, PlanOf
 from torch import Tensor
 
 import graftwork_checkpointing
-from graftwork import GraftworkError
+from graftwork import GraftworkError, compose
 from graftwork.kinds import Structure
+from graftwork.lookup import DictLookup
 
+LOOKUP = DictLookup(*COMPONENTS)
 (Checkpointing,) = graftwork_checkpointing.memory_strategies()
 
 
@@ -61,6 +64,33 @@ def test_only_the_rows_of_blocks_that_are_asked_for_are_checkpointed() -> None:
     _, much = gradients_and_kept(assembly(checkpointed=False).model)
     _, same = gradients_and_kept(assembly(of=("vision.low",)).model)
     assert same == much
+
+
+@pytest.mark.parametrize("part", ["low", "high"])
+def test_a_tower_that_is_trained_learns_the_same_and_keeps_less(run: PlanOf, part: str) -> None:
+    def step(of: list[str]) -> tuple[dict[str, Tensor], int]:
+        memory = {"use": ["checkpointing"], "checkpointing": {"of": of}} if of else {}
+        built = compose.build(run({"peft.also_train": [f"vision.{part}"], "memory": memory}), LOOKUP, device="cpu")
+        torch.manual_seed(0)
+        pixels = {name: torch.randn(4, 3, o.pixels.size, o.pixels.size) for name, o in built.outputs.items()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            maps = built.model.train().see(pixels)[part]
+            loss = torch.stack([each.square().mean() for each in maps]).sum()
+        loss.backward()
+        gradients = {name: p.grad for name, p in built.trained().items() if p.grad is not None}
+        assert len(gradients) > 10
+        return gradients, sum(kept.values())
+
+    plain, much = step([])
+    checkpointed, little = step([f"vision.{part}"])
+    torch.testing.assert_close(checkpointed, plain, atol=0.0, rtol=0.0)
+    assert little < 0.6 * much
 
 
 def test_names_and_tensors_stay_and_a_copy_has_its_own_blocks() -> None:

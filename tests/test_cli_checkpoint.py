@@ -96,8 +96,8 @@ def test_inspect_says_what_is_not_intact(copy: Path) -> None:
 
 def test_what_is_no_checkpoint_is_refused_by_every_command(tmp_path: Path) -> None:
     nowhere, out = tmp_path / "nowhere", tmp_path / "out"
+    assert error("inspect", nowhere) == f"Error: there is no folder '{nowhere}'; correct the path\n"
     for command in (
-        ("inspect", nowhere),
         ("verify", nowhere),
         ("merge", nowhere, out),
         ("export", nowhere, out, "--to", "peft"),
@@ -156,7 +156,7 @@ def test_verify_says_what_to_install(copy: Path) -> None:
 
 def test_a_fresh_process_proves_a_checkpoint_or_says_why_not(copy: Path) -> None:
     facts = verify_in_fresh_process(Session(), copy)
-    assert facts["error"] == 0.0
+    assert facts["error"] <= facts["tolerance"]  # rounding depends on the number of threads
     damage(copy / TENSORS)
     with pytest.raises(CheckpointError) as caught:
         verify_in_fresh_process(Session(), copy)
@@ -198,5 +198,5 @@ def test_export_writes_what_peft_reads(trained: Run, tmp_path: Path) -> None:
 
 def test_export_names_the_formats_that_there_are(trained: Run, tmp_path: Path) -> None:
     said = error("export", trained.out, tmp_path / "out", "--to", "gguf")
-    assert said == "Error: this checkpoint has no format 'gguf'; it can be exported to peft\n"
+    assert said == "Error: this checkpoint has no format 'gguf'; it can be exported to mgm, peft\n"
     assert "Missing option '--to'" in error("export", trained.out, tmp_path / "out", status=2)

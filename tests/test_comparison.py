@@ -16,6 +16,7 @@ from graftwork.comparison import Comparison, compare
 from graftwork.errors import DataError
 from graftwork.evaluation import Result
 from graftwork.kinds import Score
+from graftwork.records import BadRecord
 from graftwork.scores import Answered, Row, majority_answer, shown, shown_change, shown_p, shown_ratio, tabulate
 from graftwork.statistics import Interval, interval, mcnemar, resample_sums
 
@@ -137,9 +138,54 @@ def test_rows_hold_the_metric_then_the_groups_with_what_was_gained_and_lost() ->
     assert shape.ratio is not None and shape.ratio.value == 0.5
 
 
-def test_a_ratio_is_left_out_where_a_resample_of_the_base_has_no_right_answer() -> None:
+def test_a_ratio_has_no_interval_where_a_resample_of_the_base_has_no_right_answer() -> None:
     ones = [answered(str(n), float(n == 0), 1) for n in range(6)]
-    assert overall(ones).ratio is None
+    assert overall(ones).ratio == Interval(6.0)
+    assert compared(ones).remarks[0] == (
+        "The adapter scores 6.00 times the base; an interval of this ratio cannot be given, because the base's score may be "
+        "nought."
+    )
+
+
+def test_a_ratio_to_nought_is_undefined_in_words() -> None:
+    remarks = compared([answered(str(n), 0, float(n == 0)) for n in range(6)]).remarks
+    assert remarks[0] == "A ratio to the base is undefined, because the base scores nought."
+
+
+def test_the_interval_of_a_ratio_is_about_fiellers() -> None:
+    """Fieller, Some Problems in Interval Estimation, J. R. Stat. Soc. B 16, 1954: the ratios that are not refuted."""
+    generator = np.random.default_rng(4)
+    base = (generator.random(600) < 0.4).astype(float)
+    adapter = np.where(generator.random(600) < 0.7, base, (generator.random(600) < 0.6).astype(float))
+    row = overall(
+        [answered(str(n), b, a) for n, (b, a) in enumerate(zip(base.tolist(), adapter.tolist(), strict=True))]
+    )
+    variances = np.cov(base, adapter) / 600 * 1.96**2
+    quadratic = [
+        base.mean() ** 2 - variances[0, 0],
+        2 * (variances[0, 1] - base.mean() * adapter.mean()),
+        adapter.mean() ** 2 - variances[1, 1],
+    ]
+    high, low = np.roots(quadratic)
+    assert row.ratio is not None and row.ratio.low is not None and row.ratio.high is not None
+    assert row.ratio.value == pytest.approx(adapter.mean() / base.mean())
+    assert (row.ratio.low, row.ratio.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    independent = 1.96 * row.ratio.value * (0.24 / 600) ** 0.5 * (1 / base.mean() ** 2 + 1 / adapter.mean() ** 2) ** 0.5
+    assert row.ratio.high - row.ratio.low < 0.8 * 2 * independent, "the arms are drawn together"
+
+
+def test_questions_that_could_not_be_asked_are_in_a_second_denominator() -> None:
+    ones = [answered("1", 0, 1), answered("2", 1, 1)]
+    comparison = compare(Result(Quiz(), tuple(ones), (BadRecord("file:1", "no picture"),) * 2, {}))
+    assert comparison.remarks[1] == (
+        "2 of 4 questions could not be asked; with nought for them the mean score is 25.0% (base) and 50.0% (adapter)."
+    )
+
+
+def test_an_arm_that_always_says_the_same_is_noticed() -> None:
+    ones = [answered(str(n), float(n % 2), 1, reference=str(n)) for n in range(4)]
+    assert compared(ones).remarks[1:] == ("The adapter gave one and the same answer to every question: 'a1'.",)
+    assert len(compared([answered(str(n), 1, 1) for n in range(4)]).remarks) == 1, "all references are the same as well"
 
 
 def test_one_arm_alone_has_scores_and_no_difference() -> None:
@@ -225,5 +271,5 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert shown_change(Interval(3.0), False) == "+3.0"
     assert shown_change(Interval(-0.0001), True) == "+0.0"
     assert shown_ratio(Interval(0.534, 0.48, 0.59)) == "0.53 [0.48, 0.59]"
-    assert (shown_ratio(Interval(2.0)), shown_ratio(None)) == ("2.00", "–")
+    assert (shown_ratio(Interval(2.0)), shown_ratio(None)) == ("2.00 (no interval)", "undefined")
     assert (shown_p(0.0004), shown_p(0.0214), shown_p(None)) == ("< 0.001", "0.021", "–")

@@ -16,7 +16,16 @@ from graftwork.conformance import CHECKS, Outcome, examine
 from graftwork.conformance.specimens import KitTower
 from graftwork.kinds import KINDS
 
-SOUND = (methods.Scale, methods.Nothing, components.Plain, components.Quiz, components.Lines, components.Keep, KitTower)
+SOUND = (
+    methods.Scale,
+    methods.Nothing,
+    methods.SaysWhatItRounds,
+    components.Plain,
+    components.Quiz,
+    components.Lines,
+    components.Keep,
+    KitTower,
+)
 
 BROKEN = [
     # Cards
@@ -56,7 +65,15 @@ BROKEN = [
     (methods.HalvesGradients, "one step is a plain step", "'blocks.0.norm.weight' is .* away after one"),
     (methods.SwitchesDropoutOff, "one step is a plain step", "must not change the loss"),
     (methods.RoundsTheBase, "answers stay", "before training it is"),
+    (methods.RoundsMoreThanItSays, "one step is a plain step", "must not change the loss"),
+    (methods.RoundsAndLearnsNothing, "one step is a plain step", "what is learned is 1 away"),
+    (methods.SaysThatItsOutputsStay, "answers stay", "before training it is"),
+    (methods.ForgetsTheLastLabel, "one step is a plain step", "must not change the loss"),
+    (methods.TeachesTheHeadNothing, "one step is a plain step", "'head.weight' is .* away after one"),
+    (methods.LearnsTwiceAsFast, "one step is a plain step", "is 0.05.* away after one"),
+    (methods.KeepsItsStepsToItself, "resuming goes on exactly", "keep all that the optimizer knows in its 'state'"),
     (methods.WrapsModules, "names and shapes stay", "'blocks.0.0.down.bias' is not in both"),
+    (methods.ClaimsEveryFolder, "a strangers folder is left alone", "'adopt' must return None for a folder"),
     # Attention kernels
     (components.IgnoresPadding, "it computes attention", "away in this case: .* left padding"),
     (components.ClaimsAnyHeadDim, "it computes attention", "RuntimeError: head_dim must be at most 128"),

@@ -11,6 +11,7 @@ import pytest
 
 from graftwork.cli.scaffold import render
 from graftwork.conformance import CHECKS, examine
+from graftwork.foreign import Adoption
 from graftwork.kinds import KINDS
 from graftwork_registry import Catalog
 
@@ -18,6 +19,11 @@ LINES = '{"question": "Is it?", "answer": "yes"}\n{"question": "Is it not?", "an
 SETTINGS = {"data_source": {"path": "lines.jsonl"}, "evaluator": {"path": "lines.jsonl"}}
 
 BROKEN = {
+    "a claim on every folder": (
+        models.adopting(Adoption("a model", lambda base: {})),
+        "a strangers folder is left alone",
+        "'adopt' must return None for a folder",
+    ),
     "a role less": (
         models.roles(lambda roles: {k: v for k, v in roles.items() if k != "language.head"}),
         "every parameter has one role",

@@ -16,6 +16,7 @@ from graftwork.evaluation import Result, evaluate, look, read_questions
 from graftwork.generation import answer, encode_prompt
 from graftwork.records import BadRecord, Picture, Record, Turn
 from graftwork.scores import Answered
+from graftwork.weights import sha256
 
 IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}
 QUESTIONS = [
@@ -239,7 +240,7 @@ def test_questions_that_cannot_be_asked_are_counted_and_named(tmp_path: Path) ->
     result = run(tmp_path, quiz=quiz)
     assert [one.record.id for one in result.answered] == ["q0"]
     assert [bad.where for bad in result.bad] == ["file:1", "quiz:bad", "quiz:long"]
-    assert "more than the 512" in result.bad[2].why
+    assert "the model reads 512, so there is no room" in result.bad[2].why
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert (content["questions"], content["answered"], len(content["bad"])) == (4, 1, 3)
 
@@ -289,3 +290,32 @@ def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     for arm in BOTH:
         assert content["mean_with_unanswered_as_nought"][arm] == pytest.approx(result.scores[arm]["accuracy"] * 12 / 16)
+
+
+def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    run(tmp_path, tiny_assembly(context=13), say=said.append)
+    assert said == [
+        "the model reads 13 tokens, which leaves 2 of 4 for the answer to 'q0'; longer answers are cut there"
+    ]
+    assert max(line["tokens"]["base"] for line in lines(tmp_path)[2:]) == 2
+
+
+def test_scores_name_the_models_the_tokens_the_time_and_the_hash_of_the_answers(tmp_path: Path) -> None:
+    run(tmp_path)
+    said = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["provenance"]
+    assert {name: said[name] for name in IDENTITY} == IDENTITY
+    written = lines(tmp_path)[2:]
+    assert said["tokens"] == {arm: sum(line["tokens"][arm] for line in written) for arm in BOTH}
+    assert min(said["tokens"].values()) >= len(QUESTIONS)
+    assert said["seconds"] == pytest.approx(sum(line["seconds"] for line in written), abs=0.01)
+    file = tmp_path / said["answers"]["file"]
+    assert said["answers"]["sha256"] == sha256(file)
+    file.write_text(file.read_text(encoding="utf-8").replace('"adapter": "', '"adapter": "forged', 1), encoding="utf-8")
+    assert said["answers"]["sha256"] != sha256(file), "scores whose answers were changed afterwards do not match them"
+
+
+def test_there_is_no_score_without_answers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the 1 questions of 'quiz' could be asked"):
+        run(tmp_path, quiz=Quiz(question("bad", "unreadable")))
+    assert not (tmp_path / "scores.json").exists()

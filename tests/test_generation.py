@@ -92,11 +92,25 @@ def test_dropout_is_off_while_answering_and_each_module_gets_its_mode_back() -> 
     assert not assembly.model.eye.training
 
 
-def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused_in_words() -> None:
-    with pytest.raises(
-        DataError, match="the prompt of 'a' has 12 tokens, and with 8 for the answer that is more than the 16"
-    ):
-        encode_prompt(tiny_assembly(context=16), QUESTIONS[0], 8)
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_in_words() -> None:
+    sentence = "the prompt of 'a' has 12 tokens, and the model reads 12, so there is no room for an answer; shorten the"
+    with pytest.raises(DataError, match=sentence):
+        encode_prompt(tiny_assembly(context=12), QUESTIONS[0], 8)
+
+
+def test_an_answer_ends_where_the_model_reads_no_further_and_the_others_of_the_batch_go_on() -> None:
+    whole, narrow = tiny_assembly(context=512), tiny_assembly(context=40)
+    narrow.model.places = torch.nn.Embedding.from_pretrained(whole.model.places.weight[:40])
+    for assembly in (whole, narrow):
+        with torch.no_grad():
+            assembly.model.head.bias[STOP] = -1e3
+    prompts = [encode_prompt(narrow, record, 32) for record in QUESTIONS]
+    rooms = [40 - len(prompt.input_ids) for prompt in prompts]
+    assert min(rooms) < 10 < 28 < max(rooms)
+    wanted = answer(whole, prompts, max_new_tokens=32)
+    got = answer(narrow, prompts, max_new_tokens=32)
+    assert got.tokens == tuple(min(left, 32) for left in rooms)
+    assert got.token_ids == tuple(ids[:left] for ids, left in zip(wanted.token_ids, rooms, strict=True))
 
 
 def test_the_context_is_read_from_a_configuration_or_a_table_in_it() -> None:

@@ -18,7 +18,7 @@ from graftwork.batch import Batch
 from graftwork.checkpoint import checkpoints, open_checkpoint
 from graftwork.errors import CheckpointError
 from graftwork.lookup import DictLookup
-from graftwork.merging import CERTIFICATE, Certificate, export, formats, merge
+from graftwork.merging import CERTIFICATE, Certificate, export, merge
 from graftwork.training import train
 
 RunOf = Callable[[str], Run]
@@ -182,7 +182,7 @@ def test_what_exists_is_not_overwritten(trained: Run, lookup: DictLookup, tmp_pa
         out.mkdir()
     (out / "mine" if existing == "folder" else out).write_text("mine")
     for write in (merge, export):
-        arguments = (opened(trained.checkpoint, lookup), *((out, lookup) if write is merge else ("peft", out)))
+        arguments = (opened(trained.checkpoint, lookup), *((out, lookup) if write is merge else ("peft", out, lookup)))
         with pytest.raises(CheckpointError) as caught:
             write(*arguments)  # type: ignore[operator]
         assert str(caught.value) == f"'{out}' exists already; name a new folder"
@@ -219,7 +219,9 @@ def test_plain_peft_computes_the_same_with_an_exported_adapter(
     run = run_of(method)
     assembly = opened(run.checkpoint, lookup).assembly
     expected = text_logits(assembly.model)
-    export(open_checkpoint(run.checkpoint, lookup, device="cpu", precision="fp32"), "peft", tmp_path / "adapter")
+    export(
+        open_checkpoint(run.checkpoint, lookup, device="cpu", precision="fp32"), "peft", tmp_path / "adapter", lookup
+    )
     files = sorted(path.name for path in (tmp_path / "adapter").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
 
@@ -243,7 +245,7 @@ def test_plain_peft_computes_the_same_with_an_exported_adapter(
 
 
 def test_an_exported_adapter_names_its_base(trained: Run, base: Path, lookup: DictLookup, tmp_path: Path) -> None:
-    export(opened(trained.checkpoint, lookup), "peft", tmp_path / "adapter")
+    export(opened(trained.checkpoint, lookup), "peft", tmp_path / "adapter", lookup)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 8.0, True)
@@ -255,7 +257,7 @@ def test_an_adapter_is_not_exported_without_what_was_trained_beside_it(
     plan = plan_of(base, tmp_path, {"peft": LORA | {"also_train": ["connector"]}, "train.steps": 1})
     outcome = train(plan, lookup, tmp_path / "out", device="cpu")
     with pytest.raises(CheckpointError) as caught:
-        export(opened(outcome.checkpoint, lookup), "peft", tmp_path / "adapter")
+        export(opened(outcome.checkpoint, lookup), "peft", tmp_path / "adapter", lookup)
     assert caught.value.sentence == (
         "a peft folder holds an adapter alone, and this checkpoint holds 4 tensors besides it; merge it instead"
     )
@@ -264,13 +266,12 @@ def test_an_adapter_is_not_exported_without_what_was_trained_beside_it(
 
 def test_an_unknown_format_is_refused_with_the_known_ones(run_of: RunOf, lookup: DictLookup, tmp_path: Path) -> None:
     check = opened(run_of("lora").checkpoint, lookup)
-    assert set(formats(check)) == {"peft"}
     with pytest.raises(CheckpointError) as caught:
-        export(check, "gguf", tmp_path / "out")
-    assert str(caught.value) == "this checkpoint has no format 'gguf'; it can be exported to peft"
+        export(check, "gguf", tmp_path / "out", lookup)
+    assert str(caught.value) == "this checkpoint has no format 'gguf'; it can be exported to mgm, peft"
     with pytest.raises(CheckpointError) as caught:
-        export(opened(run_of("ia3").checkpoint, lookup), "peft", tmp_path / "out")
-    assert str(caught.value) == "this checkpoint has no format 'peft'; it can be exported to none"
+        export(opened(run_of("ia3").checkpoint, lookup), "peft", tmp_path / "out", lookup)
+    assert str(caught.value) == "this checkpoint has no format 'peft'; it can be exported to mgm"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -283,7 +284,7 @@ def test_what_fails_while_exporting_leaves_nothing(trained: Run, lookup: DictLoo
 
     check.assembly.peft.exports = lambda: {"broken": broken}
     with pytest.raises(CheckpointError, match="could not be saved: the disk is full"):
-        export(check, "broken", tmp_path / "out")
+        export(check, "broken", tmp_path / "out", lookup)
     assert list(tmp_path.iterdir()) == []
 
 

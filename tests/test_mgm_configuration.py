@@ -33,6 +33,7 @@ def test_a_plain_folder_leaves_the_rest_to_settings() -> None:
         "aspect_ratio": "pad",
         "image_grid": 1,
         "image_global": False,
+        "template": "gemma",
     }
 
 

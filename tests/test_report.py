@@ -75,7 +75,9 @@ def comparison(folder: Path, *, gained: int = 20, lost: int = 3) -> Comparison:
         said = {"base": HOSTILE, "adapter": f"answer {number}"}
         scores = {"base": Score(base, group), "adapter": Score(adapter, group)}
         ones.append(Answered(record, said, scores, {"base": 1, "adapter": 1}, 0.1))
-    return compare(Result(Quiz(), tuple(ones), (), {"checkpoint": "c0ffee"}), ["colour"])
+    provenance = {"checkpoint": "c0ffee" * 10, "base_eye": "ba5e" * 16, "tokens": {"base": 60, "adapter": 1060}}
+    provenance |= {"seconds": 6.0, "answers": {"file": "answers.jsonl", "sha256": "f0" * 32}}
+    return compare(Result(Quiz(), tuple(ones), (), provenance), ["colour"])
 
 
 def choice(kind: str, name: str) -> Choice:
@@ -195,6 +197,24 @@ def test_a_healthy_run_is_said_with_its_losses(tmp_path: Path) -> None:
     words = Page(tmp_path / "report.html").text
     assert "Healthy" in words
     assert "Loss 3.000 to 0.500 (a model that knows nothing has 4.000)" in words
+
+
+def test_the_ratio_to_the_base_and_the_evidence_of_answers_are_in_the_page_and_in_the_markdown(folder: Path) -> None:
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    (compared,) = content["comparisons"]
+    said = compared["remarks"][0]
+    assert said.startswith("The adapter scores 1.43 times the base; an interval of this ratio cannot be given")
+    evidence = (
+        "Answered by checkpoint c0ffeec0ffee…, base eye ba5eba5eba5e…: tokens 60 (base) and 1,060 (adapter), 6.0 seconds. "
+        "The answers are in answers.jsonl, sha256 f0f0f0f0f0f0…"
+    )
+    page, markdown = Page(folder / "report.html"), (folder / "report.md").read_text(encoding="utf-8")
+    for sentence in (said, evidence):
+        assert sentence in page.text
+        assert sentence in markdown
+    assert compared["rows"][0]["ratio"] == {"value": pytest.approx(57 / 40), "low": None, "high": None}
+    ratios = {cells[0]: cells[5] for cells in page.rows if len(cells) == 9}
+    assert ratios["accuracy"] == "1.43 (no interval)"
 
 
 def test_parts_that_are_left_out_leave_no_section(tmp_path: Path) -> None:

@@ -127,11 +127,15 @@ def test_a_leading_answer_is_dropped(tmp_path: Path) -> None:
         ({"video": "x.mp4", "conversations": talk("Q", "A")}, "'video' is not supported; give one picture"),
         (
             {"conversations": talk("<image>", "A")},
-            "'<image>' in the conversation: 1, pictures of the record: 0; they must be equal",
+            "turns with '<image>' in the conversation: 1, pictures of the record: 0; they must be equal",
         ),
         (
             {"image": "x.png", "conversations": talk("Q", "A")},
-            "'<image>' in the conversation: 0, pictures of the record: 1; they must be equal",
+            "turns with '<image>' in the conversation: 0, pictures of the record: 1; they must be equal",
+        ),
+        (
+            {"image": "x.png", "conversations": talk("<image>", "A", "<image>", "A")},
+            "turns with '<image>' in the conversation: 2, pictures of the record: 1; they must be equal",
         ),
         ({"image": "x.png", "conversations": talk("Q", "<image>")}, "'<image>' stands in an answer; only questions"),
     ],
@@ -155,6 +159,42 @@ def test_image_paths_that_leave_the_folder_are_refused(tmp_path: Path, image: st
 def test_a_missing_picture_is_noticed(tmp_path: Path, image: str) -> None:
     item = read_one(tmp_path, {"image": image, "conversations": talk("<image>", "A")})
     assert item.why == f"there is no picture '{tmp_path / image}'; check 'image_folder'"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("image", "there"),
+    [
+        ("ocr_vqa/images/7.jpg", "ocr_vqa/images/7.png"),
+        ("vg/VG_100K/2.jpg", "vg/images/2.jpg"),
+        ("vg/VG_100K_2/2.jpg", "vg/images/2.jpg"),
+    ],
+)
+def test_a_picture_is_also_found_where_upstream_looks(tmp_path: Path, image: str, there: str) -> None:
+    content = {"image": image, "conversations": talk("<image>", "A")}
+    other = tmp_path / there
+    other.parent.mkdir(parents=True)
+    other.touch()
+    found = read_one(tmp_path, content)
+    assert isinstance(found, Record) and found.pictures == (Picture(other),)
+    named = tmp_path / image
+    named.parent.mkdir(parents=True, exist_ok=True)
+    named.touch()
+    found = read_one(tmp_path, content)
+    assert isinstance(found, Record) and found.pictures == (Picture(named),), "the name that is given comes first"
+
+
+def test_a_missing_picture_has_no_other_name_without_reason(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    item = read_one(tmp_path, {"image": "photo.jpg", "conversations": talk("<image>", "A")})
+    assert isinstance(item, BadRecord)
+
+
+def test_several_places_in_one_question_are_one_picture(tmp_path: Path) -> None:
+    item = read_one(
+        tmp_path, {"image": "x.png", "conversations": talk("Is <image> like <image>?", "Yes", "Sure?", "Yes")}
+    )
+    assert isinstance(item, Record)
+    assert item.turns[0].text == "<image>\nIs  like ?"
 
 
 def test_a_truncated_list_keeps_what_can_be_read(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from graftwork import __version__, compose, filling, manifest, processes, proof,
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.health import Verdict
 from graftwork.lookup import Lookup
+from graftwork.machine import missing_requirements
 from graftwork.manifest import Manifest
 from graftwork.plan import Choice, Plan, WeightsRef
+from graftwork.resolve import restore_component
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,14 @@ class Opened:
     folder: Path
 
     @property
+    def remark(self) -> str:
+        """What a person should know of how it was opened, as a sentence; empty when there is nothing to say."""
+        missing = [name for name in self.manifest.probe.rounded if name not in self.assembly.rounded]
+        if not missing:
+            return ""
+        return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
+
+    @property
     def sha256(self) -> str:
         """What identifies the checkpoint: the hash of its manifest, which seals all the rest."""
         return weights.sha256(self.folder / manifest.FILE)
@@ -57,12 +67,13 @@ def save(
     health: Verdict,
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
-    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. Raises CheckpointError. Collective: all
-    processes hand in their part of the model, and the first one writes.
+    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance. Raises
+    CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
     """
     from safetensors.torch import save_file
 
@@ -95,7 +106,7 @@ def save(
             fresh=assembly.fresh,
             attention=assembly.attention_report(),
             data=dict(data),
-            provenance=provenance(),
+            provenance={**provenance(), **(origin or {})},
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)
@@ -231,11 +242,14 @@ def open_checkpoint(
     attention: Mapping[str, Sequence[Choice]] | None = None,
     device: str | None = None,
     precision: str | None = None,
+    as_trained: bool = False,
 ) -> Opened:
     """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the probe.
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
-    recorded ones. `attention` chooses other kernels than training used. Raises CheckpointError, AdapterError, WeightsError.
+    recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
+    rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError,
+    WeightsError.
     """
     folder = newest(folder)
     read = manifest.read(folder)
@@ -245,7 +259,8 @@ def open_checkpoint(
     manifest.check_files(read, folder)
     plan = locate_base(read.plan, folder, base, parts or {})
     # Memory strategies are a circumstance of training, and so are the kernels.
-    plan = replace(plan, circumstance=replace(plan.circumstance, memory=[]))
+    memory = rounding(read, lookup) if as_trained else []
+    plan = replace(plan, circumstance=replace(plan.circumstance, memory=memory))
     if attention is not None:
         plan = replace(
             plan, circumstance=replace(plan.circumstance, attention={k: list(v) for k, v in attention.items()})
@@ -261,6 +276,17 @@ def open_checkpoint(
     assembly.model.eval()
     proven = proof.prove(assembly, read_tensors(folder / PROBE), read.probe)
     return Opened(assembly, read, proven, folder)
+
+
+def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
+    """The memory strategies that rounded a checkpoint's weights in training and that work here."""
+    found = []
+    for choice in read.plan.circumstance.memory:
+        if choice.name in read.probe.rounded:
+            with suppress(CheckpointError):  # it is not installed
+                if not missing_requirements(restore_component(choice, lookup).requires):
+                    found.append(choice)
+    return found
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

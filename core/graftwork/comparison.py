@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graftwork.errors import DataError
 from graftwork.evaluation import Result
 from graftwork.records import Picture
-from graftwork.scores import ADAPTER, BASE, Row, describe_change, is_percent, picture_key, shown
+from graftwork.scores import ADAPTER, BASE, Row, describe_change, describe_ratio, is_percent, picture_key, shown
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Comparison:
     flips: tuple[Flip, ...]
     headline: str
     """The overall result in a sentence."""
+    remarks: tuple[str, ...]
+    """Sentences about the whole: its ratio to the base, questions that could not be asked, an arm that always says the same."""
     forgetting: tuple[str, ...]
     """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
     untrained: tuple[str, ...]
@@ -106,9 +108,19 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         rows=rows,
         flips=flips,
         headline=headline[:1].upper() + headline[1:],
+        remarks=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
         forgetting=tuple(
             describe_change(row, f"{row.name}, which was not trained on,", percent) + "." for row in untrained
         ),
         untrained=tuple(row.name for row in untrained),
         provenance=result.provenance,
     )
+
+
+def _monotonous(result: Result) -> Iterator[str]:
+    """A sentence for each arm that gave all questions, which have different answers, one and the same."""
+    if len({one.record.reference for one in result.answered}) > 1:
+        for arm in (BASE, ADAPTER):
+            said = {one.answers[arm] for one in result.answered}
+            if len(said) == 1:
+                yield f"The {arm} gave one and the same answer to every question: '{said.pop()[:80]}'."

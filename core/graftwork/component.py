@@ -41,9 +41,25 @@ class Support:
 SUPPORTED = Support(True)
 
 
+class Absent(str):
+    """An objection to a file that is not there: a plan can be shown without it, and nothing can be carried out."""
+
+
 def unsupported(reason: str) -> Support:
     """The answer no, with its reason: a clause such as `head_dim is 256, at most 128 works`."""
     return Support(False, reason)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a memory strategy rounds, and how far that moves a step away from a plain one."""
+
+    reason: str
+    """What is rounded, as a clause: `the frozen weights are kept in 4 bits`."""
+    tolerance: float
+    """The largest distance that the conformance kit accepts, relative to the size of what is compared."""
+    outputs: bool
+    """Whether the model's outputs move at once; if not, only what it learns does."""
 
 
 def setting(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
@@ -90,9 +106,12 @@ class Component(ABC, Generic[S]):
         return settings
 
     def objections(self, plan: Plan) -> Iterable[str]:
-        """Why this component cannot work in this plan, a clause each; nothing when it can."""
+        """Why this component cannot work in this plan, a clause each; nothing when it can. A file that may yet come is
+        `Absent`."""
         return ()
 
     def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
-        """The foreign formats that this component writes: name to a function of (Assembly, empty folder)."""
+        """The foreign formats that a PEFT method or a model writes: name to a function of (Assembly, empty folder).
+
+        A method is given the model with its adapter in place, a model itself with the adapter folded in."""
         return {}

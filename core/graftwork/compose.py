@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork import attention
-from graftwork.errors import AdapterError
-from graftwork.filling import base_tensors, census, config_of, fill, missing_roles, named_tensors, within
+from graftwork.errors import AdapterError, WeightsError
+from graftwork.filling import base_tensors, census, config_of, fill, folder_of, missing_roles, named_tensors, within
 from graftwork.kinds import (
     AttentionKernel,
     AttentionSite,
@@ -24,7 +24,7 @@ from graftwork.kinds import (
 )
 from graftwork.lookup import Lookup
 from graftwork.model import Processor
-from graftwork.plan import Plan
+from graftwork.plan import Choice, Plan
 from graftwork.resolve import restore_component
 from graftwork.stepping import cross_entropy
 
@@ -108,6 +108,11 @@ class Assembly:
         return torch.autocast(self.device.type, getattr(torch, DTYPES[self.precision]))
 
     @property
+    def rounded(self) -> tuple[str, ...]:
+        """The memory strategies with which the model computes something else than without."""
+        return tuple(strategy.name for strategy in self.strategies if strategy.rounds and strategy.rounds.outputs)
+
+    @property
     def switchable(self) -> bool:
         """Whether `off` can make a difference: false where only what the base lacks is trained (a fresh connector)."""
         return bool(self.of_method or self.base_values)
@@ -176,7 +181,7 @@ def build(
     with ExitStack() as building:
         for strategy in strategies:
             building.enter_context(strategy.building())
-        if meta or identity.model.weights:
+        if meta or identity.model.weights or trained is not None:
             from accelerate import init_empty_weights
 
             building.enter_context(init_empty_weights(include_buffers=False))
@@ -191,9 +196,7 @@ def build(
         towers=towers,
         outputs=outputs,
         structure=structure,
-        processor=architecture.processor(
-            config_of(identity.model), processor_folder or (Path(f) if (f := identity.model.folder) else None), outputs
-        ),
+        processor=_processor(identity.model, architecture, processor_folder, outputs, shape_only=meta),
         peft=peft,
         strategies=strategies,
         bindings=bind_attention(plan, lookup, structure, architecture, towers, outputs),
@@ -203,7 +206,7 @@ def build(
     available = base_tensors(identity, architecture, towers, structure, shapes_only=meta)
     assembly.fresh = missing_roles(architecture, structure, available)
     if not meta:
-        fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]))
+        fill(identity, structure, available, assembly.fresh, getattr(torch, DTYPES[assembly.precision]), trained)
     known = {id(tensor) for name, tensor in named_tensors(structure.model).items() if name in available}
     adapt(assembly, fresh=trained is None and not meta)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(structure.model).items() if id(tensor) in known)
@@ -214,10 +217,43 @@ def build(
     }
     if trained is not None:
         load_added(assembly, trained)
+    for strategy in strategies:
+        strategy.compress(assembly)
     structure.model.to(where)
     for strategy in strategies:
         strategy.prepare(assembly)
     return assembly
+
+
+class NoProcessor:
+    """Stands for the processor of a model of which configurations alone are there; any use raises the reason."""
+
+    def __init__(self, reason: WeightsError) -> None:
+        self.reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.reason
+
+
+def _processor(
+    choice: Choice,
+    architecture: ModelArchitecture[Any],
+    of_checkpoint: Path | None,
+    outputs: Mapping[str, TowerOutput],
+    *,
+    shape_only: bool,
+) -> Processor:
+    """The processor of a checkpoint, or else the one that lies with the base weights, or with the configuration while
+    there are none; a shape alone may do without that one."""
+    folder = of_checkpoint or folder_of(choice)
+    if choice.folder and not (folder and folder.is_dir()):
+        folder = Path(choice.folder)
+    try:
+        return architecture.processor(config_of(choice), folder, outputs)
+    except WeightsError as error:
+        if of_checkpoint or not shape_only:
+            raise
+        return cast(Processor, NoProcessor(error))
 
 
 def describe_towers(

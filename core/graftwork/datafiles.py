@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from graftwork.component import Absent
 from graftwork.errors import DataError
 from graftwork.records import BadRecord, Picture, Record
 
@@ -20,7 +21,7 @@ def lacking(settings: Any, *names: str) -> Iterator[str]:
         if path is None:
             yield f"'{name}' is not set"
         elif not path.exists():
-            yield f"'{name}' is '{path}', which does not exist"
+            yield Absent(f"'{name}' is '{path}', which does not exist")
 
 
 def required(settings: Any, name: str) -> Path:

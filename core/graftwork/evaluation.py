@@ -9,20 +9,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import processes
-from graftwork.answers import AnswerFile
+from graftwork import processes, shares
+from graftwork.answers import AnswerFile, News
 from graftwork.batch import Encoded, collate
 from graftwork.errors import DataError, GraftworkError
-from graftwork.generation import Answers, answer, answering, encode_prompt
+from graftwork.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.kinds import Evaluator
 from graftwork.records import BadRecord, Record
-from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, tabulate
+from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, shown, tabulate
+from graftwork.weights import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,14 @@ class Result:
         count = len(self.answered) + len(self.bad)
         arms = self.answered[0].answers
         return {arm: sum(one.scores[arm].value for one in self.answered) / count for arm in arms}
+
+    def unanswered(self) -> str:
+        """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
+        if not self.bad:
+            return ""
+        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({arm})" for arm, mean in self.mean_of_all.items())
+        count = len(self.answered) + len(self.bad)
+        return f"{len(self.bad):,} of {count:,} questions could not be asked; with nought for them the mean score is {means}."
 
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
@@ -104,9 +113,9 @@ def evaluate(
     header, lines = processes.gather((file.header, file.lines))[0]
     asked = {record.id: record for record in records}
     done = _restore(evaluator, asked, lines)
-    todo = _share(by_picture([record for record in records if record.id not in done]))
+    todo = shares.neighbours(by_picture([record for record in records if record.id not in done]))
     progress(len(done), len(records))
-    news, ran = _News(), len(file.runs)
+    news, ran = News(), len(file.runs)
     chunks = _ask_all(assembly, evaluator, todo, header["arms"], batch_size, news.bad, strict, news.said.append)
     while True:
         # A batch of every process at a time, so that an interruption costs no more than that.
@@ -139,6 +148,7 @@ def evaluate(
         "arms": list(arms),
         "tokens": {arm: sum(one.tokens[arm] for one in kept) for arm in arms},
         "seconds": round(sum(one.seconds for one in kept), 3),
+        "answers": {"file": file.path.name, "sha256": sha256(file.path)},
         "runs": file.runs,
     }
     result = Result(evaluator, kept, tuple(bad), provenance)
@@ -148,28 +158,6 @@ def evaluate(
         )
         evaluator.write(kept, out)
     return result
-
-
-@dataclass
-class _News:
-    """What a process has to tell the others after a batch."""
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] | None = None
-    bad: list[BadRecord] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """Make room for those of the next batch, in the same lists."""
-        self.lines, self.run = [], None
-        self.bad.clear()
-        self.said.clear()
-
-
-def _share(records: list[Record]) -> list[Record]:
-    """This process's part of the questions; those about one picture stay together."""
-    rank, count = processes.rank(), processes.count()
-    return records[rank * len(records) // count : (rank + 1) * len(records) // count]
 
 
 def read_questions(
@@ -219,9 +207,11 @@ def _ask_all(
     """Answer records batch by batch, each with the batch size; pictures are read while the model answers."""
     import torch
 
+    most, narrow = evaluator.max_new_tokens, False
+
     def encode(record: Record) -> Prompt | BadRecord:
         try:
-            return record, encode_prompt(assembly, record, evaluator.max_new_tokens)
+            return record, encode_prompt(assembly, record, most)
         except DataError as error:
             if strict:
                 raise
@@ -235,8 +225,14 @@ def _ask_all(
             while len(waiting) < size and (encoded := next(stream, None)) is not None:
                 if isinstance(encoded, BadRecord):
                     bad.append(encoded)
-                else:
-                    waiting.append(encoded)
+                    continue
+                waiting.append(encoded)
+                if not narrow and (left := room(assembly, encoded[1], most)) < most:
+                    narrow = True
+                    say(
+                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {most} for the answer to "
+                        f"'{encoded[0].id}'; longer answers are cut there"
+                    )
             if not waiting:
                 return
             chunk = waiting[:size]

@@ -21,6 +21,8 @@ class RunStarted(Event):
     step: int
     steps: int
     plan: Any
+    remarks: tuple[str, ...] = ()
+    """What the memory strategies say of themselves."""
 
 
 @dataclass(frozen=True)

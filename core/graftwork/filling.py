@@ -66,17 +66,28 @@ def missing_roles(
 
 
 def fill(
-    identity: Identity, structure: Structure, available: Mapping[str, LazyTensor], fresh: Sequence[str], dtype: Any
+    identity: Identity,
+    structure: Structure,
+    available: Mapping[str, LazyTensor],
+    fresh: Sequence[str],
+    dtype: Any,
+    added: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Fill a built model from its base weights, strictly.
 
-    Everything gets the `dtype`. A tensor that the weights lack is allowed only in a fresh
-    role, or where the run names no weights at all (then the model starts from its own random initialisation).
+    Everything gets the `dtype`. A tensor that the weights lack is allowed only in a fresh role, where a checkpoint has
+    `added` it, or where the run names no weights at all (then the model starts from its own random initialisation).
     """
 
     model = structure.model
     targets = named_tensors(model)
-    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys()):
+    for copy, original in structure.copies.items():
+        if copy in available and original in available and not available[copy]().equal(available[original]()):
+            raise WeightsError(
+                f"the weights hold '{copy}' unlike '{original}', and by their configuration these are one tensor; mend the "
+                "configuration"
+            )
+    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.copies.keys()):
         raise WeightsError(
             f"the weights hold {len(extra)} tensors that '{identity.model.name}' has no place for; name the right weights",
             _some(extra),
@@ -88,7 +99,13 @@ def fill(
         if not choice.weights and not identity.model.weights
         for name in structure.roles[f"vision.{part}"]
     ]
-    missing = [name for name in targets if name not in available and not within(name, [*untrained, *unnamed])]
+    for name in targets.keys() & (added or {}).keys() - available.keys():
+        place(model, name, (added or {})[name])
+    missing = [
+        name
+        for name in targets.keys() - (added or {}).keys()
+        if name not in available and not within(name, [*untrained, *unnamed])
+    ]
     if missing and identity.model.weights:
         raise WeightsError(
             f"the weights lack {len(missing)} tensors that '{identity.model.name}' needs; name complete weights",

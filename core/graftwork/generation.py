@@ -12,6 +12,8 @@ from graftwork.errors import DataError
 from graftwork.records import Record
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graftwork.compose import Assembly
 
 
@@ -44,13 +46,23 @@ def answering(assembly: Assembly) -> Iterator[None]:
 def encode_prompt(assembly: Assembly, record: Record, max_new_tokens: int) -> Encoded:
     """The prompt of a record, its answer left out; DataError when it cannot be encoded or leaves no room for an answer."""
     prompt = assembly.processor.encode(record.without_answer())
-    context = context_length(assembly.plan.identity.model.config or {})
-    if context and len(prompt.input_ids) + max_new_tokens > context:
+    if room(assembly, prompt, max_new_tokens) < 1:
         raise DataError(
-            f"the prompt of '{record.id}' has {len(prompt.input_ids)} tokens, and with {max_new_tokens} for the answer that is "
-            f"more than the {context} that the model reads; shorten the question"
+            f"the prompt of '{record.id}' has {len(prompt.input_ids)} tokens, and the model reads "
+            f"{context_of(assembly)}, so there is no room for an answer; shorten the question"
         )
     return prompt
+
+
+def room(assembly: Assembly, prompt: Encoded, max_new_tokens: int) -> int:
+    """How long the answer to a prompt may get: as long as is wanted, or to the end of what the model reads."""
+    context = context_of(assembly)
+    return min(max_new_tokens, context - len(prompt.input_ids)) if context else max_new_tokens
+
+
+def context_of(assembly: Assembly) -> int | None:
+    """How many tokens an assembled model reads; None when its configuration does not say."""
+    return context_length(assembly.plan.identity.model.config or {})
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
@@ -62,7 +74,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 def answer(
     assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Mapping[str, Any] | None = None
 ) -> Answers:
-    """Answer every prompt greedily, as if each were alone.
+    """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
 
     `features` are the towers' outputs for the pictures of all prompts, in order, and save looking at them again.
     """
@@ -72,25 +84,28 @@ def answer(
     batch = collate(prompts, pad_id=processor.pad_id, side="left").to(device)
     stop = torch.tensor(sorted(processor.stop_ids), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    steps = []
+    longest = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
+    rooms = torch.tensor(longest, device=device)
+    steps: list[Tensor] = []
     with answering(assembly):
         cache = model.new_cache()
         while True:
             hidden = model(batch, features, cache)
             token = model.logits(hidden[:, -1]).argmax(dim=-1)
-            finished = finished | torch.isin(token, stop)
             steps.append(token)
-            if len(steps) == max_new_tokens or finished.all():
+            finished = finished | torch.isin(token, stop) | (rooms <= len(steps))
+            if finished.all():
                 break
-            mask = torch.cat([batch.attention_mask, torch.ones_like(batch.attention_mask[:, :1])], dim=1)
+            # A sequence that is as long as it may get is not extended, so that its positions stay among those that exist.
+            mask = torch.cat([batch.attention_mask, (rooms > len(steps))[:, None]], dim=1)
             nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
             batch, features = Batch(token[:, None], mask, nothing, token[:, None], {}), None
     rows = torch.stack(steps, dim=1).tolist()
-    ids = [until_stop(row, processor.stop_ids) for row in rows]
+    ids = [until_stop(row[:most], processor.stop_ids) for row, most in zip(rows, longest, strict=True)]
     return Answers(
         tuple(processor.decode(row) for row in ids),
         tuple(ids),
-        tuple(min(len(row) + 1, len(steps)) for row in ids),
+        tuple(min(len(row) + 1, most) for row, most in zip(ids, longest, strict=True)),
     )
 
 

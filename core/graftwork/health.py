@@ -28,7 +28,7 @@ class Verdict:
         if not self.healthy:
             return "unhealthy: " + "; ".join(self.reasons)
         if self.first_loss is None or self.last_loss is None or self.chance_loss is None:
-            return "healthy"
+            return "; ".join(self.reasons) or "healthy"
         return (
             f"healthy: loss {self.first_loss:.3f} to {self.last_loss:.3f} "
             f"(a model that knows nothing has {self.chance_loss:.3f})"

@@ -5,11 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftwork.component import Component, S, Support
+from graftwork.anatomy import AttentionCase as AttentionCase
+from graftwork.anatomy import AttentionSite as AttentionSite
+from graftwork.anatomy import Part as Part
+from graftwork.anatomy import PixelSettings as PixelSettings
+from graftwork.anatomy import Site as Site
+from graftwork.anatomy import Structure as Structure
+from graftwork.anatomy import TowerOutput as TowerOutput
+from graftwork.component import Component, Rounding, S, Support
 from graftwork.errors import WeightsError
 from graftwork.model import Processor
 from graftwork.records import BadRecord, Record
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from graftwork.compose import Assembly
+    from graftwork.foreign import Adapter, Adoption, Foreign
     from graftwork.plan import TrainSettings
     from graftwork.scores import Answered
     from graftwork.stepping import Stepper
@@ -61,35 +69,6 @@ class Weighted(Component[S]):
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class AttentionSite:
-    """A place in a model where attention is computed, known without weights."""
-
-    name: str
-    """`language`, `mining`, or `vision.PART`."""
-    head_dim: int
-    heads: int
-    kv_heads: int
-    causal: bool
-    padding: bool
-    """Whether some keys can be padding."""
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class AttentionCase:
-    """A site on a machine: what a kernel must be able to compute."""
-
-    site: AttentionSite
-    dtype: str
-    """`float32`, `bfloat16` or `float16`."""
-    device: str
-    """`cpu` or `cuda`."""
-    capability: tuple[int, int] | None = None
-    """The CUDA compute capability of the device; None on a CPU."""
-    backward: bool = True
-
-
 class AttentionKernel(Component[S]):
     """An implementation of scaled dot-product attention."""
 
@@ -115,25 +94,6 @@ class AttentionKernel(Component[S]):
 
 
 # Vision towers --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PixelSettings:
-    """How a picture becomes a tensor: the side of the square in pixels, and the mean and deviation of each channel."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class TowerOutput:
-    """What a tower computes, known without weights: a pyramid of feature maps, finest first."""
-
-    widths: tuple[int, ...]
-    grids: tuple[tuple[int, int], ...]
-    """Rows and columns of each map."""
-    pixels: PixelSettings
 
 
 class VisionTower(Weighted[S]):
@@ -167,39 +127,6 @@ class VisionTower(Weighted[S]):
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """A slot of a model for a vision tower."""
-
-    summary: str
-    default: str | None
-    """The component to use when the run does not say; with None the slot then stays empty."""
-    optional: bool = False
-    """Whether a run may leave the slot empty although it has a default."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where building happens: what a model or tower needs from its surroundings."""
-
-    attn_implementation: str = "eager"
-    """The name to give transformers' models, under which Graftwork's kernels are registered."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """A built model and a map of it."""
-
-    model: nn.Module
-    roles: Mapping[str, tuple[str, ...]]
-    """Role to the names of its modules; a module stands for everything below it."""
-    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """`language`, `vision.PART`: the names of the repeated blocks, in order."""
-    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
-    the empty name is the model itself. Where two overlap, the one that is listed later wins."""
 
 
 class ModelArchitecture(Weighted[S]):
@@ -245,6 +172,15 @@ class ModelArchitecture(Weighted[S]):
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
 
+    def adopt(
+        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> Adoption | None:
+        """What this model makes of a folder that other code wrote; None where it is not of this model.
+
+        `towers` are the default ones of each part, and `adapter` is what a PEFT method has read in the folder. Nothing is
+        believed and nothing is run; raises WeightsError for files that cannot be read."""
+        return None
+
     @abstractmethod
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
@@ -275,6 +211,10 @@ class PeftMethod(Component[S]):
     def merge(self, model: nn.Module) -> None:
         """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
 
+    def adopt(self, folder: Foreign) -> Adapter | None:
+        """The adapter of this method in a folder that other code wrote; None where there is none."""
+        return None
+
     def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         """The optimizer's parameter groups for all trained parameters, by name."""
         return [{"params": list(parameters.values()), "lr": learning_rate}]
@@ -284,13 +224,22 @@ class MemoryStrategy(Component[S]):
     """A way of using less memory that does not change what is trained."""
 
     kind: ClassVar[str] = "memory"
+    rounds: ClassVar[Rounding | None] = None
+    """What it rounds; None for a strategy whose step equals a plain one."""
 
     def building(self) -> AbstractContextManager[None]:
         """Entered while the model is built and filled."""
         return nullcontext()
 
+    def compress(self, assembly: Assembly) -> None:
+        """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`."""
+
     def prepare(self, assembly: Assembly) -> None:
-        """Change the assembled model in place, after the PEFT method and before the optimizer exists."""
+        """Change the assembled model in place, on its device and before the optimizer exists."""
+
+    def remark(self, assembly: Assembly) -> str:
+        """What a person should know of it in this run, as a clause; empty when there is nothing to say."""
+        return self.rounds.reason if self.rounds else ""
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
         """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""

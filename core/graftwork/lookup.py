@@ -27,6 +27,10 @@ class Lookup(Protocol):
         """The component, or ComponentNotFound with the nearest names and the plugins that failed."""
         ...
 
+    def names(self, kind: str) -> list[str]:
+        """What `find` takes for a kind."""
+        ...
+
     def emit(self, event: object) -> None:
         """Tell every observer; one that raises is muted and reported."""
         ...
@@ -44,8 +48,12 @@ class DictLookup:
         try:
             return Found(self._components[kind, name], plugin="dictionary", distribution="dictionary", version="0")
         except KeyError:
-            names = ", ".join(sorted(n for k, n in self._components if k == kind)) or "none"
+            names = ", ".join(self.names(kind)) or "none"
             raise ComponentNotFound(f"{kind}: nothing is called '{name}'; known: {names}") from None
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind."""
+        return sorted(n for k, n in self._components if k == kind)
 
     def emit(self, event: object) -> None:
         """Keep the event."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import compose, filling, proof, weights
 from graftwork.checkpoint import Opened, put_in_place, unfinished
-from graftwork.component import Component
 from graftwork.errors import CheckpointError
 from graftwork.lookup import Lookup
 from graftwork.plan import Choice, Plan, WeightsRef
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from graftwork.compose import Assembly
 
 CERTIFICATE = "certificate.json"
 PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -42,14 +43,27 @@ class Certificate:
     tolerance: float
 
 
-def merge(opened: Opened, out: Path, lookup: Lookup, *, precision: str | None = None) -> Certificate:
+def merge(
+    opened: Opened,
+    out: Path,
+    lookup: Lookup,
+    *,
+    precision: str | None = None,
+    write: Callable[[Assembly, Path], None] | None = None,
+) -> Certificate:
     """Fold a checkpoint's adapter into its base and write the whole model into `out`, with a certificate.
 
     The checkpoint must be opened in fp32. The merged weights are stored in `precision`, by default the base's own, read
-    back, and compared. Raises CheckpointError when the merged model is another one than the checkpoint.
+    back, and compared. `write` is how they are written, by default as the architecture does. Raises CheckpointError when
+    the merged model is another one than the checkpoint.
     """
     assembly = opened.assembly
     refuse_existing(out)
+    if assembly.rounded:
+        raise CheckpointError(
+            f"an adapter is merged into the whole base, and here {' and '.join(assembly.rounded)} rounded it; open the "
+            "checkpoint without as_trained"
+        )
     probe = _probe_of(opened)
     wanted, _ = proof.probe_logits(assembly, probe)
     with assembly.off():
@@ -67,7 +81,7 @@ def merge(opened: Opened, out: Path, lookup: Lookup, *, precision: str | None = 
         new += before is None
         changed += before is not None and not before.equal(tensor)
     with unfinished(out) as work:
-        assembly.architecture.write(assembly, work)
+        (write or assembly.architecture.write)(assembly, work)
         again = _reopen(assembly.plan, work, lookup)
         read = filling.named_tensors(again.model)
         filling.census(merged, {name: tuple(tensor.shape) for name, tensor in read.items()})
@@ -135,24 +149,24 @@ def _reopen(plan: Plan, folder: Path, lookup: Lookup) -> compose.Assembly:
     return compose.build(replace(plan, identity=whole), lookup, device="cpu", precision="fp32")
 
 
-def formats(opened: Opened) -> Mapping[str, Any]:
-    """The foreign formats that this checkpoint's method and architecture write, by name."""
-    assembly = opened.assembly
-    components: list[Component[Any]] = [c for c in (assembly.peft, assembly.architecture) if c]
-    return {name: function for component in components for name, function in component.exports().items()}
+def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str = "fp32") -> Certificate | None:
+    """Write a checkpoint in a foreign format into the new folder `out`.
 
-
-def export(opened: Opened, to: str, out: Path) -> None:
-    """Write a checkpoint in a foreign format into the new folder `out`."""
+    A format of the PEFT method holds the adapter. One of the architecture holds the whole model: the adapter is folded in,
+    and what was written is certified as `merge` does.
+    """
     refuse_existing(out)
-    known = formats(opened)
-    if to not in known:
-        raise CheckpointError(
-            f"this checkpoint has no format '{to}'; it can be exported to {', '.join(sorted(known)) or 'none'}"
-        )
+    assembly = opened.assembly
+    of_method, of_model = assembly.peft.exports() if assembly.peft else {}, assembly.architecture.exports()
+    if to in of_model:
+        return merge(opened, out, lookup, precision=precision, write=of_model[to])
+    if to not in of_method:
+        known = ", ".join(sorted([*of_method, *of_model])) or "none"
+        raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
     with unfinished(out) as work:
-        known[to](opened.assembly, work)
+        of_method[to](assembly, work)
         put_in_place(work, out)
+    return None
 
 
 def refuse_existing(out: Path) -> None:

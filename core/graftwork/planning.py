@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftwork import attention, compose
+from graftwork import attention, compose, filling
 from graftwork.filling import within
 from graftwork.kinds import AttentionCase
 from graftwork.lookup import Lookup
@@ -47,6 +47,8 @@ class Outline:
     trained: int
     roles: tuple[RoleRow, ...]
     kernels: tuple[KernelRow, ...]
+    no_processor: str = ""
+    """Why there is no processor yet; empty when there is one."""
 
     @property
     def share(self) -> float:
@@ -60,6 +62,8 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
 
     with torch.random.fork_rng():
         assembly = compose.build(plan, lookup, meta=True)
+    weights = filling.folder_of(plan.identity.model)
+    known = weights is None or weights.is_dir()  # what weights lack that are not there yet cannot be said
     rows = []
     for role, modules in assembly.structure.roles.items():
         own = {name: p for name, p in assembly.model.named_parameters() if within(name, modules)}
@@ -72,11 +76,13 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
                 parameters=sum(p.numel() for name, p in own.items() if name not in assembly.of_method),
                 adapted=sum(any(name.startswith(f"{leaf}.") for name in changed) for leaf in leaves),
                 trained=sum(p.numel() for p in own.values() if p.requires_grad),
-                fresh=role in assembly.fresh,
+                fresh=known and role in assembly.fresh,
             )
         )
     counts = assembly.counts()
-    return Outline(counts["total"], counts["trained"], tuple(rows), tuple(kernel_rows(plan, lookup, machine, assembly)))
+    kernels = tuple(kernel_rows(plan, lookup, machine, assembly))
+    missing = assembly.processor.reason.sentence if isinstance(assembly.processor, compose.NoProcessor) else ""
+    return Outline(counts["total"], counts["trained"], tuple(rows), kernels, missing)
 
 
 def kernel_rows(plan: Plan, lookup: Lookup, machine: Machine, assembly: compose.Assembly) -> list[KernelRow]:

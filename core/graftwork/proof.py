@@ -32,6 +32,8 @@ class ProbeFacts:
     """The largest difference that switching the adapter on makes to a logit."""
     largest: float
     """The largest absolute logit with the adapter on."""
+    rounded: tuple[str, ...] = ()
+    """The memory strategies that had rounded the weights (see `Assembly.rounded`)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Proof:
     distance: float
     recorded_distance: float
     comparable: bool
-    """Whether the probe ran at the recorded precision and on the recorded kind of device."""
+    """Whether the probe ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
 
 
 def probe_tensors(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
@@ -104,6 +106,7 @@ def measure(assembly: Assembly, probe: dict[str, Tensor]) -> ProbeFacts:
         device=assembly.device.type,
         distance=float((on - off).abs().max()),
         largest=float(on.abs().max()),
+        rounded=assembly.rounded,
     )
 
 
@@ -111,7 +114,7 @@ def prove(assembly: Assembly, probe: Mapping[str, Tensor], facts: ProbeFacts) ->
     """Run a checkpoint's probe on the model rebuilt from it.
 
     Raises AdapterError when the adapter changes nothing, CheckpointError when the logits are not the recorded ones. At
-    another precision or on another kind of device only the first can be judged.
+    another precision, on another kind of device or with other weights rounded only the first can be judged.
     """
     on, off = probe_logits(assembly, probe)
     proof = Proof(
@@ -119,20 +122,26 @@ def prove(assembly: Assembly, probe: Mapping[str, Tensor], facts: ProbeFacts) ->
         tolerance=TOLERANCE[facts.precision] * max(1.0, facts.largest),
         distance=float((on - off).abs().max()),
         recorded_distance=facts.distance,
-        comparable=facts.precision == assembly.precision and facts.device == assembly.device.type,
+        comparable=(facts.precision, facts.device, facts.rounded)
+        == (assembly.precision, assembly.device.type, assembly.rounded),
     )
-    if not on.isfinite().all():
-        raise CheckpointError(
-            "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
-        )
-    if assembly.switchable and not proof.distance > 0.0:
-        raise AdapterError(
-            "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "
-            "higher learning rate, or use the base itself"
-        )
+    refuse_dead(assembly, on, off)
     if proof.comparable and not proof.error <= proof.tolerance:
         raise CheckpointError(
             f"the rebuilt model is not the one that was saved: its logits differ by {proof.error:.3g}, at most "
             f"{proof.tolerance:.3g} is rounding; use the versions that the checkpoint records"
         )
     return proof
+
+
+def refuse_dead(assembly: Assembly, on: Tensor, off: Tensor) -> None:
+    """CheckpointError for logits that are not finite, AdapterError for an adapter that moves none of them."""
+    if not on.isfinite().all():
+        raise CheckpointError(
+            "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
+        )
+    if assembly.switchable and on.equal(off):
+        raise AdapterError(
+            "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "
+            "higher learning rate, or use the base itself"
+        )

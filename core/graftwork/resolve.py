@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftwork import attention, settings, weights
-from graftwork.component import Component, Requires
+from graftwork.component import Absent, Component, Requires
 from graftwork.errors import CheckpointError, ComponentNotFound, GraftworkError, PlanRefused, WeightsError
 from graftwork.kinds import AttentionCase, MemoryStrategy, ModelArchitecture, VisionTower, Weighted
 from graftwork.lookup import Found, Lookup
@@ -25,14 +25,17 @@ def resolve(
     *,
     kernels: Sequence[str] = (),
     fetch: bool = True,
+    absent: list[str] | None = None,
 ) -> Plan:
     """The plan of a run. Reads configurations, but no weights, and imports no torch.
 
     `kernels` are the attention kernels to try, in order, where the run file does not say. Without a `machine` the
     hardware is not judged. Without `fetch`, weights that are named by a hub id must be in the local cache already.
-    Raises PlanRefused whose details hold every reason, each with the dotted path of what it is about.
+    With a list `absent`, what may yet come is added to it and does not count against the plan: weights beside a `config`,
+    and files whose lack a component calls `Absent`. Raises PlanRefused whose details hold every reason, each with the
+    dotted path of what it is about.
     """
-    resolver = _Resolver(run, lookup, machine, fetch)
+    resolver = _Resolver(run, lookup, machine, fetch, absent)
     plan = resolver.plan(kernels)
     if plan is None or resolver.reasons:
         name = f"'{run.source}'" if run.source else "the run"
@@ -53,11 +56,14 @@ class _Resolved:
 class _Resolver:
     """Resolves one run. What cannot work becomes None and adds to `reasons`."""
 
-    def __init__(self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool) -> None:
+    def __init__(
+        self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool, absent: list[str] | None
+    ) -> None:
         self.run = run
         self.lookup = lookup
         self.machine = machine
         self.fetch = fetch
+        self.absent = absent
         self.reasons: list[str] = []
         self.complete = True
         """Whether everything the run asks for was resolved, so that the plan says what the run means."""
@@ -100,7 +106,9 @@ class _Resolver:
         plan = Plan(identity, circumstance)
         self.check_sites(plan, model, parts)
         for each in self.resolved:
-            self.reasons += [f"{each.where}: {clause}" for clause in each.component.objections(plan)]
+            for clause in each.component.objections(plan):
+                into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
+                into.append(f"{each.where}: {clause}")
         return plan
 
     def refuse(self, *reasons: str) -> None:
@@ -165,6 +173,10 @@ class _Resolver:
         try:
             return weights.locate(given, self.run.folder, where=where, fetch=self.fetch)
         except WeightsError as error:
+            path = settings.absolute(Path(given), self.run.folder)
+            if key == "weights" and selection.config and self.absent is not None and not path.exists():
+                self.absent += _lines(where, error)
+                return path
             self.refuse(*_lines(where, error))
             return None
 

@@ -61,7 +61,7 @@ class Row:
     difference: Interval | None = None
     """Adapter minus base."""
     ratio: Interval | None = None
-    """Adapter over base; None where the base may be nought."""
+    """Adapter over base; None where the base scores nought, and without bounds where a resample of it does."""
     p: float | None = None
     """Of McNemar's exact test; None where the number is not the mean of the questions' scores."""
     gained: int = 0
@@ -118,11 +118,13 @@ def _row(
     means = {arm: sum(one.scores[arm].value for one in members) / len(members) for arm in totals}
     mean = all(math.isclose(means[arm], totals[arm][name], abs_tol=1e-9) for arm in totals)  # what the test is about
     known = draws[BASE][name] == draws[BASE][name]  # NaN where a resample holds no member of the group
-    positive = base > 0 and bool((draws[BASE][name][known] > 0).all())
+    ratio = Interval(adapter / base) if base > 0 else None
+    if ratio and (draws[BASE][name][known] > 0).all():
+        ratio = statistics.interval(ratio.value, draws[ADAPTER][name] / draws[BASE][name])
     return replace(
         row,
         difference=statistics.interval(adapter - base, draws[ADAPTER][name] - draws[BASE][name]),
-        ratio=statistics.interval(adapter / base, draws[ADAPTER][name] / draws[BASE][name]) if positive else None,
+        ratio=ratio,
         p=statistics.mcnemar(gained, lost) if mean else None,
         gained=gained,
         lost=lost,
@@ -196,8 +198,21 @@ def _signed(value: float | None, percent: bool) -> str:
 def shown_ratio(ratio: Interval | None) -> str:
     """A ratio with its interval: `0.53 [0.48, 0.59]`."""
     if ratio is None:
-        return "–"
-    return f"{ratio.value:.2f}" + (f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.known else "")
+        return "undefined"
+    return f"{ratio.value:.2f}" + (f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.known else " (no interval)")
+
+
+def describe_ratio(row: Row) -> str:
+    """The ratio to the base in a sentence, also where there is none."""
+    ratio = row.ratio
+    if ratio is None:
+        return "A ratio to the base is undefined, because the base scores nought."
+    if not ratio.known:
+        return (
+            f"The adapter scores {ratio.value:.2f} times the base; an interval of this ratio cannot be given, because the base's "
+            "score may be nought."
+        )
+    return f"The adapter scores {ratio.value:.2f} times the base (95% interval {ratio.low:.2f} to {ratio.high:.2f})."
 
 
 def shown_p(p: float | None) -> str:

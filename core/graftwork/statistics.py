@@ -37,7 +37,8 @@ def interval(value: float, draws: NDArray[np.float64]) -> Interval:
     """The percentile interval of a bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
     `draws` holds the number in every resample; a resample in which it does not exist is NaN and does not count. Where all
-    questions have the same score the interval has no width, and says nothing of questions that were not asked.
+    questions have the same score the interval has no width, and says nothing of questions that were not asked. For a ratio
+    the draws are the ratios of resamples in which both numbers are drawn together (chapter 25, beside Fieller's interval).
     """
     import numpy as np
 

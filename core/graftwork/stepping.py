@@ -116,7 +116,10 @@ class Stepper:
 
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
-            f"{names[id(parameter)]}/{key}": self.whole(value.detach()).cpu().contiguous()
+            # Copied, for a file holds no tensor twice; a whole number becomes a tensor, and one again in `restore`.
+            f"{names[id(parameter)]}/{key}": self.whole(torch.as_tensor(value).detach())
+            .to("cpu", copy=True)
+            .contiguous()
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
@@ -127,12 +130,16 @@ class Stepper:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` returned."""
+        import torch
+
+        def restored(key: str, parameter: nn.Parameter) -> Tensor | int:
+            if state[key].dtype == torch.int64 and state[key].dim() == 0:
+                return int(state[key])
+            return state[key] if key.endswith("/step") else self.part(state[key], parameter)
+
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition("/")[0] == name]
-            self.optimizer.state[parameter] = {
-                key.rpartition("/")[2]: state[key] if key.endswith("/step") else self.part(state[key], parameter)
-                for key in keys
-            }
+            self.optimizer.state[parameter] = {key.rpartition("/")[2]: restored(key, parameter) for key in keys}
         if "scaler" in state:
             scale, growth = state["scaler"].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})

@@ -132,7 +132,9 @@ class Loop:
         """Take the remaining steps, save, and judge."""
         import torch
 
-        self.tell(RunStarted(self.out, self.step, self.steps, self.plan))
+        remarks = [(strategy.name, strategy.remark(self.assembly)) for strategy in self.assembly.strategies]
+        said = tuple(f"{name}: {remark}" for name, remark in remarks if remark)
+        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, said))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:

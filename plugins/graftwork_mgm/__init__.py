@@ -1,10 +1,11 @@
-"""The model `mgm-gemma`: MGM (Mini-Gemini, Li et al. 2024, arXiv:2403.18814) on Gemma."""
+"""The models `mgm-gemma` and `mgm-llama`: MGM (Mini-Gemini, Li et al. 2024, arXiv:2403.18814) on two families."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,15 +23,18 @@ from graftwork.kinds import (
 )
 from graftwork.model import Processor
 from graftwork.weights import LazyTensor
-from graftwork_mgm.backbones import GEMMA, OPTIONAL, REQUIRED, Backbone
+from graftwork_mgm.backbones import GEMMA, LLAMA, OPTIONAL, REQUIRED, TEMPLATES, Backbone
 
 if TYPE_CHECKING:
     from torch import nn
 
     from graftwork.compose import Assembly
+    from graftwork.foreign import Adapter, Adoption, Foreign
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
+KEYS = {"low": "mm_vision_tower", "high": "mm_vision_tower_aux"}
+"""Which key of an MGM folder's config.json names each part's tower."""
 NESTED = {"low": "vision_tower.", "high": ""}
 """What published names have between the tower's place and its own names."""
 
@@ -50,6 +54,9 @@ class MgmSettings:
     )
     image_grid: int | None = setting(None, "Tiles in each direction that the low part sees; 1 by default", minimum=1)
     image_global: bool | None = setting(None, "With tiles, the low part sees the whole as well; false by default")
+    template: Literal["gemma", "vicuna", "chatml"] | None = setting(
+        None, "How conversations are written; by default as in MGM's published models"
+    )
 
 
 PUBLISHED: Mapping[str, tuple[str, Any, Any]] = {
@@ -58,6 +65,7 @@ PUBLISHED: Mapping[str, tuple[str, Any, Any]] = {
     "aspect_ratio": ("image_aspect_ratio", "pad", "square"),
     "image_grid": ("image_grid", 1, 1),
     "image_global": ("image_global", False, False),
+    "template": ("conversation_template", None, None),
 }
 """Setting to its key in an MGM folder, and the defaults: of a plain folder, and of an MGM folder without the key."""
 
@@ -95,6 +103,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             if chosen[name] is None:
                 chosen[name] = whole.get(key) or (silent if of_mgm else plain)
         chosen["image_global"] &= chosen["image_grid"] > 1
+        chosen["template"] = chosen["template"] or self.backbone.template
         if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
             raise WeightsError(
                 f"projector_type '{chosen['projector_type']}' is not known; use 'mlp2x_gelu' (or another number), 'linear' or "
@@ -102,9 +111,17 @@ class Mgm(ModelArchitecture[MgmSettings]):
             )
         if chosen["aspect_ratio"] not in ("pad", "square"):
             raise WeightsError(f"aspect_ratio '{chosen['aspect_ratio']}' is not known; use 'pad' or 'square'")
+        if chosen["template"] not in TEMPLATES:
+            raise WeightsError(f"template '{chosen['template']}' is not known; use {' or '.join(map(repr, TEMPLATES))}")
         language = {key: whole[key] for key in (*REQUIRED, *OPTIONAL) if whole.get(key) is not None}
         language.setdefault("num_key_value_heads", language["num_attention_heads"])
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
+        if rope := dict(language.pop("rope_parameters", {})):
+            # As it was written before transformers 5, which published loaders of a written folder do not know.
+            language["rope_theta"] = rope.pop("rope_theta", 10_000.0)
+            if rope.get("rope_type", "default") != "default":
+                language["rope_scaling"] = rope
+        language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
         return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen}
 
     def example(self, folder: Path) -> None:
@@ -128,7 +145,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ("mm_vision_select_feature", "patch"),
             ("mm_use_im_start_end", False),
         ):
-            if whole.get(key, value) != value:
+            if value is not None and whole.get(key, value) != value:
                 raise WeightsError(
                     f"'{folder}' sets {key} to '{whole[key]}', and '{self.name}' has only '{value}'; name another folder"
                 )
@@ -221,7 +238,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             raise WeightsError(f"'{self.name}' needs a folder with a tokenizer: set 'weights' or 'config'")
         return MgmProcessor(
             load_tokenizer(folder, self.backbone.tokenizer),
-            self.backbone.template,
+            TEMPLATES[config.get("template", self.backbone.template)],
             Pictures(
                 outputs["low"],
                 outputs.get("high"),
@@ -231,6 +248,20 @@ class Mgm(ModelArchitecture[MgmSettings]):
             ),
             config["language"]["vocab_size"],
         )
+
+    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+        """`mgm`: a whole folder for upstream's loader."""
+        from graftwork_mgm.export import write_for_upstream
+
+        return {"mgm": partial(write_for_upstream, self.backbone)}
+
+    def adopt(
+        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> Adoption | None:
+        """What upstream's training left in a folder."""
+        from graftwork_mgm.foreign import Reading
+
+        return Reading(self, folder, towers, adapter).adoption()
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write an MGM folder, with each tower's configuration beside it in a folder of its part's name."""
@@ -247,7 +278,18 @@ class MgmGemma(Mgm):
     overflows_in = ("fp16",)
 
 
+class MgmLlama(Mgm):
+    """MGM (Mini-Gemini) on Llama and its relatives, such as Vicuna: the same architecture"""
+
+    name = "mgm-llama"
+    backbone = LLAMA
+    roles: ClassVar[Mapping[str, str]] = {
+        **Mgm.roles,
+        "language.head": "from hidden states to tokens, where it is not the embeddings",
+    }
+
+
 @hookimpl
 def model_architectures() -> list[type[ModelArchitecture[Any]]]:
-    """The model of this plugin."""
-    return [MgmGemma]
+    """The models of this plugin."""
+    return [MgmGemma, MgmLlama]

@@ -7,12 +7,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """How a conversation is written; the tokenizer's end-of-sequence token follows every answer."""
+    """How a conversation is written."""
 
     user: str
     """A user's turn, with `{}` for its text, up to where the answer begins."""
-    close: str
-    """What stands between an answer and the end of the sequence."""
+    answer: str
+    """An answer, with `{}` for its text, up to the token that ends it."""
+    end: str | None = None
+    """The token that ends an answer; by default the tokenizer's end-of-sequence token."""
+    between: str = ""
+    """What stands between the end of an answer and the next turn."""
+    system: str = ""
+    """What stands before the first turn."""
+    begins: bool = True
+    """Whether the beginning-of-sequence token stands first always, or only where the tokenizer puts it there itself."""
+
+
+TEMPLATES = {
+    "gemma": Template(
+        user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+        answer="{}<end_of_turn>\n",
+    ),
+    "vicuna": Template(
+        system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. ",
+        user="USER: {} ASSISTANT:",
+        answer=" {}",
+    ),
+    "chatml": Template(
+        user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        answer="{}",
+        end="<|im_end|>",
+        between="\n",
+        begins=False,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +57,10 @@ class Backbone:
     """In a config.json: the plain language model's, and MGM's."""
     architecture: str
     """MGM's class, as published folders name it."""
-    tied: bool
-    """Whether the head is the embeddings."""
-    template: Template
+    tied: bool | None
+    """Whether the head is the embeddings; None where that is for the configuration to say."""
+    template: str
+    """The template that its published models were trained with."""
 
 
 GEMMA = Backbone(
@@ -40,10 +70,16 @@ GEMMA = Backbone(
     model_types=("gemma", "mgm_gemma"),
     architecture="MGMGemmaForCausalLM",
     tied=True,
-    template=Template(
-        user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
-        close="<end_of_turn>\n",
-    ),
+    template="gemma",
+)
+LLAMA = Backbone(
+    model="LlamaModel",
+    config="LlamaConfig",
+    tokenizer="LlamaTokenizer",
+    model_types=("llama", "mgm"),
+    architecture="MGMLlamaForCausalLM",
+    tied=None,
+    template="vicuna",
 )
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

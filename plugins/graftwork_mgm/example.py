@@ -9,12 +9,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from graftwork_mgm.backbones import Backbone
+from graftwork_mgm.backbones import TEMPLATES, Backbone
 
 
 def write(backbone: Backbone, folder: Path) -> None:
-    """Write config.json and the tokenizer's files, with the special tokens of the backbone's prompt."""
-    special = ["<pad>", "<eos>", "<bos>", *dict.fromkeys(re.findall(r"<\w+>", backbone.template.user))]
+    """Write config.json and the tokenizer's files, with the special tokens of all prompts."""
+    written = "".join(template.user for template in TEMPLATES.values())
+    special = ["<pad>", "<eos>", "<bos>", *dict.fromkeys(re.findall(r"<\S+?>", written))]
     letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={letter: id for id, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

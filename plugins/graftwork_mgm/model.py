@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ class VisionLanguage(nn.Module):
         """`language` is transformers' model without a head, with towers, connector and mining's projections inside."""
         super().__init__()
         self.model = language
-        self.mining = Mining()
-        self.parts, self.grid, self.overview = tuple(parts), grid, overview
+        self.mining = Mining(language, grid, overview)
+        self.parts, self.views = tuple(parts), grid**2 + overview
 
     def tower(self, part: str) -> nn.Module:
         """The tower of a part."""
@@ -78,27 +79,10 @@ class VisionLanguage(nn.Module):
     def picture_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """`[pictures, tokens, width of the language model]` from the towers' maps."""
         (low,) = features["low"]
-        rows, columns = low.shape[-2:]
-        tokens = low.flatten(2).transpose(1, 2)
-        if "high" in features:
-            windows = cut(self.tiles(pyramid(features["high"])), rows, columns)
-            query, key, value = (getattr(self.model, f"vlm_uni_{name}_projector") for name in ("query", "aux", "val"))
-            mined = self.mining(query(tokens).flatten(0, 1), key(windows), value(windows))
-            tokens = tokens + mined.view_as(tokens)
-        views = self.grid**2 + self.overview
-        projected: Tensor = self.model.mm_projector(tokens.unflatten(0, (-1, views)).flatten(1, 2))
+        low = low.unflatten(0, (-1, self.views))
+        tokens = self.mining(low, features["high"]) if "high" in features else low.flatten(3).transpose(2, 3)
+        projected: Tensor = self.model.mm_projector(tokens.flatten(1, 2))
         return projected
-
-    def tiles(self, whole: Tensor) -> Tensor:
-        """`[pictures * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
-        if self.grid == 1:
-            return whole
-        size = [side // self.grid for side in whole.shape[-2:]]
-        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [pictures, tiles, pixels, width]
-        views = views.transpose(2, 3).unflatten(3, size)
-        if self.overview:
-            views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
-        return views.flatten(0, 1)
 
 
 def pyramid(maps: Sequence[Tensor]) -> Tensor:
@@ -120,16 +104,45 @@ def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class Mining(nn.Module):
-    """The attention of patch-info mining: every low patch looks at the high pixels that it covers.
+    """Patch-info mining: every low patch looks at the high pixels that it covers.
 
     Without upstream's replacement of NaN among the scores: a NaN is to be noticed.
     """
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def __init__(self, language: nn.Module, grid: int, overview: bool) -> None:
+        super().__init__()
+        self.grid, self.overview = grid, overview
+        self.owner = (language,)
+        """Whose the projections are, under published names; in a tuple, so that it is no child of this module."""
+
+    def forward(self, low: Tensor, high: Sequence[Tensor]) -> Tensor:
+        """`[pictures, views, patches, width]` from the low map `[pictures, views, width, rows, columns]` and the high ones.
+
+        Only what is given and what is returned is large by itself; what lies between is several times larger.
+        """
+        rows, columns = low.shape[-2:]
+        tokens = low.flatten(3).transpose(2, 3)
+        windows = cut(self.tiles(pyramid(high)), rows, columns)
+        query, key, value = (getattr(self.owner[0], f"vlm_uni_{name}_projector") for name in ("query", "aux", "val"))
+        mined = self.attend(query(tokens).flatten(0, 2), key(windows), value(windows))
+        return tokens + mined.view_as(tokens)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`[patches, width]` from queries of that shape and `[patches, pixels, width]` keys and values."""
         scale = queries.shape[-1] ** -0.5
         mined: Tensor = attend(self, queries[:, None, None], keys[:, None], values[:, None], causal=False, scale=scale)
         return mined[:, 0, 0]
+
+    def tiles(self, whole: Tensor) -> Tensor:
+        """`[pictures * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
+        if self.grid == 1:
+            return whole
+        size = [side // self.grid for side in whole.shape[-2:]]
+        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [pictures, tiles, pixels, width]
+        views = views.transpose(2, 3).unflatten(3, size)
+        if self.overview:
+            views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
+        return views.flatten(0, 1)
 
 
 def trained(module: nn.Module) -> bool:
@@ -158,21 +171,30 @@ def structure(
             language.add_module(
                 f"vlm_uni_{name}_projector", nn.Sequential(nn.LayerNorm(taken), nn.Linear(taken, width))
             )
-    if not backbone.tied:
+    # Checkpoints of before there were others than Gemma do not say that it is tied.
+    tied = config["language"].get("tie_word_embeddings", True)
+    if not tied:
         model.add_module("lm_head", nn.Linear(language.config.hidden_size, language.config.vocab_size, bias=False))
     layers = tuple(f"model.layers.{i}" for i in range(len(language.layers)))
     vision = {f"vision.{part}": TOWERS[part] for part in towers}
     return Structure(
         model,
         roles=roles(model, layers) | {name: (tower,) for name, tower in vision.items()},
-        blocks={"language": layers, **{name: repeated(model, tower) for name, tower in vision.items()}},
+        blocks={
+            "language": layers,
+            **({"mining": ("mining",)} if "high" in towers else {}),
+            **{name: repeated(model, tower) for name, tower in vision.items()},
+        },
         sites={"language": layers, "mining": ("mining",), **{name: (tower,) for name, tower in vision.items()}},
+        copies={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )
 
 
 def language_model(backbone: Backbone, config: Mapping[str, Any], attn_implementation: str) -> Any:
     """transformers' model without a head, in fp32 and with its own random initialisation."""
-    settings = getattr(transformers, backbone.config)(**{key: config[key] for key in config if key != "hidden_act"})
+    # A copy, because transformers writes into what it is given.
+    own = copy.deepcopy({key: config[key] for key in config if key != "hidden_act"})
+    settings = getattr(transformers, backbone.config)(**own)
     # Set afterwards: transformers 5 takes Gemma's "gelu" for the tanh approximation, and MGM was trained with the exact one.
     settings.hidden_act = config.get("hidden_act", settings.hidden_act)
     return getattr(transformers, backbone.model)._from_config(settings, attn_implementation=attn_implementation)
@@ -208,11 +230,11 @@ def roles(model: VisionLanguage, layers: Sequence[str]) -> dict[str, tuple[str, 
 
 
 def repeated(model: nn.Module, tower: str) -> tuple[str, ...]:
-    """The repeated blocks of a tower: the members of its outermost lists of modules."""
+    """The repeated blocks of a tower: the members of its innermost lists of modules, for a stage would be half a tower."""
     lists = [
         name
         for name, module in model.get_submodule(tower).named_modules(prefix=tower)
         if isinstance(module, nn.ModuleList)
     ]
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    return tuple(f"{name}.{i}" for name in outermost for i in range(len(model.get_submodule(name))))
+    innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    return tuple(f"{name}.{i}" for name in innermost for i in range(len(model.get_submodule(name))))

@@ -86,19 +86,26 @@ class MgmProcessor:
 
     def __init__(self, tokenizer: Any, template: Template, pictures: Pictures, vocabulary: int) -> None:
         self.tokenizer, self.template, self.pictures, self.vocabulary = tokenizer, template, pictures, vocabulary
-        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None or (template.begins and tokenizer.bos_token_id is None):
             raise WeightsError(
                 "the tokenizer names no bos_token or no eos_token; use the one that belongs to the model"
+            )
+        self.end = template.end or tokenizer.eos_token
+        if len(end := self._ids(self.end)) != 1:
+            raise WeightsError(
+                f"the template ends answers with '{self.end}', and the tokenizer has no such token; choose the model's template"
             )
         if tokenizer.vocab_size > vocabulary:
             raise WeightsError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; use the model's own"
             )
-        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.stop_ids = frozenset({self.eos_id})
-        written = template.user + template.close
-        self.controls = [tokenizer.eos_token, *(token for token in tokenizer.all_special_tokens if token in written)]
+        begins = template.begins or tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self.start = [tokenizer.bos_token_id] if begins else []
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.stop_ids = frozenset({*end, tokenizer.eos_token_id})
+        written = template.user + template.answer
+        special = (token for token in tokenizer.all_special_tokens if token in written)
+        self.controls = [tokenizer.eos_token, self.end, *special]
 
     def encode(self, record: Record) -> Encoded:
         """The tokens, labels and pixels of a record (see `graftwork.model.Processor`)."""
@@ -122,13 +129,18 @@ class MgmProcessor:
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool], list[int]]:
         """Token ids, picture positions and labels, every picture spread over its tokens."""
-        ids, labels = [self.bos_id], [IGNORED]
+        template = self.template
+        ids, labels = list(self.start), [IGNORED] * len(self.start)
         texts = self._texts(record)
-        for user, answer in zip_longest(texts[::2], texts[1::2]):
-            asked = self.template.user.replace("{}", user)
-            prompt = self._ids(asked)
-            # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
-            turn = prompt if answer is None else [*self._ids(asked + answer + self.template.close), self.eos_id]
+        for number, (user, answer) in enumerate(zip_longest(texts[::2], texts[1::2])):
+            # A later turn is tokenised behind the end of the answer before, and that token dropped: some tokenizers
+            # put a space before the first word of a text, but not before one that follows a token.
+            before, known = (self.end + template.between, 1) if number else (template.system, 0)
+            asked = before + template.user.replace("{}", user)
+            prompt = turn = self._ids(asked)[known:]
+            if answer is not None:
+                # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
+                turn = self._ids(asked + template.answer.replace("{}", answer) + self.end)[known:]
             ids += turn
             labels += [IGNORED] * len(prompt) + turn[len(prompt) :]
         if len(texts) % 2:

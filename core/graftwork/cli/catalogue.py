@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from graftwork.component import Component
+    from graftwork.component import Component, Rounding
     from graftwork_registry import ComponentRow, PluginRow
 
 WIDE = 180
@@ -98,24 +98,26 @@ def show(session: Session, kind: str, name: str, as_json: bool) -> None:
 
     row = session.catalog.row(kind, name)
     settings = settings_of(row.component.Settings)
-    needs, objects = _needs(row.component), _objections(row.component)
+    needs, objects, rounds = _needs(row.component), _objections(row.component), _rounding(row.component)
     about = _about(row.component)
     if as_json:
         table = [vars(setting) for setting in settings]
-        print_json({**row.to_json(), "about": about, "settings": table, "needs": needs, "objections": objects})
+        facts = {"needs": needs, "objections": objects, "rounds": rounds}
+        print_json({**row.to_json(), "about": about, "settings": table, **facts})
         return
     click.echo(f"{row.kind} {click.style(row.name, bold=True)}: {row.summary}")
     if about:
         click.echo(f"\n{about}")
-    facts = {
+    lines = {
         "plugin": f"{row.plugin}, from {row.distribution} {row.version}",
         "file": f"{row.file}:{row.line}",
         "needs": ", ".join(needs) or "nothing",
         "ready": "yes" if row.ready else f"no: {row.reason}",
         "objects": objects,
+        "rounds": rounds,
     }
     click.echo()
-    for fact, value in facts.items():
+    for fact, value in lines.items():
         if value:
             click.echo(f"{fact:<8} {value}")
     if settings:
@@ -134,6 +136,12 @@ def _about(component: type[Component[Any]]) -> str:
 def _needs(component: type[Component[Any]]) -> list[str]:
     cuda = component.requires.cuda
     return [*component.requires.packages, *([f"CUDA compute capability {cuda[0]}.{cuda[1]}"] if cuda else [])]
+
+
+def _rounding(component: type[Component[Any]]) -> str:
+    """What a memory strategy says that it rounds, and how far a step may be from a plain one; empty for all others."""
+    rounds: Rounding | None = getattr(component, "rounds", None)
+    return f"{rounds.reason}: a step is within {rounds.tolerance:.0%} of a plain one" if rounds else ""
 
 
 def _objections(component: type[Component[Any]]) -> str:

@@ -15,13 +15,22 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import open_console, print_json
+from graftwork.cli.foreign import place_options, print_diagnosis
 from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from graftwork.checkpoint import Opened
     from graftwork.manifest import Manifest
+    from graftwork.merging import Certificate
 
 FOLDER = click.argument("checkpoint", type=click.Path(path_type=Path))
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What to store; by default as the base weights are.",
+)
 JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 
 
@@ -51,25 +60,58 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
     """Open a checkpoint as a command's options say."""
     from graftwork.checkpoint import open_checkpoint
 
-    return open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
+    opened = open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
+    if opened.remark:
+        click.secho(opened.remark, fg="yellow", err=True)
+    return opened
 
 
 @click.command()
-@FOLDER
+@click.argument("folder", type=click.Path(path_type=Path))
+@place_options
 @JSON
-def inspect(checkpoint: Path, as_json: bool) -> None:
-    """Say in plain words what CHECKPOINT is, without loading it."""
+@click.pass_obj
+def inspect(
+    session: Session,
+    folder: Path,
+    base: Path | None,
+    parts: tuple[str, ...],
+    search: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Say in plain words what FOLDER is, without loading it.
+
+    FOLDER can be a checkpoint, or what other code left: an adapter, a stage-1 run, a whole model. Then it is also said what
+    is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
+    the weights are that such a folder names.
+    """
+    from graftwork import manifest
+    from graftwork.checkpoint import checkpoints
+    from graftwork.diagnosis import diagnose
+
+    console = open_console()
+    if not (folder / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(folder)):
+        diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
+        if as_json:
+            print_json(diagnosis.to_json())
+        else:
+            print_diagnosis(console, diagnosis)
+        return
+    print_checkpoint(console, folder, as_json)
+
+
+def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
+    """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
     from rich.table import Table
 
     from graftwork import manifest
     from graftwork.checkpoint import newest
 
-    folder = newest(checkpoint)
+    folder = newest(given)
     read = manifest.read(folder)
     if as_json:
         print_json(asdict(read))
         return
-    console = open_console()
     table = Table.grid(padding=(0, 3))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
@@ -83,7 +125,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
         console.print(f"\n[red]Not intact:[/red] {error.sentence}")
         raise SystemExit(1) from None
     console.print(
-        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {checkpoint}"
+        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {given}"
     )
 
 
@@ -91,12 +133,11 @@ def describe(read: Manifest) -> list[tuple[str, str]]:
     """The rows that tell a person what a checkpoint is."""
     identity = read.plan.identity
     numbers = sum(_size(entry.shape) for entry in read.tensors.values())
-    rows = [
-        (
-            "trained",
-            f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {read.provenance.get('created', '')}",
-        )
-    ]
+    created = read.provenance.get("created", "")
+    rows = [("trained", f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {created}")]
+    if origin := read.provenance.get("imported from"):
+        steps = f"; trained there in {read.steps:,} steps" if read.steps else ""
+        rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", identity.model), *identity.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
@@ -142,7 +183,7 @@ def _size(shape: tuple[int, ...]) -> int:
 @click.pass_obj
 def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
     """Rebuild CHECKPOINT from its files alone, and prove that it gives the logits that it was saved with."""
-    opened = open_for(session, checkpoint, base, parts)
+    opened = open_for(session, checkpoint, base, parts, as_trained=True)
     facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)}
     if as_json:
         print_json(facts)
@@ -157,7 +198,9 @@ def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[s
             f"  logits    differ by {proof.error:.3g} from those recorded; at most {proof.tolerance:.3g} is rounding"
         )
     else:
-        console.print("  logits    not comparable: the precision or the device is not the recorded one")
+        console.print(
+            "  logits    not comparable: the precision, the device or the rounded weights are not the recorded ones"
+        )
     console.print(f"  adapter   alive: it moves the logits by up to {proof.distance:.3g}")
 
 
@@ -192,11 +235,7 @@ def verify_in_fresh_process(session: Session, folder: Path) -> dict[str, Any]:
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
 @base_options
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="What to store; by default as the base weights are.",
-)
+@PRECISION
 @click.pass_obj
 def merge(
     session: Session, checkpoint: Path, out: Path, base: Path | None, parts: tuple[str, ...], precision: str | None
@@ -210,6 +249,12 @@ def merge(
     certificate = merge_opened(opened, out, session.catalog, precision=precision)
     console = open_console()
     console.print(f"[bold]{out}[/bold] holds the merged model, in {certificate.precision}.")
+    print_certificate(console, certificate)
+    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
+
+
+def print_certificate(console: Console, certificate: Certificate) -> None:
+    """What shows that a whole model is the checkpoint."""
     console.print(
         f"  tensors   {certificate.tensors}: {certificate.changed} changed, {certificate.unchanged} as in the base, "
         f"{certificate.new} that the base lacks; none dropped"
@@ -217,20 +262,34 @@ def merge(
     console.print(
         f"  logits    differ by {certificate.error:.3g} from the unmerged model; at most {certificate.tolerance:.3g} is rounding"
     )
-    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
 
 
 @click.command()
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "to", required=True, metavar="FORMAT", help="The format, such as 'peft'.")
+@click.option("--to", "to", required=True, metavar="FORMAT", help="The format, such as 'peft' or 'mgm'.")
 @base_options
+@PRECISION
 @click.pass_obj
-def export(session: Session, checkpoint: Path, out: Path, to: str, base: Path | None, parts: tuple[str, ...]) -> None:
-    """Write CHECKPOINT to OUT in a format that other tools read."""
+def export(
+    session: Session,
+    checkpoint: Path,
+    out: Path,
+    to: str,
+    base: Path | None,
+    parts: tuple[str, ...],
+    precision: str | None,
+) -> None:
+    """Write CHECKPOINT to OUT in a format that other tools read: its adapter ('peft'), or the whole model ('mgm').
+
+    A whole model is stored in fp32 unless told otherwise, so that it can be imported again without loss.
+    """
     from graftwork.merging import export as export_opened
 
     opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
-    export_opened(opened, to, out)
+    certificate = export_opened(opened, to, out, session.catalog, precision=precision or "fp32")
     files = ", ".join(sorted(file.name for file in out.iterdir()))
-    open_console().print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
+    console = open_console()
+    console.print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
+    if certificate:
+        print_certificate(console, certificate)

@@ -275,6 +275,8 @@ def print_scores(console: Console, result: Result) -> None:
         majority = f"{shown(row.majority, percent)} ({row.majority_answer})"
         table.add_row(row.name, f"{row.records:,}", shown(score.value, percent), bounds, majority)
     console.print(table)
+    if result.bad:
+        console.print(f"\n{result.unanswered()}", markup=False)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -292,7 +294,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(*(Text(cells[column]) for column in columns))
     console.print(table)
     gained = sum(flip.gained for flip in comparison.flips)
-    console.print(f"\n{comparison.headline}", markup=False)
+    console.print("\n" + "\n".join([comparison.headline, *comparison.remarks]), markup=False)
     console.print(
         f"{len(comparison.flips)} answers changed sides: {gained} gained, {len(comparison.flips) - gained} lost."
     )
@@ -317,5 +319,5 @@ def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
         data=read.data.get("stages", ()),
         proof={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)},
         provenance=read.provenance,
-        notes=notes(read.data, read.fresh),
+        notes=notes(read.data, read.fresh, read.probe.rounded),
     )

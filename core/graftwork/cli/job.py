@@ -56,7 +56,7 @@ def finish(session: Session, console: Console, plan: Plan, outline: Outline, out
         data=outcome.data["stages"],
         proof=proof,
         provenance=read.provenance,
-        notes=notes(outcome.data, read.fresh),
+        notes=notes(outcome.data, read.fresh, read.probe.rounded),
     )
     if processes.is_first():
         write_report(out, content)
@@ -76,7 +76,7 @@ def print_losses(console: Console, data: dict[str, Any]) -> None:
         console.print(f"  {line}", style="yellow")
 
 
-def notes(data: dict[str, Any], fresh: tuple[str, ...]) -> list[str]:
+def notes(data: dict[str, Any], fresh: tuple[str, ...], rounded: tuple[str, ...] = ()) -> list[str]:
     """Sentences that a reader of the report must not miss."""
     said = []
     if data["bad"]:
@@ -87,6 +87,8 @@ def notes(data: dict[str, Any], fresh: tuple[str, ...]) -> list[str]:
         said.append(
             f"The base weights lack {', '.join(fresh)}: what is called the base here has them as trained in this run."
         )
+    if rounded:
+        said.append(f"Trained on a base that {' and '.join(rounded)} rounded, and evaluated on the whole one.")
     return said
 
 
@@ -104,6 +106,8 @@ def compare_all(session: Session, console: Console, plan: Plan, checkpoint: Path
     if not plan.circumstance.evaluate:
         return comparisons
     opened = open_checkpoint(checkpoint, session.catalog)
+    if opened.remark:
+        console.print(opened.remark, style="yellow")
     arms = (BASE, ADAPTER) if opened.assembly.switchable else (ADAPTER,)
     for choice in plan.circumstance.evaluate:
         evaluator = cast("Evaluator[Any]", restore_component(choice, session.catalog))

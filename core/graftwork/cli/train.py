@@ -34,12 +34,12 @@ SET = click.option(
 )
 
 
-def resolve_run(session: Session, run: RunFile, *, fetch: bool = True) -> Plan:
-    """The plan of a run file on this machine, with every installed and ready kernel to fall back on."""
+def resolve_run(session: Session, run: RunFile, *, fetch: bool = True, absent: list[str] | None = None) -> Plan:
+    """The plan of a run file on this machine, with every installed and ready kernel to fall back on (see `resolve`)."""
     from graftwork.machine import probe
     from graftwork.resolve import resolve
 
-    return resolve(run, session.catalog, probe(), kernels=preferred_kernels(session), fetch=fetch)
+    return resolve(run, session.catalog, probe(), kernels=preferred_kernels(session), fetch=fetch, absent=absent)
 
 
 def preferred_kernels(session: Session) -> list[str]:
@@ -55,18 +55,29 @@ def preferred_kernels(session: Session) -> list[str]:
 @click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def plan(session: Session, run: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what the run file RUN resolves to: every default, the parts, what is trained, and the kernels."""
+    """Show what the run file RUN resolves to: every default, the parts, what is trained, and the kernels.
+
+    Weights need not be there where `config` names their configuration, nor data.
+    """
     from graftwork import machine, planning, runfile
 
+    absent: list[str] = []
     loaded = runfile.load(run, overrides)
-    resolved = resolve_run(session, loaded, fetch=False)
+    resolved = resolve_run(session, loaded, fetch=False, absent=absent)
     outline = planning.outline(resolved, session.catalog, machine.probe())
+    if outline.no_processor and not any(line.startswith("model.weights:") for line in absent):
+        absent.append(f"model: {outline.no_processor}")
     if as_json:
-        print_json({"plan": resolved.to_json(), "outline": asdict(outline), "out": str(loaded.out)})
+        facts = {"outline": asdict(outline), "absent": absent, "out": str(loaded.out)}
+        print_json({"plan": resolved.to_json(), **facts})
         return
     console = open_console()
     print_plan(console, resolved)
     print_outline(console, outline)
+    if absent:
+        console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
+        for line in absent:
+            console.print(f"  {line}", style="yellow", markup=False)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -76,10 +87,12 @@ def print_plan(console: Console, plan: Plan) -> None:
 
     def add(what: str, choice: Choice, more: Sequence[str] = ()) -> None:
         lines = [*more, *(f"{key} = {shown(value)}" for key, value in choice.settings.items())]
-        if choice.weights:
-            lines.insert(0, f"weights = {choice.weights.path}")
-        elif choice.folder:
-            lines.insert(0, f"config = {choice.folder}" + ("" if identity.model.weights else " (random weights)"))
+        weights = choice.weights.path if choice.weights else None
+        if choice.folder and choice.folder != weights:
+            alone = not (weights or identity.model.weights)
+            lines.insert(0, f"config = {choice.folder}" + " (random weights)" * alone)
+        if weights:
+            lines.insert(0, f"weights = {weights}" + " (not there yet)" * (not Path(weights).is_dir()))
         origin = f"{choice.distribution} {choice.version}"
         table.add_row(what, f"{choice.name}\n[dim]{choice.plugin}, {origin}[/dim]", "\n".join(lines))
 
@@ -225,6 +238,8 @@ def progress(console: Console) -> Iterator[Callable[[Event], None]]:
     def listen(event: Event) -> None:
         if isinstance(event, RunStarted):
             bar.update(task, total=event.steps, completed=event.step)
+            for remark in event.remarks:
+                console.print(f"memory: {remark}", style="yellow")
             if event.step:
                 console.print(f"resumed after step {event.step} of {event.steps}")
         elif isinstance(event, StepTaken):

@@ -9,6 +9,7 @@ from typing import Any
 
 from graftwork.component import Component
 from graftwork.conformance import (
+    adopting,
     attention,
     card,
     data,
@@ -25,9 +26,9 @@ from graftwork.settings import parse
 __all__ = ["CHECKS", "Outcome", "examine"]
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {
-    "model": (*model.CHECKS, *processor.CHECKS),
+    "model": (*model.CHECKS, *processor.CHECKS, *adopting.CHECKS),
     "vision_tower": vision_tower.CHECKS,
-    "peft": peft.CHECKS,
+    "peft": (*peft.CHECKS, *adopting.CHECKS),
     "memory": memory.CHECKS,
     "attention": attention.CHECKS,
     "evaluator": evaluator.CHECKS,

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork import compose
+from graftwork.batch import Batch
 from graftwork.compose import Assembly
 from graftwork.filling import named_tensors
 from graftwork.kinds import MemoryStrategy, PeftMethod, PixelSettings, Site, Structure, TowerOutput, VisionTower
-from graftwork.plan import Choice, Identity, Plan
+from graftwork.plan import Choice, Identity, Plan, TrainSettings
 from graftwork.records import Picture, Record, Turn
+from graftwork.stepping import Stepper, stepper_for, summed_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +32,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 def transformer(dropout: float = 0.0) -> nn.Module:
-    """Two blocks of self-attention between an embedding and a head: token ids to logits. Always the same numbers."""
+    """Two blocks of self-attention between an embedding and a head. Always the same numbers."""
     import torch
     from torch import nn
 
@@ -51,20 +53,27 @@ def transformer(dropout: float = 0.0) -> nn.Module:
             mixed: Tensor = self.down(nn.functional.gelu(self.up(self.mlp_norm(hidden))))
             return hidden + mixed
 
+    class Mining(nn.Module):
+        def forward(self, coarse: Tensor, fine: Sequence[Tensor]) -> Tensor:
+            return coarse + fine[0].tanh()
+
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+            self.embedding, self.mining = nn.Embedding(VOCABULARY, WIDTH), Mining()
             self.blocks = nn.ModuleList([Block(), Block()])
             self.norm = nn.LayerNorm(WIDTH)
             self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
-        def forward(self, ids: Tensor) -> Tensor:
-            hidden = self.embedding(ids)
+        def forward(self, batch: Batch) -> Tensor:
+            embedded = self.embedding(batch.input_ids)
+            hidden: Tensor = self.mining(embedded, [embedded.flip(-1)])  # as if these were maps of two towers
             for block in self.blocks:
                 hidden = block(hidden)
-            logits: Tensor = self.head(self.norm(hidden))
-            return logits
+            return self.norm(hidden)  # type: ignore[no-any-return]
+
+        def logits(self, hidden: Tensor) -> Tensor:
+            return self.head(hidden)  # type: ignore[no-any-return]
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -105,7 +114,7 @@ def assemble(
         architecture=nothing,
         towers={},
         outputs={},
-        structure=Structure(model, ROLES, blocks={"language": ("blocks.0", "blocks.1")}),
+        structure=Structure(model, ROLES, blocks={"language": ("blocks.0", "blocks.1"), "mining": ("mining",)}),
         processor=nothing,
         peft=peft,
         strategies=strategies,
@@ -115,59 +124,66 @@ def assemble(
     )
 
 
-def adapt(assembly: Assembly, *, fresh: bool = True) -> Assembly:
-    """Apply the PEFT method and let the memory strategies prepare, as core does; returns the assembly."""
+def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
+    """Apply the PEFT method, load `saved` numbers, and let the memory strategies prepare, as core does."""
     base = {id(tensor) for tensor in named_tensors(assembly.model).values()}
     compose.adapt(assembly, fresh=fresh)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
     assembly.base_values = {
         name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.from_base
     }
+    for name, value in (saved or {}).items():
+        assembly.model.get_parameter(name).data = value
+    for strategy in assembly.strategies:
+        strategy.compress(assembly)
     for strategy in assembly.strategies:
         strategy.prepare(assembly)
     return assembly
 
 
-def token_ids() -> Tensor:
-    """`[2, TOKENS]` token ids."""
+def batch() -> Batch:
+    """Two rows of `TOKENS` tokens, of which all but the first are labels."""
     import torch
 
-    return torch.arange(2 * TOKENS).view(2, TOKENS) * 5 % VOCABULARY
+    ids = torch.arange(2 * TOKENS).view(2, TOKENS) * 5 % VOCABULARY
+    real = torch.ones_like(ids, dtype=torch.bool)
+    return Batch(ids, real, ~real, labels=ids, pixels={})
 
 
 def logits(assembly: Assembly) -> Tensor:
-    """What the transformer computes of `token_ids`, without dropout or gradients."""
+    """What the transformer computes of `batch`, without dropout or gradients."""
     import torch
 
+    model = assembly.model.eval()
     with torch.no_grad():
-        return assembly.model.eval()(token_ids()).clone()  # type: ignore[no-any-return]
+        return model.logits(model(batch())).clone()  # type: ignore[no-any-return]
 
 
 def loss(assembly: Assembly) -> Tensor:
-    """The cross entropy of the next tokens."""
-    import torch
-
-    ids = token_ids()
+    """The summed cross entropy of the labels."""
     with assembly.autocast():
-        predicted = assembly.model(ids)[:, :-1]
-    return torch.nn.functional.cross_entropy(predicted.flatten(0, 1).float(), ids[:, 1:].flatten())
+        return summed_loss(assembly.model, batch(), assembly.cross_entropy)
 
 
-def train(assembly: Assembly, steps: int = 3) -> list[float]:
-    """Train for a few steps; returns the losses. Dropout is the same in each call."""
+def stepper(assembly: Assembly) -> Stepper:
+    """What takes the steps of a run, as core does."""
+    return stepper_for(assembly, TrainSettings(learning_rate=0.05, weight_decay=0.01))
+
+
+def train(assembly: Assembly, steps: int = 3, by: Stepper | None = None) -> list[float]:
+    """Train for a few steps, with a new optimizer or one in use; returns the losses. Dropout is the same in each call."""
     import torch
 
-    optimizer = torch.optim.AdamW(assembly.trained().values(), lr=0.05)
+    by = by or stepper(assembly)
     losses = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         assembly.model.train()
         for _ in range(steps):
-            value = loss(assembly)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(value.detach()))
+            losses.append(float(by.accumulate(batch(), labelled=2 * (TOKENS - 1))))
+            by.gradient_norm()
+            by.update()
+            by.clear()
     assembly.model.eval()
     return losses
 

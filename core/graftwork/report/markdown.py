@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from graftwork.report.wording import SCORE_HEADERS, counts_sentence, grid, plan_facts, score_cells, text, words
+from graftwork.report.wording import (
+    SCORE_HEADERS,
+    counts_sentence,
+    evidence,
+    grid,
+    plan_facts,
+    score_cells,
+    text,
+    words,
+)
 
 if TYPE_CHECKING:
     from graftwork.comparison import Comparison
@@ -53,11 +62,10 @@ def _blocks(content: ReportContent) -> Iterator[str]:
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
     yield f"## Base and adapter on {_escape(comparison.evaluator)}"
-    yield _escape(comparison.headline)
+    yield _escape(" ".join([comparison.headline, *comparison.remarks]))
     yield from (f"> {_escape(sentence)}" for sentence in comparison.forgetting)
     yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows])
-    if comparison.bad:
-        yield f"{comparison.bad:,} questions could not be asked."
+    yield _escape(evidence(comparison.provenance))
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,7 +15,16 @@ from graftwork.errors import DataError
 from graftwork.records import Picture
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
-from graftwork.report.wording import SCORE_HEADERS, counts_sentence, grid, plan_facts, score_cells, text, words
+from graftwork.report.wording import (
+    SCORE_HEADERS,
+    counts_sentence,
+    evidence,
+    grid,
+    plan_facts,
+    score_cells,
+    text,
+    words,
+)
 from graftwork.scores import ADAPTER, BASE, shown, shown_change
 
 if TYPE_CHECKING:
@@ -94,6 +103,7 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
         "div", *(tag("div", tag("b", number), tag("span", name)) for name, number in tiles.items()), class_="tiles"
     )
     yield tag("p", comparison.headline)
+    yield from (tag("p", remark) for remark in comparison.remarks)
     if comparison.forgetting:
         yield tag("ul", *(tag("li", sentence) for sentence in comparison.forgetting), class_="note")
     yield score_bars(comparison)
@@ -102,10 +112,11 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
         "p",
         "Differences are paired, in percentage points where scores are in per cent; intervals draw whole pictures; p is of "
         "McNemar's exact test, which takes questions as independent."
-        + (" * A group that was not trained on." if comparison.untrained else "")
-        + (f" {comparison.bad:,} questions could not be asked." if comparison.bad else ""),
+        + (" * A group that was not trained on." if comparison.untrained else ""),
         class_="small",
     )
+    if said := evidence(comparison.provenance):
+        yield tag("p", said, class_="small")
     for gained, title in ((True, "Gained"), (False, "Lost")):
         flips = [flip for flip in comparison.flips if flip.gained is gained]
         if flips:

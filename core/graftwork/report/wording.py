@@ -65,6 +65,21 @@ def score_cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
     )
 
 
+def evidence(provenance: Mapping[str, Any]) -> str:
+    """What shows that models answered: whose answers these are, their tokens and time, and the file that holds them."""
+    if not provenance.get("answers"):
+        return ""
+    models = [
+        f"{words(key)} {provenance[key][:12]}…" for key in provenance if key == "checkpoint" or key.startswith("base")
+    ]
+    tokens = " and ".join(f"{count:,} ({arm})" for arm, count in provenance["tokens"].items())
+    file = provenance["answers"]
+    return (
+        f"Answered by {', '.join(models)}: tokens {tokens}, {provenance['seconds']:,.1f} seconds. The answers are in "
+        f"{file['file']}, sha256 {file['sha256'][:12]}…"
+    )
+
+
 def counts_sentence(counts: Mapping[str, int]) -> str:
     """How much of a model is trained, or nothing if that is not known."""
     if not counts.get("total"):

@@ -1,0 +1,141 @@
+"""Folders that Graftwork did not write: reading them, and what methods and models say about what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from graftwork import weights
+from graftwork.weights import LazyTensor
+
+HISTORY = "trainer_state.json"
+"""Where transformers' Trainer keeps the losses of a run."""
+
+
+class Foreign:
+    """A folder of which nothing is believed: what it says is read, and never run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """The names of its files, without those in folders below."""
+        return frozenset(file.name for file in self.path.iterdir() if file.is_file())
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object in it; empty where there is no such file, WeightsError where it is no JSON object."""
+        return weights.read_json(self.path / name) if name in self.files else {}
+
+    def tensors(self, name: str) -> dict[str, LazyTensor]:
+        """The tensors of one of its files; of a pickle only if it holds nothing else."""
+        return weights.open_file(self.path / name)
+
+    def shards(self) -> list[Path]:
+        """The files of a whole model in it, as transformers names them; WeightsError where an index names a missing one."""
+        return [file for file in weights.tensor_files(self.path) if file.name.startswith(("model", "pytorch_model"))]
+
+    @cached_property
+    def history(self) -> tuple[int, list[float]]:
+        """The steps that were taken and the losses that were logged, by transformers' Trainer; 0 and none without a log."""
+        saves = [path for path in self.path.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        newest = max(saves, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        for folder in (self, *([Foreign(newest)] if newest else [])):
+            state = folder.json(HISTORY)
+            lines = state.get("log_history")
+            found = (
+                [line["loss"] for line in lines if isinstance(line, dict) and "loss" in line]
+                if isinstance(lines, list)
+                else []
+            )
+            if losses := [float(loss) for loss in found if isinstance(loss, int | float)]:
+                return int(state.get("global_step") or len(losses)), losses
+        return 0, []
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in a foreign folder, as the PEFT method that can use it reads it."""
+
+    said: str
+    """What it is, as a noun phrase."""
+    settings: Callable[[Sequence[str]], dict[str, Any]]
+    """The method's settings, given the names of the modules that the chosen roles would adapt."""
+    tensors: Mapping[str, LazyTensor]
+    """Its own tensors, by the names that the method gives them in the model."""
+    modules: frozenset[str]
+    """The modules that it adapts."""
+    others: Mapping[str, LazyTensor] = field(default_factory=dict)
+    """What was saved with it and is not the method's own, by names in the model that was adapted."""
+    base: str = ""
+    """The path or hub id that it names as its base."""
+    inconsistent: tuple[str, ...] = ()
+    refused: str = ""
+    """Why it cannot be used, and what would help: a sentence; empty when it can."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A vision tower that a foreign folder was trained with."""
+
+    recorded: str
+    """The path or hub id that it names."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The tower component's settings."""
+    width: int | None = None
+    """How wide the tower's maps are, all together; None where the folder does not say."""
+    held: bool = False
+    """Whether the foreign folder holds the tower's tensors as well."""
+    source: Literal["its folder", "here", "trained here"] = "its folder"
+    """Whose tensors the model used: those in the tower's own folder, those that the foreign folder holds, or the latter,
+    because they were trained. Where the one has none, the other has to do."""
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What an architecture makes of a foreign folder."""
+
+    said: str
+    """What it is, as a noun phrase."""
+    configure: Callable[[Path | None], Mapping[str, Any]]
+    """The model's configuration, given the base's folder; raises WeightsError when that base does not fit."""
+    base: str = ""
+    """The path or hub id of what it was trained from."""
+    parts: Mapping[str, Wanted] = field(default_factory=dict)
+    tensors: Mapping[str, LazyTensor] = field(default_factory=dict)
+    """What it holds besides an adapter's own tensors, by names in the built model."""
+    whole: bool = False
+    """Whether that is all of the model, so that it needs no base."""
+    vocabulary: int = 0
+    has_processor: bool = False
+    facts: Sequence[tuple[str, str]] = ()
+    """What else to know of it: a label and a phrase each."""
+    missing: tuple[str, ...] = ()
+    inconsistent: tuple[str, ...] = ()
+    refused: str = ""
+    """Why nothing can be made of it, and what would help: a sentence; empty when something can."""
+    refused_on_plain: str = ""
+    """The same, where its base is a plain language model."""
+
+
+def broken(tensors: Mapping[str, LazyTensor]) -> str:
+    """What makes tensors useless, as a sentence: they are empty or not finite; empty when nothing does."""
+    import torch
+
+    values = {name: read().detach() for name, read in tensors.items()}
+    if hollow := [name for name, value in values.items() if not value.numel()]:
+        return (
+            f"{len(hollow)} of its {len(values)} tensors are empty, such as '{hollow[0]}': they were saved under ZeRO-3 without "
+            "being gathered, and their values are lost; train again"
+        )
+    if wild := [
+        name for name, value in values.items() if value.is_floating_point() and not torch.isfinite(value).all()
+    ]:
+        return (
+            f"{len(wild)} of its {len(values)} tensors hold numbers that are not finite, such as '{wild[0]}': the run overflowed; "
+            "train again in bf16"
+        )
+    return ""

@@ -1,0 +1,77 @@
+"""Where the weights are that a foreign folder names: looked for by the recorded path, and by what folders hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from graftwork import weights
+from graftwork.errors import WeightsError
+
+DEPTH = 6
+"""How far below a folder to search is looked."""
+ABOVE = 3
+"""In how many folders above a foreign one its recorded paths are looked for."""
+MARKS = ("config.json", "open_clip_config.json")
+"""One of these is in every folder of weights."""
+
+Fits = Callable[[Path], str]
+"""Why a folder cannot be the one that is meant, as a clause; empty when it can."""
+
+
+class Search:
+    """Looks for what a foreign folder names: beside it, and below the folders to search."""
+
+    def __init__(self, folder: Path, below: Sequence[Path] = ()) -> None:
+        self.folder = folder.resolve()
+        self.below = [path.resolve() for path in below]
+        for path in self.below:
+            if not path.is_dir():
+                raise WeightsError(f"--search: there is no folder '{path}'; correct the path")
+
+    def find(self, recorded: str, fits: Fits, guess: Fits) -> tuple[Path | None, str]:
+        """The folder that `recorded` means, where what it holds `fits`; else the only one below the folders to search that
+        is a good `guess`, whatever it is called. None with what was found instead, a clause.
+        """
+        mismatch = ""
+        for place in dict.fromkeys(self._named(recorded)):
+            if place.is_dir():
+                if not (reason := fits(place)):
+                    return place.resolve(), ""
+                mismatch = mismatch or f"'{place}' is not it: {reason}"
+        found = sorted({place for place in self._below() if not guess(place)})
+        if len(found) == 1:
+            return found[0], ""
+        if found:
+            return None, f"{len(found)} folders could be it: " + ", ".join(f"'{place}'" for place in found)
+        if weights.HUB_ID.fullmatch(recorded):
+            try:
+                return weights.locate(recorded, self.folder, where="base", fetch=False), ""
+            except WeightsError:
+                mismatch = mismatch or "it is not in the cache of the Hugging Face hub"
+        return None, mismatch
+
+    def _named(self, recorded: str) -> Iterator[Path]:
+        """The places that a recorded path can mean: as it is, else its last parts, the more the better."""
+        if not recorded:
+            return
+        if Path(recorded).is_absolute():
+            yield Path(recorded)
+        pure = PureWindowsPath(recorded) if "\\" in recorded else PurePosixPath(recorded)
+        parts = [part for part in pure.parts if part not in (pure.anchor, ".", "..")]
+        roots = [*self.below, self.folder, *self.folder.parents[:ABOVE], Path.cwd()]
+        if not pure.is_absolute():
+            yield from (root / recorded for root in roots)
+        for start in range(len(parts)):
+            yield from (root.joinpath(*parts[start:]) for root in roots)
+
+    def _below(self) -> Iterator[Path]:
+        """Every folder below those to search that looks like one of weights."""
+        for root in self.below:
+            for path, folders, files in os.walk(root):
+                here = Path(path)
+                deep = len(here.relative_to(root).parts) >= DEPTH
+                folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
+                if not set(MARKS).isdisjoint(files) and here != self.folder:
+                    yield here

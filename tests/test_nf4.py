@@ -1,0 +1,187 @@
+"""Frozen layers in 4 bits: near the weights, a fraction of their size, and nothing of it in a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_runs import COMPONENTS, LORA, METHODS, PlanOf, logits_of
+from torch import nn
+
+from graftwork import GraftworkError, compose
+from graftwork.checkpoint import TENSORS, open_checkpoint, read_tensors
+from graftwork.cli import main
+from graftwork.cli.job import notes
+from graftwork.compose import Assembly
+from graftwork.errors import CheckpointError
+from graftwork.events import Event, RunStarted
+from graftwork.lookup import DictLookup
+from graftwork.merging import merge
+from graftwork.plan import Plan
+from graftwork.training import Outcome, train
+from graftwork_nf4 import Nf4
+
+pytest.importorskip("bitsandbytes")
+
+LOOKUP = DictLookup(*COMPONENTS, Nf4)
+MEMORY = {"memory": {"use": ["nf4"]}}
+
+
+def built(run: PlanOf, **changes: Any) -> Assembly:
+    return compose.build(run(MEMORY | changes, LOOKUP), LOOKUP, device="cpu")
+
+
+def rounded(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if type(module).__name__ == "RoundedLinear"}
+
+
+def test_frozen_linear_layers_of_the_base_are_rounded_and_nothing_else_is(run: PlanOf) -> None:
+    plain = compose.build(run({"peft.also_train": ["connector"]}), LOOKUP, device="cpu")
+    small = built(run, **{"peft.also_train": ["connector"]})
+    layers = rounded(small.model)
+    linears = {
+        name
+        for name, module in plain.model.named_modules()
+        if type(module) is nn.Linear and "lora_" not in name and "mm_projector" not in name
+    }
+    assert set(layers) == linears
+    assert {name.split(".")[1] for name in layers} >= {"layers", "vision_tower", "vlm_uni_query_projector"}
+    for name, layer in layers.items():
+        weight = plain.model.get_submodule(name).weight
+        assert (layer.weight - weight).norm() < 0.12 * weight.norm()
+        assert layer.weight.dtype == weight.dtype
+        bytes_of = sum(buffer.nbytes for key, buffer in layer.named_buffers() if key != "code")
+        assert bytes_of < 0.54 * weight.numel()
+    assert small.counts() == plain.counts()
+    assert small.added().keys() == plain.added().keys()
+
+
+def test_the_base_s_own_roles_can_be_chosen_and_unknown_ones_are_named(run: PlanOf) -> None:
+    memory = {"use": ["nf4"], "nf4": {"on": ["language.mlp"]}}
+    assert {name.split(".")[3] for name in rounded(built(run, memory=memory).model)} == {"mlp"}
+    memory["nf4"] = {"on": ["tongue"]}
+    with pytest.raises(GraftworkError, match="'nf4' is asked for the role 'tongue', and this model has 'lang"):
+        built(run, memory=memory)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_computes_and_learns_with_the_weight_that_it_shows(run: PlanOf, dtype: torch.dtype) -> None:
+    layer = next(iter(rounded(built(run).model).values()))
+    inputs = torch.randn(3, 5, layer.in_features, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = layer(inputs)
+        wanted = nn.functional.linear(inputs, layer.weight, layer.bias)
+    assert output.dtype == wanted.dtype == dtype
+    torch.testing.assert_close(output, wanted, rtol=1e-2, atol=1e-2)
+    (found,), (gradient,) = (torch.autograd.grad(result.square().sum(), inputs) for result in (output, wanted))
+    torch.testing.assert_close(found, gradient, rtol=2e-2, atol=2e-2 * float(gradient.abs().max()))
+
+
+def test_a_copy_has_its_own_weights(run: PlanOf) -> None:
+    layer = next(iter(rounded(built(run).model).values()))
+    twin = copy.deepcopy(layer)
+    twin.packed.zero_()
+    assert not torch.equal(twin.weight, layer.weight)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "ia3"])
+def test_methods_learn_on_a_rounded_base_as_on_the_whole_one(run: PlanOf, tmp_path: Path, method: str) -> None:
+    def losses(changes: dict[str, Any], out: str) -> list[float]:
+        outcome = train(run({"peft": METHODS[method], **changes}, LOOKUP), LOOKUP, tmp_path / out, device="cpu")
+        return [line["loss"] for line in outcome.log]
+
+    whole, small = losses({}, "whole"), losses(MEMORY, "small")
+    assert small != whole
+    assert small == pytest.approx(whole, rel=0.05)
+    assert small[-1] < small[0]
+
+
+@pytest.fixture
+def trained(run: PlanOf, tmp_path: Path) -> tuple[Plan, Outcome, list[Event]]:
+    """A LoRA run on a rounded base, and what was told of it."""
+    told: list[Event] = []
+    plan = run(MEMORY | {"peft": LORA, "train.precision": "bf16"}, LOOKUP)
+    return plan, train(plan, LOOKUP, tmp_path / "out", device="cpu", listen=told.append), told
+
+
+def test_a_checkpoint_holds_the_adapter_and_is_proven_with_the_rounded_base(trained: Any) -> None:
+    _, outcome, told = trained
+    assert isinstance(told[0], RunStarted)
+    assert told[0].remarks == ("nf4: frozen linear weights are kept in 4 bits",)
+    assert all("lora_" in name for name in read_tensors(outcome.checkpoint / TENSORS))
+    again = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu", as_trained=True)
+    assert (again.proof.comparable, again.proof.error, again.remark) == (True, 0.0, "")
+    assert rounded(again.assembly.model)
+
+
+def test_opened_otherwise_its_base_is_whole_and_that_is_said(trained: Any) -> None:
+    _, outcome, _ = trained
+    opened = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu")
+    assert not rounded(opened.assembly.model)
+    assert not opened.proof.comparable
+    assert opened.remark == "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little."
+    assert notes(outcome.data, (), opened.manifest.probe.rounded) == [
+        "Trained on a base that nf4 rounded, and evaluated on the whole one."
+    ]
+    without = open_checkpoint(outcome.checkpoint, DictLookup(*COMPONENTS), device="cpu", as_trained=True)
+    assert without.remark == opened.remark
+
+
+def test_its_adapter_is_merged_into_the_whole_base(trained: Any, tmp_path: Path) -> None:
+    _, outcome, _ = trained
+    opened = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu", precision="fp32")
+    wanted, base = logits_of(opened.assembly)
+    certificate = merge(opened, tmp_path / "merged", LOOKUP, precision="fp32")
+    assert certificate.error <= certificate.tolerance
+    assert json.loads((tmp_path / "merged" / "certificate.json").read_text())["changed"] == certificate.changed > 0
+    assert not torch.equal(wanted, base)
+
+
+def test_merging_into_a_rounded_base_is_refused(trained: Any, tmp_path: Path) -> None:
+    opened = open_checkpoint(trained[1].checkpoint, LOOKUP, device="cpu", as_trained=True)
+    with pytest.raises(CheckpointError) as caught:
+        merge(opened, tmp_path / "merged", LOOKUP)
+    assert str(caught.value) == (
+        "an adapter is merged into the whole base, and here nf4 rounded it; open the checkpoint without as_trained"
+    )
+
+
+def test_it_works_on_fake_tensors(run: PlanOf) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assembly = compose.build(run(), LOOKUP, device="cpu")
+    numbers = sum(module.weight.numel() for module in Nf4(Nf4.Settings())._linears(assembly))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in assembly.model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    fake = mode.from_tensor(parameter.data)
+                    module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+        Nf4(Nf4.Settings()).compress(assembly)
+        layers = rounded(assembly.model)
+        assert numbers / 2 <= sum(layer.packed.nbytes for layer in layers.values()) < 0.51 * numbers
+        layer = next(iter(layers.values()))
+        inputs = torch.empty(2, layer.in_features, requires_grad=True)
+        layer(inputs).sum().backward()
+        assert inputs.grad is not None
+
+
+def test_the_command_line_says_what_is_rounded_and_where_it_is_not(trained: Any, tmp_path: Path) -> None:
+    _, outcome, _ = trained
+
+    def said(*arguments: str | Path) -> str:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "rounds   frozen linear weights are kept in 4 bits: a step is within 50% of a plain one" in said(
+        "show", "memory", "nf4"
+    )
+    assert "logits    differ by 0 from those recorded" in said("verify", outcome.checkpoint)
+    remark = "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little.\n"
+    assert said("export", outcome.checkpoint, tmp_path / "peft", "--to", "peft").startswith(remark)
