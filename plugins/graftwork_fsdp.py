@@ -92,6 +92,16 @@ class ShardedStepper(Stepper):
     together = True
     lockstep = True
 
+    def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
+        import torch
+
+        super().__init__(assembly, settings)
+        if type(self.optimizer) is not torch.optim.AdamW:
+            raise PlanRefused(
+                f"'fsdp' shards the state of AdamW, and another memory strategy brings {type(self.optimizer).__name__}; use one "
+                "or the other"
+            )
+
     def _groups(self) -> list[dict[str, Any]]:
         # An optimizer may take a group's tensors all at once, and then they must be of one kind.
         split = []

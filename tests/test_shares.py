@@ -35,11 +35,13 @@ def test_alone_a_process_has_everything() -> None:
 
 def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "count", lambda: 3)
-    owned = []
+    owned, asked = [], []
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         owned.append(shares.own([10, 11, 12, 13, 14]))
+        asked.append(shares.neighbours("abcde"))
     assert owned == [[10, 13], [11, 14], [12]]
+    assert asked == [["a"], ["b", "c"], ["d", "e"]]
 
 
 def test_in_step_every_micro_batch_has_pictures_and_none_has_more_labels() -> None:

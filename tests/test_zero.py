@@ -197,14 +197,19 @@ def test_alone_it_takes_plain_steps_and_drops_those_that_are_not_finite(
     from graftwork.stepping import Stepper
 
     lookup = DictLookup(*COMPONENTS, Zero)
-    poisoned = []
+    taken = []
     for kind in (Stepper, engine.Engine):
         accumulate = kind.accumulate
 
-        def poison(self: Any, batch: Any, labelled: int, *, last: bool = True, real: Any = accumulate) -> Any:
-            # The third step's loss is divided by nought.
-            poisoned.append(self)
-            return real(self, batch, labelled if poisoned.count(self) != 3 else float("nan"), last=last)
+        def poison(self: Any, *arguments: Any, real: Any = accumulate, **options: Any) -> Any:
+            usual = self.assembly.cross_entropy
+            taken.append(self)
+            if taken.count(self) == 3:
+                self.assembly.cross_entropy = lambda *inputs: usual(*inputs) * float("nan")
+            try:
+                return real(self, *arguments, **options)
+            finally:
+                self.assembly.cross_entropy = usual
 
         monkeypatch.setattr(kind, "accumulate", poison)
     changes: dict[str, Any] = {"train.steps": 6, "peft.also_train": ["connector"]}
@@ -216,15 +221,27 @@ def test_alone_it_takes_plain_steps_and_drops_those_that_are_not_finite(
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4, nan_ok=True)
 
 
-@INSTALLED
-@pytest.mark.slow
-def test_an_optimizer_of_another_strategy_is_refused(base: Path, tmp_path: Path) -> None:
-    lookup = DictLookup(*COMPONENTS, Zero, OwnOptimizer)
-    plan = plan_of(base, tmp_path, {"memory": {"use": ["own-optimizer", "zero"]}}, lookup)
-    with pytest.raises(PlanRefused) as caught:
-        train(plan, lookup, tmp_path / "out", device="cpu")
-    assert str(caught.value) == (
+def test_optimizers_and_quantised_weights_of_other_strategies_are_refused(base: Path, lookup: DictLookup) -> None:
+    plan = plan_of(base, base)
+    assembly = compose.build(plan, lookup, device="cpu")
+    settings = plan.circumstance.train
+
+    def refused(strategy: MemoryStrategy[Any]) -> str:
+        with pytest.raises(PlanRefused) as caught:
+            strategy.stepper(assembly, settings)
+        return str(caught.value)
+
+    assembly.strategies = [OwnOptimizer(OwnOptimizer.Settings())]
+    assert refused(Zero(ZeroSettings())) == (
         "'zero' shares out the state of AdamW, and another memory strategy brings Adamax; use one or the other"
+    )
+    assert refused(Fsdp(Fsdp.Settings())) == (
+        "'fsdp' shards the state of AdamW, and another memory strategy brings Adamax; use one or the other"
+    )
+    assembly.strategies = []
+    assembly.model.packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    assert refused(Zero(ZeroSettings(stage=3))) == (
+        "'zero' shares out floating-point weights in stage 3, and 'packed' is quantised; use stage 2"
     )
 
 

@@ -1,11 +1,14 @@
-"""The file of an evaluation's answers: a header, then one line for each question, so that it can be continued."""
+"""An evaluation's answers: the file of them, which can be continued, and what a process has of them to tell the others."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from graftwork.records import BadRecord
 
 
 class AnswerFile:
@@ -72,3 +75,19 @@ def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
         entries.append(entry)
         good += len(line)
     return entries, good
+
+
+@dataclass
+class News:
+    """What a process has to tell the others after a batch."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    bad: list[BadRecord] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Make room for those of the next batch, in the same lists."""
+        self.lines, self.run = [], None
+        self.bad.clear()
+        self.said.clear()

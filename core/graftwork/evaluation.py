@@ -9,19 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import processes
-from graftwork.answers import AnswerFile
+from graftwork import processes, shares
+from graftwork.answers import AnswerFile, News
 from graftwork.batch import Encoded, collate
 from graftwork.errors import DataError, GraftworkError
 from graftwork.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.kinds import Evaluator
-from graftwork.questions import by_picture, read_questions, share_of
+from graftwork.questions import by_picture, read_questions
 from graftwork.records import BadRecord, Record
 from graftwork.scores import ADAPTER, BASE, Answered, Row, picture_key, shown, tabulate
 from graftwork.weights import sha256
@@ -114,9 +114,9 @@ def evaluate(
     header, lines = processes.gather((file.header, file.lines))[0]
     asked = {record.id: record for record in records}
     done = _restore(evaluator, asked, lines)
-    todo = share_of(by_picture([record for record in records if record.id not in done]))
+    todo = shares.neighbours(by_picture([record for record in records if record.id not in done]))
     progress(len(done), len(records))
-    news, ran = _News(), len(file.runs)
+    news, ran = News(), len(file.runs)
     chunks = _ask_all(assembly, evaluator, todo, header["arms"], batch_size, news.bad, strict, news.said.append)
     while True:
         # A batch of every process at a time, so that an interruption costs no more than that.
@@ -159,22 +159,6 @@ def evaluate(
         )
         evaluator.write(kept, out)
     return result
-
-
-@dataclass
-class _News:
-    """What a process has to tell the others after a batch."""
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] | None = None
-    bad: list[BadRecord] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """Make room for those of the next batch, in the same lists."""
-        self.lines, self.run = [], None
-        self.bad.clear()
-        self.said.clear()
 
 
 def _ask_all(

@@ -1,21 +1,14 @@
-"""The questions of an evaluator: read, put in order, and shared among processes."""
+"""The questions of an evaluator: read, and put in order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from graftwork import processes
 from graftwork.errors import DataError
 from graftwork.kinds import Evaluator
 from graftwork.records import BadRecord, Record
 from graftwork.scores import picture_key
-
-
-def share_of(records: list[Record]) -> list[Record]:
-    """This process's part of the questions; those about one picture stay together."""
-    rank, count = processes.rank(), processes.count()
-    return records[rank * len(records) // count : (rank + 1) * len(records) // count]
 
 
 def read_questions(

@@ -1,12 +1,15 @@
-"""A process's share of an optimizer step, and what keeps it in step with the other processes."""
+"""A process's share of an optimizer step or of questions, and what keeps it in step with the other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from graftwork import processes
 from graftwork.batch import IGNORED, Encoded
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Tally:
 def own(indices: Sequence[int]) -> list[int]:
     """This process's records of a step: every n-th, so that records sorted by length are shared evenly."""
     return list(indices[processes.rank() :: processes.count()])
+
+
+def neighbours(questions: Sequence[T]) -> list[T]:
+    """This process's part of questions, in which neighbours stay together: they are about the same picture."""
+    rank, count = processes.rank(), processes.count()
+    return list(questions[rank * len(questions) // count : (rank + 1) * len(questions) // count])
 
 
 def tally(micro_batches: Sequence[Sequence[Encoded]]) -> Tally:

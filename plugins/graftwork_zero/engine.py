@@ -44,6 +44,11 @@ class Engine(Stepper):
                 "use one or the other"
             )
         given = config.read(zero.config)
+        packed = next((n for n, p in assembly.model.named_parameters() if not p.is_floating_point()), None)
+        if packed and config.stage_of(given, zero) == 3:
+            raise PlanRefused(
+                f"'zero' shares out floating-point weights in stage 3, and '{packed}' is quantised; use stage 2"
+            )
         if clause := config.steps_contradiction(given, zero, settings, processes.count()):
             raise PlanRefused(clause)
         processes.form_group(assembly.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.component import Rounding
@@ -22,9 +22,13 @@ TRAINED: tuple[tuple[str, ...], ...] = (("first",), ("first", "rest"))
 """The roles that are trained: a block, and embeddings and head as well."""
 
 
-def assembled(subject: Subject | None, trained: tuple[str, ...] = TRAINED[0]) -> Assembly:
-    """The transformer in training and with dropout, with the strategy or without one."""
-    return adapt(assemble(strategies=[subject.ready()] if subject else (), also_train=trained, dropout=0.1))
+def assembled(
+    subject: Subject | None, trained: tuple[str, ...] = TRAINED[0], saved: Mapping[str, Tensor] | None = None
+) -> Assembly:
+    """The transformer in training and with dropout, with the strategy or without one, as new or with saved numbers."""
+    return adapt(
+        assemble(strategies=[subject.ready()] if subject else (), also_train=trained, dropout=0.1), saved=saved
+    )
 
 
 def rounding(subject: Subject) -> Rounding | None:
@@ -97,20 +101,26 @@ def answers_stay(subject: Subject) -> Iterator[str]:
 
 def resuming_goes_on_exactly(subject: Subject) -> Iterator[str]:
     """What a checkpoint keeps of the optimizer takes the next step as if there had been no break."""
-    first, second = assembled(subject), assembled(subject)
-    before, after = stepper(first), stepper(second)
+    first = assembled(subject)
+    before = stepper(first)
     train(first, steps=2, by=before)
-    saved = {name: tensor.detach().clone() for name, tensor in first.trained().items()}
+    second = assembled(subject, saved=numbers(first))
+    after = stepper(second)
     after.restore(before.state())
-    for name, parameter in second.trained().items():
-        parameter.data = saved[name]
     train(first, steps=1, by=before), train(second, steps=1, by=after)
-    for name, parameter in first.trained().items():
-        if (error := distance(second.trained()[name], parameter)) > TOLERANCE:
+    found = numbers(second)
+    for name, wanted in numbers(first).items():
+        if (error := distance(found[name], wanted)) > TOLERANCE:
             yield (
                 f"a resumed run must take the same steps, and '{name}' is {error:.3g} away after the next one; "
                 "keep all that the optimizer knows in its 'state', as tensors and whole numbers"
             )
+
+
+def numbers(assembly: Assembly) -> dict[str, Tensor]:
+    """All numbers that are trained, by name."""
+    with assembly.whole(assembly.trained()):
+        return {name: parameter.detach().clone() for name, parameter in assembly.trained().items()}
 
 
 CHECKS: tuple[Check, ...] = (

@@ -124,14 +124,16 @@ def assemble(
     )
 
 
-def adapt(assembly: Assembly, *, fresh: bool = True) -> Assembly:
-    """Apply the PEFT method and let the memory strategies prepare, as core does; returns the assembly."""
+def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
+    """Apply the PEFT method, load `saved` numbers, and let the memory strategies prepare, as core does."""
     base = {id(tensor) for tensor in named_tensors(assembly.model).values()}
     compose.adapt(assembly, fresh=fresh)
     assembly.from_base = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
     assembly.base_values = {
         name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.from_base
     }
+    for name, value in (saved or {}).items():
+        assembly.model.get_parameter(name).data = value
     for strategy in assembly.strategies:
         strategy.compress(assembly)
     for strategy in assembly.strategies:
