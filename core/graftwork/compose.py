@@ -198,7 +198,7 @@ def build(
         towers=towers,
         outputs=outputs,
         structure=structure,
-        processor=_processor(identity.model, architecture, processor_folder, outputs, shape_only=meta),
+        processor=_processor(identity.model, architecture, processor_folder, outputs, shape_only=meta or imagined),
         peft=peft,
         strategies=strategies,
         bindings=bind_attention(plan, lookup, structure, architecture, towers, outputs),

@@ -7,15 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import attention, card, compose
 from graftwork.batch import IGNORED, Encoded, collate
 from graftwork.errors import GraftworkError
+from graftwork.filling import config_of
 from graftwork.kinds import AttentionCase, AttentionKernel
 from graftwork.ledger import BATCH, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.lookup import Lookup
 from graftwork.machine import Machine
+from graftwork.model import Processor
 from graftwork.plan import Choice, Plan
 from graftwork.records import Picture, Record, Turn
 from graftwork.stepping import Stepper, stepper_for
@@ -98,6 +101,8 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
     tracker = Tracker()
     with tracker.following(answer if fake else None):
         assembly = compose.build(plan, lookup, device="cpu", imagined=fake)
+        if isinstance(assembly.processor, compose.NoProcessor):
+            assembly.processor = stand_in(assembly)
         assembly.model.train()
         tracker.name_weights(assembly)
         tracker.phase = PREPARATION
@@ -159,6 +164,18 @@ def without_weights(plan: Plan) -> Plan:
     identity = plan.identity
     parts = {part: bare(choice) for part, choice in identity.parts.items()}
     return replace(plan, identity=replace(identity, model=bare(identity.model), parts=parts))
+
+
+def stand_in(assembly: Assembly) -> Processor:
+    """A processor with the tokenizer of the model's example, where its own is not there: no size depends on it."""
+    from tempfile import TemporaryDirectory
+
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    architecture = assembly.architecture
+    with TemporaryDirectory() as folder, unset_fake_temporarily():
+        architecture.example(Path(folder))
+        return architecture.processor(config_of(assembly.plan.identity.model), Path(folder), assembly.outputs)
 
 
 def kernels_on(plan: Plan, lookup: Lookup, assembly: Assembly, machine: Machine) -> dict[str, AttentionKernel[Any]]:
