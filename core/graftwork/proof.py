@@ -84,12 +84,14 @@ def probe_logits(assembly: Assembly, probe: Mapping[str, Tensor]) -> tuple[Tenso
     model.eval()
 
     def logits() -> Tensor:
-        hidden = model(batch)[probe["rows"], probe["positions"]]
-        return model.logits(hidden).float().cpu()  # type: ignore[no-any-return]
+        # Autocast for each by itself: it keeps the rounded weights for as long as it is entered.
+        with assembly.autocast():
+            hidden = model(batch)[probe["rows"], probe["positions"]]
+            return model.logits(hidden).float().cpu()  # type: ignore[no-any-return]
 
     try:
         # Not in inference mode: what sharding strategies fetch here may be kept for training.
-        with torch.no_grad(), assembly.autocast():
+        with torch.no_grad():
             on = assembly.running(logits)
             with assembly.off():
                 return on, assembly.running(logits)
