@@ -48,10 +48,10 @@ class Greedy(MemoryStrategy[NoSettings]):
         largest = self.largest
 
         class Limited(Stepper):
-            def accumulate(self, batch: Any, labelled: int) -> Any:
+            def accumulate(self, batch: Any, labelled: int, **options: Any) -> Any:
                 if self.optimizer.state and len(batch.input_ids) > largest:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, labelled)
+                return super().accumulate(batch, labelled, **options)
 
         return Limited(assembly, settings)
 
@@ -76,10 +76,10 @@ class Late(MemoryStrategy[NoSettings]):
                 super().update()
                 self.steps += 1
 
-            def accumulate(self, batch: Any, labelled: int) -> Any:
+            def accumulate(self, batch: Any, labelled: int, **options: Any) -> Any:
                 if self.steps == 2:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, labelled)
+                return super().accumulate(batch, labelled, **options)
 
         return Third(assembly, settings)
 

@@ -47,7 +47,7 @@ class Batch:
     """Part name to `[pictures, 3, height, width]`; empty when no row has a picture."""
     predicting: torch.Tensor | None = None
     """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
-    collation, because finding them in `labels` would make the host wait for the device; None where there is no loss."""
+    collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -60,6 +60,13 @@ class Batch:
             moved,
             None if self.predicting is None else self.predicting.to(device, non_blocking=True),
         )
+
+
+def predicting_positions(labels: torch.Tensor) -> torch.Tensor:
+    """`Batch.predicting`, from the labels of a batch that was not collated."""
+    places = (labels != IGNORED).nonzero()
+    rows, columns = places[places[:, 1] > 0].unbind(1)
+    return rows * labels.shape[1] + columns - 1
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") -> Batch:

@@ -80,12 +80,6 @@ class _Resolver:
         wanted = run.attention if "*" in run.attention or not kernels else {**run.attention, "*": tuple(kernels)}
         attention = {site: self.kernels(site, names) for site, names in wanted.items()}
         memory = self.choose_all("memory", run.memory)
-        plain = MemoryStrategy.stepper
-        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
-        if len(engines) > 1:
-            self.reasons.append(
-                f"memory.use: {' and '.join(map(repr, engines))} all take the steps of a run; use one of them"
-            )
         sources = self.choose_all("data_source", run.sources)
         operators = self.choose_all("data_operator", run.operators)
         evaluators = self.choose_all("evaluator", run.evaluate)
@@ -112,6 +106,7 @@ class _Resolver:
         plan = Plan(identity, circumstance)
         self.check_sites(plan, model, parts)
         for rung in rungs or [circumstance.memory]:
+            self.check_engines([each for each in memory if each.choice in rung])
             tried = replace(plan, circumstance=replace(circumstance, memory=rung))
             for each in self.resolved:
                 if each.choice.kind == "memory" and each.choice not in rung:
@@ -228,6 +223,14 @@ class _Resolver:
         where = "attention.prefer" if site == "*" else f"attention.sites.{site}"
         found = [kernel for name in names if (kernel := self.find("attention", name, where))]
         return [_choice(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
+
+    def check_engines(self, memory: Iterable[_Resolved]) -> None:
+        """At most one strategy can take the steps."""
+        plain = MemoryStrategy.stepper
+        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
+        if len(engines) > 1:
+            names = " and ".join(map(repr, engines))
+            self.reasons.append(f"memory: {names} all take the steps of a run; use one of them")
 
     def check_roles(self, architecture: type[ModelArchitecture[Any]] | None) -> None:
         """The roles that the run names must be the model's."""

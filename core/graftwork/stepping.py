@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork import processes
+from graftwork.batch import predicting_positions
 from graftwork.errors import PlanRefused
 
 if TYPE_CHECKING:
@@ -180,6 +181,6 @@ def summed_loss(
 
     Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
     """
-    assert batch.predicting is not None
-    hidden = model(batch).flatten(0, 1).index_select(0, batch.predicting)
-    return cross_entropy(model, hidden, batch.labels.flatten()[batch.predicting + 1])
+    predicting = predicting_positions(batch.labels) if batch.predicting is None else batch.predicting
+    hidden = model(batch).flatten(0, 1).index_select(0, predicting)
+    return cross_entropy(model, hidden, batch.labels.flatten()[predicting + 1])
