@@ -37,6 +37,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "30M": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 32000},
 }
 """What of the demo's language model is changed for each size."""
+CHUNKED: dict[str, Any] = {"use": ["chunked-loss"], "chunked-loss": {"labels": 32}}
+MINING: dict[str, Any] = {"peft.also_train": ["connector", "mining"]}
+WHOLE: dict[str, Any] = {"peft": {"use": "full", "on": ["language"]}}
 PLANS: tuple[tuple[str, str, int, int, dict[str, Any]], ...] = (
     ("LoRA", "1M", 4, 128, {}),
     ("LoRA", "1M", 16, 128, {}),
@@ -48,13 +51,33 @@ PLANS: tuple[tuple[str, str, int, int, dict[str, Any]], ...] = (
     ("LoRA, bf16", "30M", 2, 64, {"train.precision": "bf16"}),
     ("LoRA, plain attention", "8M", 2, 256, {"attention.prefer": ["eager"]}),
     ("LoRA with dropout", "8M", 2, 128, {"peft.dropout": 0.1}),
-    ("LoRA, connector and mining", "8M", 2, 128, {"peft.also_train": ["connector", "mining"]}),
+    ("LoRA, connector and mining", "8M", 2, 128, MINING),
     ("connector and mining", "8M", 2, 128, {"peft": {"also_train": ["connector", "mining"]}}),
     ("IA3", "8M", 2, 128, {"peft": {"use": "ia3", "on": ["language"]}}),
-    ("the whole language model", "8M", 2, 128, {"peft": {"use": "full", "on": ["language"]}}),
+    ("the whole language model", "8M", 2, 128, WHOLE),
     ("LoRA, checkpointing", "1M", 16, 128, {"memory.use": ["checkpointing"]}),
     ("LoRA, checkpointing", "8M", 4, 128, {"memory.use": ["checkpointing"]}),
     ("LoRA, checkpointing, bf16", "30M", 2, 64, {"memory.use": ["checkpointing"], "train.precision": "bf16"}),
+    ("LoRA, chunked-loss", "30M", 2, 128, {"memory": CHUNKED}),
+    ("LoRA and mining, mining-recompute", "8M", 8, 128, MINING | {"memory.use": ["mining-recompute"]}),
+    ("LoRA, nf4", "8M", 2, 128, {"memory.use": ["nf4"]}),
+    ("the whole language model, adam8bit", "8M", 2, 128, WHOLE | {"memory.use": ["adam8bit"]}),
+    (
+        "LoRA, checkpointing and chunked-loss",
+        "30M",
+        4,
+        128,
+        {"memory": CHUNKED | {"use": ["checkpointing", "chunked-loss"]}},
+    ),
+    (
+        "LoRA and mining, checkpointing and mining-recompute",
+        "8M",
+        8,
+        128,
+        MINING | {"memory.use": ["checkpointing", "mining-recompute"]},
+    ),
+    ("LoRA, checkpointing and nf4", "8M", 4, 128, {"memory.use": ["checkpointing", "nf4"]}),
+    ("LoRA, nf4 and adam8bit", "8M", 2, 128, {"memory.use": ["nf4", "adam8bit"]}),
     ("LoRA, one micro-batch for a step", "8M", 4, 128, {"train.batch_size": 4}),
 )
 """What is trained and how, the model's size, the micro-batch, the tokens of a record, and changes of the run file."""

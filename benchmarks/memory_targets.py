@@ -54,7 +54,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "high": {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3], "patch_size": 4, "image_size": 320},
 }
-RUNGS: tuple[list[str], ...] = ([], ["checkpointing"], ["all-logits"], ["all-logits", "checkpointing"])
+SPARING = ["checkpointing", "chunked-loss", "mining-recompute"]
+RUNGS: tuple[list[str], ...] = (
+    *([], ["checkpointing"], SPARING[:2], SPARING, [*SPARING, "nf4"]),
+    *(["all-logits"], ["all-logits", "checkpointing"]),
+)
 """By default; others are named on the command line, such as `checkpointing,chunked-loss`."""
 
 
