@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from graftwork import runfile
+from graftwork.budget import on_rung, rehearse
 from graftwork.machine import probe
 from graftwork.plan import Plan
 from graftwork.rehearsal import rehearsing, watching
@@ -192,8 +193,9 @@ def main() -> None:
                     f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | CUDA {shown_size(peak)} | {shown_error(errors[-1])} |"
                 )
                 continue
-            with collected(), rehearsing(plan, catalog, probe(), device="cpu") as watched:
-                predicted = watched.take(micro_batch).footprint.peak
+            with collected():
+                fixed = on_rung(plan, plan.circumstance.memory, micro_batch)
+                predicted = rehearse(fixed, catalog, probe(), "cpu", None).peak or 0
             with collected(), watching(plan, catalog) as watched:
                 tracked = watched.take(micro_batch).footprint.peak
             with collected():

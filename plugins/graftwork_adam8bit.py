@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,12 @@ from graftwork.kinds import MemoryStrategy
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from graftwork.compose import Assembly
     from graftwork.plan import TrainSettings
+
+
+BLOCK = 256
+"""Numbers that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
     requires = Requires(packages=("bitsandbytes>=0.50",))
     rounds = Rounding("the optimizer's moments are kept in 8 bits", tolerance=0.1, outputs=False)
     Settings = Adam8bitSettings
+
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
+        """The moments in 8 bits, each block with two scales; bitsandbytes' code does not run on tensors without content."""
+        sizes = [parameter.numel() for parameter in assembly.trained().values()]
+        moments = sum(2 * n + 8 * -(-n // BLOCK) if n >= self.settings.least else 8 * n for n in sizes)
+        return {**alone, "optimizer state": moments}
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer:
         from bitsandbytes.optim import AdamW8bit

@@ -118,9 +118,8 @@ class ShardedStepper(Stepper):
         parts = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
         wholes = [gradient for gradient in gradients if not is_sharded(gradient)]
         for part in parts:
-            part.mul_(
-                processes.count()
-            )  # FSDP2 averages, and each loss is divided by the labels of all processes already.
+            # FSDP2 averages, and each loss is divided by the labels of all processes already.
+            part.mul_(processes.count())
         sum_over_processes(wholes)
         squares = sum((part.square().sum() for part in parts), torch.zeros((), device=self.assembly.device))
         torch.distributed.all_reduce(squares)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import Requires, hookimpl, setting
 from graftwork.errors import AdapterError
-from graftwork.foreign import Adapter, Foreign, broken
 from graftwork.kinds import PeftMethod
-from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
     from torch import nn
 
     from graftwork.compose import Assembly
+    from graftwork.foreign import Adapter, Foreign
+    from graftwork.weights import LazyTensor
 
 ADAPTER = "default"
 START = "start"
@@ -237,6 +237,8 @@ class _Reading:
 
     def adapter(self, *, both: bool) -> Adapter:
         """What is in it, and what is wrong with it."""
+        from graftwork.foreign import Adapter
+
         config, kinds = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
         scaled = f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8):g}, dropout {config.get('lora_dropout', 0):g}"
         named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
@@ -269,6 +271,8 @@ class _Reading:
 
     def refusal(self) -> str:
         """Why it cannot be used, and what would help; empty when it can."""
+        from graftwork.foreign import broken
+
         config, count = self.config, len(self.own)
         if not config:
             return (

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftwork import hookimpl
-from graftwork.events import Evaluated, Event, RunEnded, StepTaken
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from graftwork.events import Event
 
 _writers: dict[Path, SummaryWriter] = {}
 """The open writer of each run's folder."""
@@ -24,6 +25,8 @@ _writers: dict[Path, SummaryWriter] = {}
 @hookimpl
 def happened(event: Event) -> None:
     """Write what the event says; the files are complete after an evaluation and when the run ends."""
+    from graftwork.events import Evaluated, RunEnded, StepTaken
+
     if not isinstance(event, StepTaken | Evaluated | RunEnded) or not _is_installed():
         return
     writer = _writer(event.out)

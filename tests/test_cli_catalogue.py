@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -264,17 +263,3 @@ print([name for name in {HEAVY} if name in sys.modules])
     said = python(code, environment)
     assert said.splitlines()[-1] == "[]"
     assert "lora" in said
-
-
-def test_list_starts_within_three_times_its_libraries(environment: dict[str, str]) -> None:
-    commands = {
-        "libraries": "import click, rich.table, rich.console",
-        "list": "from graftwork.cli import main; main(['list'])",
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(8):  # the fastest of each counts: whatever else the machine does only adds time
-        for name, code in commands.items():
-            begin = time.perf_counter()
-            python(code, environment)
-            seconds[name].append(time.perf_counter() - begin)
-    assert min(seconds["list"]) < 3 * min(seconds["libraries"])

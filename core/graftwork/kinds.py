@@ -252,8 +252,9 @@ class MemoryStrategy(Component[S]):
     def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
         """What each of so many processes keeps on its device: `ledger.CATEGORIES` to bytes, from what a process `alone` keeps.
 
-        The assembled model has sizes and no numbers. Only for what tensors of one process cannot show: sharing among processes, and main memory. A strategy that has this
-        method is left out of the rehearsal, and its arithmetic is applied to what the rehearsal finds.
+        The assembled model has sizes and no numbers. Only for what tensors without content cannot show in one process: sharing
+        among processes, main memory, and code that does not run on them. A strategy that has this method is left out of the
+        rehearsal, and its arithmetic is applied to what the rehearsal finds.
         """
         return alone
 

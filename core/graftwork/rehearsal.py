@@ -100,7 +100,7 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
     """Build a plan's model on the CPU and follow what happens to it; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
-        assembly = compose.build(plan, lookup, device="cpu", imagined=fake)
+        assembly = compose.build(plan, lookup, device="cpu", imagined=fake or plan.identity.model.weights is None)
         if isinstance(assembly.processor, compose.NoProcessor):
             assembly.processor = stand_in(assembly)
         assembly.model.train()
