@@ -127,14 +127,15 @@ def collected() -> Iterator[None]:
 
 
 def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
-    """The peak of a step by the account of PyTorch's CPU allocator, without the record that its batches are made of."""
+    """The peak of a step by the account of PyTorch's CPU allocator, without what waits in main memory: the record that its batches
+    are made of, and the base's values of what is trained."""
     with (
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
         watching(plan, catalog) as watched,
     ):
         with torch.profiler.record_function("measured"):
             watched.take(micro_batch)
-        waiting = sum(pixels.nbytes for pixels in watched.example.pixels.values())
+        waiting = [*watched.example.pixels.values(), *watched.assembly.base_values.values()]
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     (measured,) = (event for event in events if event.name() == "measured")
     begins, ends = measured.start_ns(), measured.end_ns()
@@ -143,7 +144,7 @@ def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
         bytes_now += event.nbytes()
         if begins <= event.start_ns() <= ends:
             peak = max(peak, bytes_now)
-    return peak - waiting
+    return peak - sum(tensor.nbytes for tensor in waiting)
 
 
 def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
