@@ -132,8 +132,11 @@ def import_command(
     console.print(
         f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
     )
-    if diagnosis.places["base"].found:
+    if facts["distance"]:
         console.print(f"  adapter    alive: it moves the logits by up to {facts['distance']:.3g}")
+    else:
+        console.print("  adapter    none: all that was trained is new to the base, so there is nothing to switch off")
+    if diagnosis.places["base"].found:
         console.print(
             "  That the base is the very one it was trained from cannot be proven: its hash was not recorded."
         )
