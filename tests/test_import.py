@@ -57,6 +57,16 @@ def test_the_command_imports_proves_and_says_what_it_found(tmp_path: Path) -> No
     assert (again.exit_code, again.output) == (1, f"Error: '{tmp_path / 'out'}' exists already; name a new folder\n")
 
 
+def test_the_command_says_where_there_is_nothing_to_switch_off(tmp_path: Path) -> None:
+    zoo(tmp_path)
+    said = CliRunner().invoke(main, ["import", str(run_folder(tmp_path, "stage1")), "-o", str(tmp_path / "out")])
+    assert said.exit_code == 0, said.output
+    assert (
+        "  adapter    none: all that was trained is new to the base, so there is nothing to switch off\n" in said.output
+    )
+    assert "alive" not in said.output
+
+
 def test_a_refused_folder_leaves_nothing(tmp_path: Path) -> None:
     run = run_folder(tmp_path, prefix="/nowhere")
     with pytest.raises(CheckpointError) as caught:
