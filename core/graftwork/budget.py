@@ -98,7 +98,7 @@ def climb(
     found: list[Rung] = []
     taken: int | None = None
     for place, memory in enumerate(circumstance.rungs or [circumstance.memory]):
-        listen(", ".join(choice.name for choice in memory) or "no memory strategy")
+        listen(named(memory))
         # The rungs below the one that is taken are shown at its micro-batch size.
         fixed = found[taken].steps[-1].micro_batch if taken is not None else None
         found.append(rehearse(on_rung(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
@@ -116,13 +116,12 @@ def on_rung(plan: Plan, memory: Sequence[Choice], micro_batch: int | None = None
 
 def settled(plan: Plan, ladder: Ladder) -> Plan:
     """The plan as it will run: on the rung that is taken. GraftworkError where there is none."""
-    best = ladder.best
     if ladder.taken is None:
         hint = "add strategies to memory.try, shorten train.max_length, or use a larger device"
         raise GraftworkError(f"{ladder.why}; {hint}", lines(ladder))
-    assert best is not None
+    micro_batch = ladder.rungs[ladder.taken].steps[-1].micro_batch
     memory = (plan.circumstance.rungs or [plan.circumstance.memory])[ladder.taken]
-    return on_rung(plan, memory, best.steps[-1].micro_batch if ladder.budget is not None else None)
+    return on_rung(plan, memory, micro_batch if ladder.budget is not None else None)
 
 
 def rehearse(
@@ -248,11 +247,15 @@ def below(plan: Plan) -> Plan | None:
     return on_rung(plan, circumstance.memory, (size + 1) // 2) if size > 1 else None
 
 
+def named(memory: Sequence[Choice]) -> str:
+    """Memory strategies as people read them in a sentence."""
+    return ", ".join(choice.name for choice in memory) or "no memory strategy"
+
+
 def described(plan: Plan) -> str:
     """How a plan uses memory, as people read it."""
-    strategies = ", ".join(choice.name for choice in plan.circumstance.memory) or "no memory strategy"
     train = plan.circumstance.train
-    return f"{strategies}, {train.micro_batch_size or train.batch_size} records at a time"
+    return f"{named(plan.circumstance.memory)}, {train.micro_batch_size or train.batch_size} records at a time"
 
 
 def enforce(plan: Plan, device: str | None) -> None:

@@ -153,8 +153,7 @@ class _Diagnosing:
     def adapter(self) -> tuple[str, Adapter | None]:
         """The first method that finds an adapter, and the adapter."""
         for name in self.lookup.names("peft"):
-            method = cast(type[PeftMethod[Any]], self.lookup.find("peft", name).component)
-            if found := method(method.Settings()).adopt(self.folder):
+            if found := self.method(name).adopt(self.folder):
                 return name, found
         return "", None
 
@@ -165,6 +164,10 @@ class _Diagnosing:
             if found := model.adopt(folder, self.towers(model), adapter):
                 return name, found
         return "", None
+
+    def method(self, name: str) -> PeftMethod[Any]:
+        method = cast(type[PeftMethod[Any]], self.lookup.find("peft", name).component)
+        return method(method.Settings())
 
     def model(self, name: str) -> ModelArchitecture[Any]:
         architecture = cast(type[ModelArchitecture[Any]], self.lookup.find("model", name).component)
@@ -260,7 +263,7 @@ class _Diagnosing:
         adoption = replace(
             of_base,
             said=said,
-            configure=lambda base: self.model(architecture).configuration(base),
+            configure=self.model(architecture).configuration,
             facts=[("adapter", adapter.said)],
             tensors={},
             whole=False,
@@ -281,8 +284,7 @@ class _Diagnosing:
         reason = "it lacks the configuration and what the run trained besides its adapter, which are saved only when a run ends"
         if any(path.is_dir() for path in self.folder.path.glob("global_step*")):
             reason += "; DeepSpeed's own states lie in it, from which its zero_to_fp32.py gathers all tensors"
-        component = cast(type[PeftMethod[Any]], self.lookup.find("peft", method).component)
-        _, final = self.adoption(parent, component(component.Settings()).adopt(parent))
+        _, final = self.adoption(parent, self.method(method).adopt(parent))
         if final is None or final.refused:
             return f"{reason}; this run did not end, so there is nothing to import: resume it with what trained it"
         return f"{reason}; import the run's own folder, '{parent.path}'"

@@ -208,8 +208,8 @@ class _Importing:
         shape = compose.build(plan, self.lookup, meta=True, processor_folder=self.processor_folder)
         expected, base, held = shape.added(), base_tensors_of(shape), self.held(shape)
         adapter = self.diagnosis.adapter
-        sources = {**base, **held, **(adapter.tensors if adapter else {})}
         own = {**held, **(adapter.tensors if adapter else {})}
+        sources = {**base, **own}
         lost = sorted(name for name, read in own.items() if name not in expected and differs(base.get(name), read))
         missing = sorted(expected.keys() - sources.keys())
         if lost or missing:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graftwork.cli import Session
-from graftwork.cli.console import open_console, print_json
+from graftwork.cli.console import open_console, print_facts, print_json
 from graftwork.cli.foreign import place_options, print_diagnosis
 from graftwork.errors import CheckpointError
 
@@ -102,8 +102,6 @@ def inspect(
 
 def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
     """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
-    from rich.table import Table
-
     from graftwork import manifest
     from graftwork.checkpoint import newest
 
@@ -112,13 +110,8 @@ def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(read))
         return
-    table = Table.grid(padding=(0, 3))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    for name, facts in describe(read):
-        table.add_row(name, facts)
     console.print(f"[bold]{folder}[/bold]: a Graftwork checkpoint\n")
-    console.print(table)
+    print_facts(console, describe(read))
     try:
         manifest.check_files(read, folder)
     except CheckpointError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +45,18 @@ def make_table(headers: Sequence[str]) -> Table:
     for header in headers:
         table.add_column(header.rstrip("*"), no_wrap=header.endswith("*"))
     return table
+
+
+def print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Labels, and what is to be said under each."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for label, text in rows:
+        table.add_row(label, text)
+    console.print(table)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

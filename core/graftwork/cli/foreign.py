@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from graftwork.cli import Session
-from graftwork.cli.console import open_console
+from graftwork.cli.console import open_console, print_facts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,25 +38,8 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """A diagnosis for a person."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    if diagnosis.architecture:
-        table.add_row("model", diagnosis.architecture)
-    for label, text in diagnosis.adoption.facts if diagnosis.adoption else ():
-        table.add_row(label, text)
-    if diagnosis.adapter and not diagnosis.adoption:
-        table.add_row("adapter", diagnosis.adapter.said)
-    for what, place in diagnosis.places.items():
-        table.add_row("trained from" if what == "base" else f"{what} part", place.line())
-    if diagnosis.losses:
-        table.add_row(
-            "trained", f"{diagnosis.steps:,} steps, loss {diagnosis.losses[0]:.4g} to {diagnosis.losses[-1]:.4g}"
-        )
     console.print(f"[bold]{diagnosis.folder}[/bold]: {diagnosis.said}\n", soft_wrap=True)
-    console.print(table)
+    print_facts(console, facts(diagnosis))
     for title, lines in (
         ("Not in it", diagnosis.adoption.missing if diagnosis.adoption else ()),
         ("Inconsistent", diagnosis.inconsistent),
@@ -72,6 +55,20 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         console.print(f"  {diagnosis.command}", soft_wrap=True)
         if diagnosis.adoption and diagnosis.adoption.whole and not diagnosis.places["base"].found:
             console.print("With --base DIR it can be compared with the language model that it was trained from.")
+
+
+def facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    """What is known of a foreign folder, a label and a phrase each."""
+    if diagnosis.architecture:
+        yield "model", diagnosis.architecture
+    if diagnosis.adoption:
+        yield from diagnosis.adoption.facts
+    elif diagnosis.adapter:
+        yield "adapter", diagnosis.adapter.said
+    for what, place in diagnosis.places.items():
+        yield "trained from" if what == "base" else f"{what} part", place.line()
+    if losses := diagnosis.losses:
+        yield "trained", f"{diagnosis.steps:,} steps, loss {losses[0]:.4g} to {losses[-1]:.4g}"
 
 
 @click.command("import")
@@ -114,7 +111,7 @@ def import_command(
     diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
     imported = import_folder(diagnosis, session.catalog, out, precision=precision, kernels=preferred_kernels(session))
     try:
-        facts = verify_in_fresh_process(session, out)
+        proven = verify_in_fresh_process(session, out)
     except CheckpointError:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -130,10 +127,10 @@ def import_command(
     held = "all that the base lacks or has otherwise" if diagnosis.places["base"].found else "the whole model"
     console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
     console.print(
-        f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
+        f"  logits     differ by {proven['error']:.3g} in a fresh process; at most {proven['tolerance']:.3g} is rounding"
     )
-    if facts["distance"]:
-        console.print(f"  adapter    alive: it moves the logits by up to {facts['distance']:.3g}")
+    if proven["distance"]:
+        console.print(f"  adapter    alive: it moves the logits by up to {proven['distance']:.3g}")
     else:
         console.print("  adapter    none: all that was trained is new to the base, so there is nothing to switch off")
     if diagnosis.places["base"].found:

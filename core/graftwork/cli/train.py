@@ -76,8 +76,8 @@ def plan(
 ) -> None:
     """Show what the run file RUN resolves to: every default, the parts, what is trained, the kernels, and the memory.
 
-    No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The exit status is 3 where the run does not fit into its memory.budget, or
-    into --device-memory.
+    No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The
+    exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
     from graftwork import budget, machine, planning, runfile
     from graftwork.cli.memory import print_ladder
