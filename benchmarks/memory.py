@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from graftwork import runfile
-from graftwork.budget import on_rung, rehearse
-from graftwork.machine import probe
-from graftwork.plan import Plan
-from graftwork.rehearsal import rehearsing, watching
-from graftwork.resolve import resolve
-from graftwork.sizes import shown_size
+from graftwork.config import runfile
+from graftwork.config.machine import probe
+from graftwork.config.resolve import resolve
+from graftwork.config.sizes import shown_size
+from graftwork.contracts import Plan
+from graftwork.memory.budget import on_rung, rehearse
+from graftwork.memory.rehearsal import rehearsing, watching
 from graftwork_registry import Catalog
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-base"
@@ -149,10 +149,9 @@ def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
 
 def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     """Predicted, and measured by the CUDA allocator."""
-    from graftwork import compose
-    from graftwork.batch import collate
-    from graftwork.rehearsal import longest_record
-    from graftwork.stepping import stepper_for
+    from graftwork.build import compose
+    from graftwork.contracts import collate, stepper_for
+    from graftwork.memory.rehearsal import longest_record
 
     with rehearsing(plan, catalog, probe(), device="cuda") as watched:
         predicted = watched.take(micro_batch).footprint.peak

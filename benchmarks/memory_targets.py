@@ -14,15 +14,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from graftwork import runfile
-from graftwork.component import NoSettings
-from graftwork.kinds import MemoryStrategy
-from graftwork.lookup import Found
-from graftwork.machine import Machine
-from graftwork.rehearsal import rehearsing
-from graftwork.resolve import resolve
-from graftwork.sizes import shown_size
-from graftwork.stepping import Stepper
+from graftwork.config import runfile
+from graftwork.config.machine import Machine
+from graftwork.config.resolve import resolve
+from graftwork.config.sizes import shown_size
+from graftwork.contracts import Found, MemoryStrategy, NoSettings, Stepper
+from graftwork.memory.rehearsal import rehearsing
 from graftwork_registry import Catalog
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "mgm-2b" / "configs"

@@ -26,12 +26,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from graftwork import compose, runfile
-from graftwork.batch import Batch, collate
-from graftwork.compose import Assembly
-from graftwork.resolve import resolve
-from graftwork.stepping import Stepper, stepper_for
-from graftwork.training_data import gather
+from graftwork.build import compose
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.contracts import Assembly, Batch, Stepper, collate, stepper_for
+from graftwork.data.training_data import gather
 from graftwork_registry import Catalog
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-base"

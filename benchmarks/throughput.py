@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from graftwork import compose, runfile, training
-from graftwork.batch import IGNORED, Encoded, collate
-from graftwork.events import Event, StepTaken
-from graftwork.plan import Plan
-from graftwork.resolve import resolve
-from graftwork.sampling import Sampler
-from graftwork.training_data import gather
+from graftwork.build import compose
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.contracts import IGNORED, Encoded, Event, Plan, StepTaken, collate
+from graftwork.data.sampling import Sampler
+from graftwork.data.training_data import gather
+from graftwork.train import loop
 from graftwork_registry import Catalog
 
 RATE = 1e-3
@@ -57,7 +57,7 @@ def time_graftwork(plan: Plan, catalog: Catalog) -> float:
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out:
-        training.train(plan, catalog, Path(out), listen=listen)
+        loop.train(plan, catalog, Path(out), listen=listen)
     return ends[-1] - ends[0]
 
 

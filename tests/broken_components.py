@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from graftwork import SUPPORTED, BadRecord, NoSettings, Record, Requires, Support, Turn, unsupported
-from graftwork.attention import plain_attention
+from graftwork.attention.definition import plain_attention
 from graftwork.conformance.specimens import KitTower
-from graftwork.kinds import (
+from graftwork.contracts import (
     AttentionCase,
     AttentionKernel,
     AttentionSite,

@@ -12,11 +12,8 @@ import torch
 from torch.func import functional_call
 
 from graftwork import NoSettings
-from graftwork.component import Rounding
+from graftwork.contracts import Adapter, Foreign, MemoryStrategy, PeftMethod, Rounding, cross_entropy
 from graftwork.errors import AdapterError
-from graftwork.foreign import Adapter, Foreign
-from graftwork.kinds import MemoryStrategy, PeftMethod
-from graftwork.stepping import cross_entropy
 
 # PEFT methods -----------------------------------------------------------------------------------------------------------
 

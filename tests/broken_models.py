@@ -12,10 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from graftwork.batch import IGNORED, Batch
 from graftwork.cli.scaffold import render
-from graftwork.kinds import AttentionSite, Part
-from graftwork.records import Record
+from graftwork.contracts import IGNORED, AttentionSite, Batch, Part, Record
 from graftwork_registry import Catalog
 
 
@@ -212,7 +210,7 @@ class NeedsWhatItCallsOptional(sound()):
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
         if towers:
             return super().build(config, towers, outputs, site)
-        from graftwork.kinds import Structure
+        from graftwork.contracts import Structure
 
         return Structure(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"connector": ("connector",)})
 

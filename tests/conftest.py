@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
 
-from graftwork import compose
-from graftwork.lookup import DictLookup
-from graftwork.training import train
+from graftwork.build import compose
+from graftwork.contracts import DictLookup
+from graftwork.train.loop import train
 
 torch.set_num_threads(1)  # sums in one order, and several tests at once do not fight for cores
 

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tiny_runs import COMPONENTS
 
-from graftwork.checkpoint import open_checkpoint
-from graftwork.component import NoSettings
-from graftwork.diagnosis import diagnose
-from graftwork.importing import import_folder
-from graftwork.kinds import Site, Structure, TowerOutput, VisionTower
-from graftwork.lookup import DictLookup
-from graftwork.records import Picture, Record, Turn
+from graftwork.checkpoint.store import open_checkpoint
+from graftwork.contracts import DictLookup, NoSettings, Picture, Record, Site, Structure, TowerOutput, Turn, VisionTower
+from graftwork.foreign.diagnosis import diagnose
+from graftwork.foreign.importing import import_folder
 from graftwork.weights import LazyTensor, open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
@@ -26,7 +23,7 @@ from graftwork_mgm.processor import MgmProcessor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graftwork.compose import Assembly
+    from graftwork.contracts import Assembly
 
 LOOKUP = DictLookup(*COMPONENTS)
 GOLDEN = Path(__file__).parent / "golden"

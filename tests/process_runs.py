@@ -16,10 +16,11 @@ from typing import Any
 
 import psutil
 
-from graftwork import manifest, runfile
-from graftwork.checkpoint import checkpoints
-from graftwork.resolve import resolve
-from graftwork.training import Outcome, train
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import checkpoints
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.train.loop import Outcome, train
 from graftwork_registry import Catalog
 
 TESTS = Path(__file__).parent

@@ -10,10 +10,8 @@ import torch
 from tiny_runs import COMPONENTS, Interrupted, PlanOf, interrupt_at
 from torch import Tensor
 
-from graftwork.events import CheckpointSaved
-from graftwork.lookup import DictLookup
-from graftwork.plan import TrainSettings
-from graftwork.training import train
+from graftwork.contracts import CheckpointSaved, DictLookup, TrainSettings
+from graftwork.train.loop import train
 from graftwork_adam8bit import Adam8bit, Adam8bitSettings
 
 pytest.importorskip("bitsandbytes")
@@ -56,7 +54,7 @@ def test_its_moments_take_a_byte_for_a_number_and_small_parameters_keep_theirs()
 
 
 def test_a_run_that_is_interrupted_goes_on_exactly(run: PlanOf, tmp_path: Path) -> None:
-    from graftwork.checkpoint import OPTIMIZER, read_tensors
+    from graftwork.checkpoint.store import OPTIMIZER, read_tensors
 
     changes = {"memory": {"use": ["adam8bit"], "adam8bit": {"least": 1}}, "train.save_every": 2}
     plan = run(changes, LOOKUP)

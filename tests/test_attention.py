@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graftwork import SUPPORTED, GraftworkError, NoSettings, Support, attention, unsupported
-from graftwork.kinds import AttentionCase, AttentionKernel, AttentionSite
+from graftwork import SUPPORTED, GraftworkError, NoSettings, Support, unsupported
+from graftwork.attention import kernels
+from graftwork.attention.definition import attend, plain_attention
+from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
+from graftwork.contracts import AttentionCase, AttentionKernel, AttentionSite
 
 SITE = AttentionSite("language", head_dim=8, heads=4, kv_heads=1, causal=True, padding=True)
 
@@ -24,7 +27,7 @@ class Plain(AttentionKernel[NoSettings]):
         return SUPPORTED
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        return attention.plain_attention(q, k, v, **options)
+        return plain_attention(q, k, v, **options)
 
 
 class Unpadded(Plain):
@@ -45,8 +48,8 @@ class Misbuilt(Plain):
         raise ImportError("undefined symbol: _ZN3c10\nand more lines")
 
 
-def binding(*kernels: type[AttentionKernel[NoSettings]]) -> attention.Binding:
-    return attention.Binding(SITE, [(kernel.name, kernel(NoSettings())) for kernel in kernels])
+def binding(*kernels: type[AttentionKernel[NoSettings]]) -> kernels.Binding:
+    return kernels.Binding(SITE, [(kernel.name, kernel(NoSettings())) for kernel in kernels])
 
 
 def tensors(dtype: torch.dtype = torch.float32, queries: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,29 +67,29 @@ PADDING = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
 def test_the_first_kernel_that_supports_the_case_is_chosen_and_the_others_say_why() -> None:
     case = AttentionCase(SITE, "float32", "cpu")
     kernels = binding(Unpadded, Plain, Misbuilt).kernels
-    assert attention.choose(case, kernels) == attention.Chosen("plain", (("unpadded", "some keys are padding"),))
-    assert attention.choose(case, kernels[:1]) == attention.Chosen(None, (("unpadded", "some keys are padding"),))
+    assert kernels.choose(case, kernels) == kernels.Chosen("plain", (("unpadded", "some keys are padding"),))
+    assert kernels.choose(case, kernels[:1]) == kernels.Chosen(None, (("unpadded", "some keys are padding"),))
 
 
 def test_a_bound_module_uses_its_kernels_and_is_otherwise_unchanged() -> None:
     module, bound = nn.Linear(2, 2), binding(Plain)
     before = list(module.state_dict()), list(module.children())
-    attention.bind([module], bound)
-    output = attention.attend(module, *tensors(), causal=True)
+    kernels.bind([module], bound)
+    output = attend(module, *tensors(), causal=True)
     assert (list(module.state_dict()), list(module.children())) == before
-    torch.testing.assert_close(output, attention.attend(nn.Linear(2, 2), *tensors(), causal=True))
-    copied = attention.attend(copy.deepcopy(module), *tensors(), causal=True)
+    torch.testing.assert_close(output, attend(nn.Linear(2, 2), *tensors(), causal=True))
+    copied = attend(copy.deepcopy(module), *tensors(), causal=True)
     torch.testing.assert_close(copied, output)
     assert bound.ran == {"plain": 1}
 
 
 def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_the_report_says_so() -> None:
     module, bound = nn.Identity(), binding(Unpadded, Plain)
-    attention.bind([module], bound)
+    kernels.bind([module], bound)
     for _ in range(3):
-        attention.attend(module, *tensors(), padding=PADDING, causal=True)
-    attention.attend(module, *tensors(), causal=True)
-    assert attention.report({"language": bound}) == {
+        attend(module, *tensors(), padding=PADDING, causal=True)
+    attend(module, *tensors(), causal=True)
+    assert kernels.report({"language": bound}) == {
         "language": {
             "ran": {"plain": 3, "unpadded": 1},
             "fallbacks": ["unpadded passed over at language: some keys are padding"],
@@ -96,18 +99,18 @@ def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_the_report_sa
 
 def test_a_kernel_whose_library_does_not_load_is_passed_over() -> None:
     module, bound = nn.Identity(), binding(Misbuilt, Plain)
-    attention.bind([module], bound)
-    attention.attend(module, *tensors())
-    attention.attend(module, *tensors())
+    kernels.bind([module], bound)
+    attend(module, *tensors())
+    attend(module, *tensors())
     assert bound.ran == {"plain": 2}
     assert bound.fallbacks == ["misbuilt passed over at language: undefined symbol: _ZN3c10"]
 
 
 def test_without_a_kernel_for_the_case_the_error_gives_every_reason() -> None:
     module = nn.Identity()
-    attention.bind([module], binding(Misbuilt, Unpadded))
+    kernels.bind([module], binding(Misbuilt, Unpadded))
     with pytest.raises(GraftworkError) as caught:
-        attention.attend(module, *tensors(), padding=PADDING)
+        attend(module, *tensors(), padding=PADDING)
     assert str(caught.value) == (
         "no kernel under 'attention' computes what 'language' needs; list one more that does\n"
         "  misbuilt: undefined symbol: _ZN3c10\n"
@@ -126,10 +129,10 @@ def test_the_kernels_are_asked_about_the_tensors_that_really_come() -> None:
             return SUPPORTED
 
     module = nn.Identity()
-    attention.bind([module], binding(Curious))
+    kernels.bind([module], binding(Curious))
     q, k, v = tensors(torch.float64)
-    attention.attend(module, q, k, v, padding=PADDING, causal=True, dropout=0.5)
-    attention.attend(module, q[:, :, -1:].requires_grad_(), k, v, causal=True)
+    attend(module, q, k, v, padding=PADDING, causal=True, dropout=0.5)
+    attend(module, q[:, :, -1:].requires_grad_(), k, v, causal=True)
     assert asked == [
         AttentionCase(AttentionSite("language", 8, 4, 1, True, True, 0.5), "float64", "cpu", None, backward=False),
         AttentionCase(AttentionSite("language", 8, 4, 1, False, False, 0.0), "float64", "cpu", None, backward=True),
@@ -138,25 +141,25 @@ def test_the_kernels_are_asked_about_the_tensors_that_really_come() -> None:
 
 def test_under_autocast_all_tensors_get_its_dtype_and_otherwise_that_of_the_values() -> None:
     q, k, v = tensors()
-    assert attention.attend(nn.Identity(), q, k, v.double()).dtype == torch.float64
+    assert attend(nn.Identity(), q, k, v.double()).dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
-        assert attention.attend(nn.Identity(), q, k, v.bfloat16()).dtype == torch.bfloat16
+        assert attend(nn.Identity(), q, k, v.bfloat16()).dtype == torch.bfloat16
 
 
 # Models of transformers -----------------------------------------------------------------------------------------------
 
 
-def gemma(implementation: str, kernel: type[AttentionKernel[NoSettings]] = Plain) -> tuple[Any, attention.Binding]:
+def gemma(implementation: str, kernel: type[AttentionKernel[NoSettings]] = Plain) -> tuple[Any, kernels.Binding]:
     """A tiny Gemma whose eight heads share one key head, bound to one kernel."""
     from transformers import GemmaConfig, GemmaForCausalLM
 
-    attention.register()
+    register()
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     config = GemmaConfig(**sizes, num_attention_heads=8, num_key_value_heads=1, pad_token_id=0)
     model = GemmaForCausalLM._from_config(config, attn_implementation=implementation).eval()
     bound = binding(kernel)
-    attention.bind(model.modules(), bound)
+    kernels.bind(model.modules(), bound)
     return model, bound
 
 
@@ -167,7 +170,7 @@ def test_a_padded_gemma_gives_the_logits_and_gradients_of_transformers_own_atten
         if side != "none":
             real[1, slice(0, 3) if side == "left" else slice(4, 7)] = 0
         results = []
-        for implementation in ("eager", attention.ATTN_IMPLEMENTATION):
+        for implementation in ("eager", ATTN_IMPLEMENTATION):
             model, bound = gemma(implementation)
             logits = model(ids, attention_mask=real).logits * real[..., None]
             logits.square().sum().backward()
@@ -178,7 +181,7 @@ def test_a_padded_gemma_gives_the_logits_and_gradients_of_transformers_own_atten
 
 def test_right_padding_never_reaches_the_kernels_and_left_padding_does() -> None:
     ids, real = torch.ones(2, 4, dtype=torch.int64), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    model, bound = gemma(attention.ATTN_IMPLEMENTATION, Unpadded)
+    model, bound = gemma(ATTN_IMPLEMENTATION, Unpadded)
     model(ids, attention_mask=real)
     assert bound.ran == {"unpadded": 2}
     with pytest.raises(GraftworkError, match="some keys are padding"):
@@ -190,7 +193,7 @@ def test_a_gemma_generates_the_same_with_a_cache_after_left_padding() -> None:
     real = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     results = []
-    for implementation in ("eager", attention.ATTN_IMPLEMENTATION):
+    for implementation in ("eager", ATTN_IMPLEMENTATION):
         model, bound = gemma(implementation)
         generated = model.generate(ids, attention_mask=real, **options)
         results.append((generated.sequences, generated.logits))
@@ -205,7 +208,7 @@ def test_several_queries_after_a_cache_see_it_and_their_own_past() -> None:
     for hidden in (0, 2):
         real = torch.ones(2, 7, dtype=torch.int64)
         real[1, :hidden] = 0
-        model, _ = gemma(attention.ATTN_IMPLEMENTATION)
+        model, _ = gemma(ATTN_IMPLEMENTATION)
         whole = model(ids, attention_mask=real).logits
         cache = DynamicCache()
         model(ids[:, :4], attention_mask=real[:, :4], past_key_values=cache)
@@ -217,17 +220,17 @@ def test_several_queries_after_a_cache_see_it_and_their_own_past() -> None:
 def test_clip_sees_all_patches_with_transformers_own_result() -> None:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    attention.register()
+    register()
     config = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
     pixels = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(4))
     results = []
-    for implementation in ("eager", attention.ATTN_IMPLEMENTATION):
+    for implementation in ("eager", ATTN_IMPLEMENTATION):
         torch.manual_seed(0)
         model = CLIPVisionModel._from_config(config, attn_implementation=implementation)
         bound = binding(Unpadded)
-        attention.bind(model.modules(), bound)
+        kernels.bind(model.modules(), bound)
         results.append(model(pixels).last_hidden_state)
     torch.testing.assert_close(*results)
     assert bound.ran == {"unpadded": 2}
@@ -239,10 +242,10 @@ def test_what_the_kernels_cannot_express_is_refused_in_words() -> None:
     ids = torch.ones(1, 4, dtype=torch.int64)
     sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, sliding_window=2)
-    sliding = MistralModel._from_config(config, attn_implementation=attention.ATTN_IMPLEMENTATION)
+    sliding = MistralModel._from_config(config, attn_implementation=ATTN_IMPLEMENTATION)
     with pytest.raises(GraftworkError, match="this model's attention uses a mask of its own"):
         sliding(ids)
-    model, _ = gemma(attention.ATTN_IMPLEMENTATION)
+    model, _ = gemma(ATTN_IMPLEMENTATION)
     with pytest.raises(
         GraftworkError, match=r"uses attention_mask of shape \(1, 1, 4, 4\), and Graftwork's kernels know"
     ):
@@ -255,7 +258,7 @@ def test_fake_tensors_pass_as_in_training() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        model, bound = gemma(attention.ATTN_IMPLEMENTATION, Unpadded)
+        model, bound = gemma(ATTN_IMPLEMENTATION, Unpadded)
         ids = torch.ones(2, 4, dtype=torch.int64)
         model(ids, attention_mask=torch.ones(2, 4, dtype=torch.bool)).logits.sum().backward()
     assert bound.ran == {"unpadded": 2}

@@ -14,8 +14,10 @@ import torch
 import graftwork_flash
 import graftwork_torch_attention
 import graftwork_xformers
-from graftwork import NoSettings, attention
-from graftwork.kinds import AttentionCase, AttentionSite
+from graftwork import NoSettings
+from graftwork.attention import kernels
+from graftwork.attention.packing import pack
+from graftwork.contracts import AttentionCase, AttentionSite
 
 PLUGINS = (graftwork_torch_attention, graftwork_flash, graftwork_xformers)
 KERNELS = {kernel.name: kernel(NoSettings()) for plugin in PLUGINS for kernel in plugin.attention_kernels()}
@@ -115,7 +117,7 @@ def test_a_batch_without_its_padding_is_attended_to_sequence_by_sequence() -> No
     for lengths, padding, causal in product(LENGTHS, ("left", "right"), (False, True)):
         (q, k, v), real = inputs(lengths, padding)
         assert real is not None
-        packed = attention.pack(q, k, v, real, causal)
+        packed = pack(q, k, v, real, causal)
         output = packed.unpack(ragged(packed.q, packed.k, packed.v, packed.q_lengths, packed.k_lengths, causal, 0.3))
         where = defined(real, causal, *LENGTHS[lengths])
         torch.testing.assert_close(output * where, by_hand(q, k, v, real, causal, 0.3).float() * where)
@@ -129,7 +131,7 @@ def test_a_sequence_of_nothing_but_padding_gives_finite_numbers() -> None:
         for causal in (False, True):
             output = KERNELS[name].forward(*tensors, padding=real, causal=causal, scale=1.0, dropout=0.0)
             assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sum(), tensors))
-    assert attention.pack(*tensors, real, True).k_lengths.tolist() == [6, 6, 6]
+    assert pack(*tensors, real, True).k_lengths.tolist() == [6, 6, 6]
 
 
 # Kernels of other libraries -------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def test_a_library_is_called_in_its_own_layout(
 def test_on_a_gpu_a_kernel_computes_what_the_contract_defines(name: str, head_dim: int) -> None:
     device = torch.device("cuda")
     site = AttentionSite("language", head_dim, heads=4, kv_heads=2, causal=True, padding=True)
-    support = KERNELS[name].supports(attention.case_of(site, torch.bfloat16, device, backward=True))
+    support = KERNELS[name].supports(kernels.case_of(site, torch.bfloat16, device, backward=True))
     if not support:
         pytest.skip(support.reason)
     for lengths, padding, causal in product(LENGTHS, PADDINGS, (False, True)):

@@ -12,27 +12,22 @@ import torch
 from click.testing import CliRunner
 from tiny_runs import COMPONENTS, LORA, plan_of, run_table
 
-from graftwork import budget
 from graftwork.cli import main
-from graftwork.cli.job import memory_facts
-from graftwork.component import NoSettings
+from graftwork.config.machine import Machine
+from graftwork.config.runfile import parse_run
+from graftwork.config.sizes import shown_size
+from graftwork.contracts import DictLookup, Event, MemoryRanOut, MemoryStrategy, NoSettings, Plan, Stepper
 from graftwork.errors import GraftworkError
-from graftwork.events import Event, MemoryRanOut
-from graftwork.kinds import MemoryStrategy
-from graftwork.ledger import CATEGORIES, Footprint
-from graftwork.lookup import DictLookup
-from graftwork.machine import Machine
-from graftwork.plan import Plan
-from graftwork.rehearsal import Step
+from graftwork.jobs.outcome import memory_facts
+from graftwork.memory import budget
+from graftwork.memory.rehearsal import Step
+from graftwork.memory.timeline import CATEGORIES, Footprint
 from graftwork.report import ReportContent
 from graftwork.report.markdown import render_markdown
 from graftwork.report.memory import memory_course
 from graftwork.report.page import render_page
-from graftwork.resuming import comparable
-from graftwork.runfile import parse_run
-from graftwork.sizes import shown_size
-from graftwork.stepping import Stepper
-from graftwork.training import OutOfMemory, train
+from graftwork.train.loop import OutOfMemory, train
+from graftwork.train.resuming import comparable
 
 CPU = Machine()
 MIB = 1 << 20

@@ -39,7 +39,7 @@ SOURCE = '''
 """A data source."""
 {top}
 from graftwork import Record, Turn, hookimpl
-from graftwork.kinds import DataSource
+from graftwork.contracts.kinds import DataSource
 
 class Letters(DataSource):
     """One record for each letter"""
@@ -56,7 +56,7 @@ SOUND = "for letter in 'ab': yield Record(letter, (Turn('user', letter), Turn('a
 KERNEL = '''
 """A kernel."""
 from graftwork import SUPPORTED, hookimpl
-from graftwork.kinds import AttentionKernel
+from graftwork.contracts.kinds import AttentionKernel
 
 class Heavy(AttentionKernel):
     """It asks torch what it supports"""

@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import COMPONENTS, METHODS, Run, logits_of, plan_of
 
-from graftwork import checkpoint, manifest
-from graftwork.checkpoint import OPTIMIZER, PROBE, PROCESSOR, TENSORS, checkpoints, newest, open_checkpoint
+from graftwork.checkpoint import manifest, store
+from graftwork.checkpoint.store import OPTIMIZER, PROBE, PROCESSOR, TENSORS, checkpoints, newest, open_checkpoint
+from graftwork.contracts import Choice, DictLookup
 from graftwork.errors import AdapterError, CheckpointError, GraftworkError, WeightsError
-from graftwork.lookup import DictLookup
-from graftwork.plan import Choice
-from graftwork.training import train
+from graftwork.train.loop import train
 from graftwork_lora import Lora
 
 FILES = (
@@ -41,12 +40,12 @@ def copy(trained: Run, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(lookup: DictLookup) -> Callable[..., checkpoint.Opened]:
+def opened(lookup: DictLookup) -> Callable[..., store.Opened]:
     """Opens a checkpoint on the CPU."""
     return lambda folder, **options: open_checkpoint(folder, lookup, device="cpu", **options)
 
 
-Opening = Callable[..., checkpoint.Opened]
+Opening = Callable[..., store.Opened]
 
 
 def refusal(opening: Opening, folder: Path, kind: type[GraftworkError] = CheckpointError, **options: Any) -> str:

@@ -12,9 +12,9 @@ from tiny_runs import COMPONENTS, PlanOf
 from torch import Tensor
 
 import graftwork_checkpointing
-from graftwork import GraftworkError, compose
-from graftwork.kinds import Structure
-from graftwork.lookup import DictLookup
+from graftwork import GraftworkError
+from graftwork.build import compose
+from graftwork.contracts import DictLookup, Structure
 
 LOOKUP = DictLookup(*COMPONENTS)
 (Checkpointing,) = graftwork_checkpointing.memory_strategies()

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graftwork_chunked_loss
-from graftwork.lookup import DictLookup
-from graftwork.plan import Choice, Circumstance, Identity, Plan, TrainSettings
-from graftwork.stepping import cross_entropy
-from graftwork.training import train
+from graftwork.contracts import Choice, Circumstance, DictLookup, Identity, Plan, TrainSettings, cross_entropy
+from graftwork.train.loop import train
 from graftwork_chunked_loss import ChunkedLoss, ChunkedLossSettings
 
 VOCABULARY, WIDTH, LABELS = 1000, 16, 21

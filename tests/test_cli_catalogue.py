@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PLUGIN = '''
 from dataclasses import dataclass, field
 from graftwork import Requires, hookimpl, setting
-from graftwork.kinds import DataSource, Evaluator
+from graftwork.contracts.kinds import DataSource, Evaluator
 
 @dataclass(frozen=True)
 class FilesSettings:

@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from tiny_runs import Run
 
-from graftwork import manifest
-from graftwork.checkpoint import PROBE, TENSORS
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import PROBE, TENSORS
 from graftwork.cli import Session, main
-from graftwork.cli.checkpoint import verify_in_fresh_process
 from graftwork.errors import CheckpointError
+from graftwork.jobs.verify import verify_in_fresh_process
 
 
 def graftwork(*arguments: str | Path) -> Result:

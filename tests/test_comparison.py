@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_vlm import Quiz, question
 
-from graftwork.comparison import Comparison, compare
+from graftwork.contracts import Answered, BadRecord, Score
 from graftwork.errors import DataError
-from graftwork.evaluation import Result
-from graftwork.kinds import Score
-from graftwork.records import BadRecord
-from graftwork.scores import Answered, Row, majority_answer, shown, shown_change, shown_p, shown_ratio, tabulate
-from graftwork.statistics import Interval, interval, mcnemar, resample_sums
+from graftwork.evaluate.comparison import Comparison, compare
+from graftwork.evaluate.evaluation import Result
+from graftwork.evaluate.scores import Row, majority_answer, shown, shown_change, shown_p, shown_ratio, tabulate
+from graftwork.evaluate.statistics import Interval, interval, mcnemar, resample_sums
 
 
 def answered(

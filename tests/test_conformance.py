@@ -11,10 +11,9 @@ import broken_components as components
 import broken_methods as methods
 import pytest
 
-from graftwork.component import Component
 from graftwork.conformance import CHECKS, Outcome, examine
 from graftwork.conformance.specimens import KitTower
-from graftwork.kinds import KINDS
+from graftwork.contracts import KINDS, Component
 
 SOUND = (
     methods.Scale,

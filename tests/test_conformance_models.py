@@ -11,8 +11,7 @@ import pytest
 
 from graftwork.cli.scaffold import render
 from graftwork.conformance import CHECKS, examine
-from graftwork.foreign import Adoption
-from graftwork.kinds import KINDS
+from graftwork.contracts import KINDS, Adoption
 from graftwork_registry import Catalog
 
 LINES = '{"question": "Is it?", "answer": "yes"}\n{"question": "Is it not?", "answer": "no"}\n'

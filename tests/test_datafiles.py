@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.datafiles import find_picture, lacking, make_records, member, read_json, read_json_lines, required
+from graftwork.contracts import BadRecord, Picture, Record, Turn
+from graftwork.data.datafiles import find_picture, lacking, make_records, member, read_json, read_json_lines, required
 from graftwork.errors import DataError
-from graftwork.records import BadRecord, Picture, Record, Turn
 
 
 @dataclass(frozen=True)

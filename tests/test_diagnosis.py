@@ -16,8 +16,8 @@ from foreign_folders import change, edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP
 
 from graftwork.cli import main
-from graftwork.diagnosis import BASE, Diagnosis, diagnose
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
+from graftwork.foreign.diagnosis import BASE, Diagnosis, diagnose
 
 ADAPTER = "adapter_model.bin"
 WHOLE = "non_lora_trainables.bin"

@@ -14,12 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from graftwork import runfile, settings
 from graftwork.cli import COMMANDS, main
+from graftwork.config import runfile, settings
+from graftwork.config.runfile import TABLES, Selection
 from graftwork.conformance import examine
+from graftwork.contracts import KINDS
 from graftwork.errors import ComponentNotFound
-from graftwork.kinds import KINDS
-from graftwork.runfile import TABLES, Selection
 from graftwork_registry import Catalog
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from graftwork import pictures
-from graftwork.kinds import Score
-from graftwork.records import Record, Turn
+from graftwork.contracts import Record, Score, Turn
+from graftwork.data import images
 from graftwork_easy_vqa import EasyVqa, EasyVqaSettings, EasyVqaSource, EasyVqaSourceSettings
 
 
@@ -41,7 +40,7 @@ def test_a_record_to_learn_from_has_the_answer_as_a_turn() -> None:
     assert first.turns == (Turn("user", "<image>\nwhat is the red shape?"), Turn("assistant", "triangle"))
     assert first.reference == ()
     assert first.group == "shape"
-    assert pictures.probe(first.pictures[0]) == (64, 64)
+    assert images.probe(first.pictures[0]) == (64, 64)
 
 
 def test_the_evaluator_asks_what_the_source_teaches() -> None:

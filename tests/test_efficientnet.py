@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from graftwork.kinds import Site
+from graftwork.contracts import Site
 from graftwork.weights import open_weights
 from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
 

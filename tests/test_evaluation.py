@@ -11,12 +11,11 @@ import pytest
 import torch
 from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 
+from graftwork.contracts import Answered, BadRecord, Picture, Record, Turn
 from graftwork.errors import DataError, GraftworkError
-from graftwork.evaluation import Result, evaluate, look
-from graftwork.generation import answer, encode_prompt
-from graftwork.questions import read_questions
-from graftwork.records import BadRecord, Picture, Record, Turn
-from graftwork.scores import Answered
+from graftwork.evaluate.evaluation import Result, evaluate, look
+from graftwork.evaluate.generation import answer, encode_prompt
+from graftwork.evaluate.questions import read_questions
 from graftwork.weights import sha256
 
 IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}

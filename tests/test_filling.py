@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import plan_of
 
-from graftwork import compose
+from graftwork.build import compose
+from graftwork.build.filling import census, initialise, place
+from graftwork.contracts import DTYPES, Assembly, DictLookup, named_tensors, within
 from graftwork.errors import AdapterError, WeightsError
-from graftwork.filling import census, initialise, named_tensors, place, within
-from graftwork.lookup import DictLookup
 
 CONNECTOR = "model.mm_projector.0.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -39,7 +39,7 @@ def altered(base: Path, tmp_path: Path) -> Callable[..., Path]:
     return alter
 
 
-def built(folder: Path, lookup: DictLookup, **options: Any) -> compose.Assembly:
+def built(folder: Path, lookup: DictLookup, **options: Any) -> Assembly:
     changes = options.pop("changes", {"peft": None})
     return compose.build(plan_of(folder, folder, changes), lookup, device="cpu", **options)
 
@@ -115,7 +115,7 @@ def test_all_frozen_numbers_get_the_precision_and_trained_ones_are_fp32(
     base: Path, lookup: DictLookup, precision: str
 ) -> None:
     assembly = built(base, lookup, precision=precision, changes={"peft.also_train": ["connector"]})
-    dtype = getattr(torch, compose.DTYPES[precision])
+    dtype = getattr(torch, DTYPES[precision])
     trained = assembly.trained()
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     assert CONNECTOR in trained

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from tiny_runs import plan_of
 
-from graftwork import compose, settings
-from graftwork.component import NoSettings
-from graftwork.compose import Assembly
-from graftwork.ledger import CATEGORIES
-from graftwork.lookup import DictLookup
+from graftwork.build import compose
+from graftwork.config import settings
+from graftwork.contracts import Assembly, DictLookup, NoSettings
+from graftwork.memory.timeline import CATEGORIES
 from graftwork_ddp import Ddp
 from graftwork_fsdp import Fsdp
 from graftwork_zero import Zero

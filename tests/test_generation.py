@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_vlm import STOP, TinyAssembly, question, tiny_assembly
 
-from graftwork.batch import Encoded, collate
+from graftwork.contracts import Encoded, collate
 from graftwork.errors import DataError
-from graftwork.generation import answer, context_length, encode_prompt, until_stop
+from graftwork.evaluate.generation import answer, context_length, encode_prompt, until_stop
 
 QUESTIONS = [
     question("a", "what is it", picture="one.png"),

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from graftwork.health import GIVE_UP_AFTER, Health, Verdict, count_spikes
+from graftwork.contracts import Verdict
+from graftwork.train.health import GIVE_UP_AFTER, Health, count_spikes
 
 VOCABULARY = 256_000
 CHANCE = math.log(VOCABULARY)

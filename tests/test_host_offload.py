@@ -16,11 +16,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import graftwork_host_offload
-from graftwork import compose
-from graftwork.batch import Batch, collate
-from graftwork.compose import Assembly
-from graftwork.lookup import DictLookup
-from graftwork.stepping import summed_loss
+from graftwork.build import compose
+from graftwork.contracts import Assembly, Batch, DictLookup, collate, summed_loss
 from graftwork_host_offload import Away, HostOffload, HostOffloadSettings, Moved, forward, unpack
 
 LOOKUP = DictLookup(*COMPONENTS, HostOffload)

@@ -14,12 +14,12 @@ from foreign_folders import change, edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP, TOWER_FOLDERS
 from safetensors.torch import load_file, save_file
 
-from graftwork.checkpoint import Opened, open_checkpoint
+from graftwork.checkpoint.merging import export
+from graftwork.checkpoint.store import Opened, open_checkpoint
 from graftwork.cli import main
-from graftwork.diagnosis import diagnose
 from graftwork.errors import AdapterError, CheckpointError
-from graftwork.importing import Imported, import_folder
-from graftwork.merging import export
+from graftwork.foreign.diagnosis import diagnose
+from graftwork.foreign.importing import Imported, import_folder
 from graftwork.weights import shapes
 
 BASE = GOLDEN / "base"

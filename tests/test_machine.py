@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from graftwork.component import Requires
-from graftwork.machine import Machine, probe, requires_reason
-from graftwork.resolve import missing_requirements
+from graftwork.config.machine import Machine, probe, requires_reason
+from graftwork.config.resolve import missing_requirements
+from graftwork.contracts import Requires
 
 
 def test_requirements_are_asked_of_metadata() -> None:
@@ -30,5 +30,5 @@ def test_this_machine_is_probed_once() -> None:
 
 
 def test_resolving_imports_no_torch() -> None:
-    program = "import sys, graftwork.resolve, graftwork.machine; sys.exit('torch' in sys.modules)"
+    program = "import sys, graftwork.config.resolve, graftwork.config.machine; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from tiny_runs import Run
 
-from graftwork import manifest
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.manifest import FILE, FileEntry, Manifest, TensorEntry
+from graftwork.checkpoint.verification import ProbeFacts
+from graftwork.contracts import Choice, Identity, Plan, Verdict
 from graftwork.errors import CheckpointError
-from graftwork.health import Verdict
-from graftwork.manifest import FILE, FileEntry, Manifest, TensorEntry
-from graftwork.plan import Choice, Identity, Plan
-from graftwork.proof import ProbeFacts
 
 JSON = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(),

@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
 
-from graftwork import compose
-from graftwork.batch import Batch
-from graftwork.checkpoint import checkpoints, open_checkpoint
+from graftwork.build import compose
+from graftwork.checkpoint.merging import CERTIFICATE, Certificate, export, merge
+from graftwork.checkpoint.store import checkpoints, open_checkpoint
+from graftwork.contracts import DTYPES, Assembly, Batch, DictLookup
 from graftwork.errors import CheckpointError
-from graftwork.lookup import DictLookup
-from graftwork.merging import CERTIFICATE, Certificate, export, merge
-from graftwork.training import train
+from graftwork.train.loop import train
 
 RunOf = Callable[[str], Run]
 
@@ -99,7 +98,7 @@ def test_merged_weights_can_be_stored_in_less_precision(
 ) -> None:
     certificate = merged(trained.checkpoint, tmp_path / "merged", lookup, precision=precision)
     stored = load_file(tmp_path / "merged" / "model.safetensors").values()
-    assert {tensor.dtype for tensor in stored} == {getattr(torch, compose.DTYPES[precision])}
+    assert {tensor.dtype for tensor in stored} == {getattr(torch, DTYPES[precision])}
     assert certificate.precision == precision
     assert 0 < certificate.error <= certificate.tolerance
 
@@ -161,7 +160,7 @@ def test_a_tensor_that_reads_back_differently_is_noticed_even_where_no_logit_sho
     check = opened(trained.checkpoint, lookup)
     write = check.assembly.architecture.write
 
-    def careless(assembly: compose.Assembly, folder: Path) -> None:
+    def careless(assembly: Assembly, folder: Path) -> None:
         write(assembly, folder)
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
         unused = next(name for name in tensors if "encoder.layers.2.mlp.fc1.bias" in name)  # CLIP's last layer

@@ -14,9 +14,7 @@ from golden_table import MEASURED
 from mgm_folders import GOLDEN, Small, base_with_trained_connector, imported, published, small, with_lora
 from torch.nn import functional
 
-from graftwork.batch import IGNORED, Batch, Encoded, collate
-from graftwork.compose import Assembly
-from graftwork.records import Picture, Record, Turn
+from graftwork.contracts import IGNORED, Assembly, Batch, Encoded, Picture, Record, Turn, collate
 
 Built = Small | Assembly
 Close = Callable[[str, Any, Any, float], None]

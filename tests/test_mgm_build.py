@@ -11,10 +11,7 @@ import torch
 from mgm_folders import GOLDEN, QUESTION, TOWER_FOLDERS, config_folder, published, small
 from torch.nn import functional
 
-from graftwork.batch import Batch, collate
-from graftwork.component import Component
-from graftwork.kinds import Site
-from graftwork.records import Record, Turn
+from graftwork.contracts import Batch, Component, Record, Site, Turn, collate
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext

@@ -10,12 +10,20 @@ import pytest
 import torch
 from mgm_folders import GOLDEN, QUESTION, TOWER_FOLDERS, config_folder, small
 
-from graftwork import compose
-from graftwork.batch import collate
-from graftwork.component import Component
+from graftwork.build import compose
+from graftwork.contracts import (
+    Assembly,
+    Choice,
+    Circumstance,
+    Component,
+    DictLookup,
+    Identity,
+    Plan,
+    TrainSettings,
+    WeightsRef,
+    collate,
+)
 from graftwork.errors import WeightsError
-from graftwork.lookup import DictLookup
-from graftwork.plan import Choice, Circumstance, Identity, Plan, TrainSettings, WeightsRef
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
@@ -107,7 +115,7 @@ def plan(weights: Path | None, config: Path, *, towers: bool) -> Plan:
     return Plan(identity, Circumstance(train=TrainSettings(precision="fp32")))
 
 
-def logits(assembly: compose.Assembly) -> torch.Tensor:
+def logits(assembly: Assembly) -> torch.Tensor:
     """What an assembly makes of a question."""
     batch = collate([assembly.processor.encode(QUESTION)], pad_id=0)
     assembly.model.eval()

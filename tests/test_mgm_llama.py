@@ -14,17 +14,27 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graftwork import compose, runfile
-from graftwork.batch import IGNORED, Batch, Encoded, collate
+from graftwork.build import compose
+from graftwork.build.outline import Outline, outline
+from graftwork.config import runfile
+from graftwork.config.machine import Machine
+from graftwork.config.resolve import resolve
 from graftwork.conformance import examine
+from graftwork.contracts import (
+    IGNORED,
+    Assembly,
+    Batch,
+    DictLookup,
+    Encoded,
+    Picture,
+    PixelSettings,
+    Plan,
+    Record,
+    TowerOutput,
+    Turn,
+    collate,
+)
 from graftwork.errors import DataError, WeightsError
-from graftwork.kinds import PixelSettings, TowerOutput
-from graftwork.lookup import DictLookup
-from graftwork.machine import Machine
-from graftwork.plan import Plan
-from graftwork.planning import Outline, outline
-from graftwork.records import Picture, Record, Turn
-from graftwork.resolve import resolve
 from graftwork_clip import Clip
 from graftwork_convnext import OpenClipConvNext
 from graftwork_lora import Lora
@@ -64,7 +74,7 @@ def plan_of(folder: Path, key: str = "weights", peft: Any = None, **parts: Any) 
     return resolve(runfile.parse_run(table | ({"peft": peft} if peft else {}), folder), LOOKUP, kernels=["sdpa"])
 
 
-def build(folder: Path) -> compose.Assembly:
+def build(folder: Path) -> Assembly:
     """The model in a folder, on core's own construction path."""
     assembly = compose.build(plan_of(folder), LOOKUP, device="cpu")
     assembly.model.eval()

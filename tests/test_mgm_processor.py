@@ -11,9 +11,8 @@ import torch
 from mgm_folders import GOLDEN, small
 from PIL import Image
 
-from graftwork.batch import IGNORED, Encoded
+from graftwork.contracts import IGNORED, Encoded, Picture, Record, Turn
 from graftwork.errors import DataError, WeightsError
-from graftwork.records import Picture, Record, Turn
 from graftwork_mgm.processor import MgmProcessor, load_tokenizer
 
 PICTURE = Picture(GOLDEN / "images" / "0000.png")

@@ -16,17 +16,17 @@ from mgm_folders import GOLDEN
 from safetensors.torch import load_file, save_file
 from tiny_runs import COMPONENTS
 
-from graftwork import runfile
-from graftwork.checkpoint import open_checkpoint
+from graftwork.checkpoint.merging import merge
+from graftwork.checkpoint.store import open_checkpoint
 from graftwork.cli import main
-from graftwork.cli.evaluate import identity_of
-from graftwork.comparison import compare
-from graftwork.evaluation import evaluate
-from graftwork.lookup import DictLookup
-from graftwork.merging import merge
-from graftwork.plan import Plan
-from graftwork.resolve import resolve, restore_component
-from graftwork.training import Outcome, train
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.config.restore import restore_component
+from graftwork.contracts import DictLookup, Plan
+from graftwork.evaluate.comparison import compare
+from graftwork.evaluate.evaluation import evaluate
+from graftwork.jobs.evaluate import identity_of
+from graftwork.train.loop import Outcome, train
 from graftwork.weights import open_weights
 from graftwork_chunked_loss import ChunkedLoss
 from graftwork_mining_recompute import MiningRecompute

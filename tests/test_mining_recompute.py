@@ -12,12 +12,9 @@ from tiny_runs import COMPONENTS, PlanOf
 from torch import Tensor
 
 import graftwork_mining_recompute
-from graftwork import GraftworkError, compose
-from graftwork.batch import Batch, collate
-from graftwork.compose import Assembly
-from graftwork.kinds import Structure
-from graftwork.lookup import DictLookup
-from graftwork.stepping import summed_loss
+from graftwork import GraftworkError
+from graftwork.build import compose
+from graftwork.contracts import Assembly, Batch, DictLookup, Structure, collate, summed_loss
 from graftwork_mining_recompute import MiningRecompute, MiningRecomputeSettings
 
 LOOKUP = DictLookup(*COMPONENTS, MiningRecompute)

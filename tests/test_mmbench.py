@@ -11,11 +11,10 @@ from typing import Any
 import openpyxl
 import pytest
 
-from graftwork import pictures
+from graftwork.contracts import Answered, BadRecord, Record, Score
+from graftwork.data import images
 from graftwork.errors import DataError
-from graftwork.kinds import Score
-from graftwork.records import BadRecord, Record
-from graftwork.scores import Answered, tabulate
+from graftwork.evaluate.scores import tabulate
 from graftwork_mmbench import MmBench, MmBenchSettings, Pass, choose
 
 GOLDEN = Path(__file__).parent / "golden_eval" / "mmbench"
@@ -81,7 +80,7 @@ def test_questions_come_with_their_rounds_side_by_side() -> None:
     assert ids[:6] == ["1", "1000001", "2000001", "3000001", "2", "1000002"]
     first = asked(mmbench())[0]
     assert (first.group, first.reference, first.where) == ("count", ("A",), f"{FILE}:2")
-    assert pictures.probe(first.pictures[0]) == (96, 64)
+    assert images.probe(first.pictures[0]) == (96, 64)
 
 
 def test_the_strict_score_is_the_toolkits_and_the_circular_one_reads_the_letters() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from graftwork.contracts import Answered, BadRecord, Record, Score
 from graftwork.errors import DataError
-from graftwork.kinds import Score
-from graftwork.records import BadRecord, Record
-from graftwork.scores import Answered, is_percent, tabulate
+from graftwork.evaluate.scores import is_percent, tabulate
 from graftwork_mme import TASKS, Asked, Mme, MmeSettings, parse
 
 ALL = [task for tasks in TASKS.values() for task in tasks]

@@ -13,17 +13,15 @@ from click.testing import CliRunner
 from tiny_runs import COMPONENTS, LORA, METHODS, PlanOf, logits_of
 from torch import nn
 
-from graftwork import GraftworkError, compose
-from graftwork.checkpoint import TENSORS, open_checkpoint, read_tensors
+from graftwork import GraftworkError
+from graftwork.build import compose
+from graftwork.checkpoint.merging import merge
+from graftwork.checkpoint.store import TENSORS, open_checkpoint, read_tensors
 from graftwork.cli import main
-from graftwork.cli.job import notes
-from graftwork.compose import Assembly
+from graftwork.contracts import Assembly, DictLookup, Event, Plan, RunStarted
 from graftwork.errors import CheckpointError
-from graftwork.events import Event, RunStarted
-from graftwork.lookup import DictLookup
-from graftwork.merging import merge
-from graftwork.plan import Plan
-from graftwork.training import Outcome, train
+from graftwork.jobs.outcome import notes
+from graftwork.train.loop import Outcome, train
 from graftwork_nf4 import Nf4
 
 pytest.importorskip("bitsandbytes")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from graftwork.component import NoSettings
-from graftwork.records import BadRecord, Picture, Record, Turn
+from graftwork.contracts import BadRecord, NoSettings, Picture, Record, Turn
 from graftwork_cleaning import DeduplicateImages, DropBrokenImages, LimitLength, LimitLengthSettings
 
 

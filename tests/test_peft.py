@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
 
-from graftwork import compose
-from graftwork.checkpoint import TENSORS, open_checkpoint
+from graftwork.build import compose
+from graftwork.checkpoint.store import TENSORS, open_checkpoint
+from graftwork.contracts import Assembly, DictLookup, named_tensors
 from graftwork.errors import AdapterError
-from graftwork.filling import named_tensors
-from graftwork.lookup import DictLookup
-from graftwork.training import train
+from graftwork.train.loop import train
 
 RunOf = Callable[[str], Run]
 EXACT = ("lora", "rslora", "lora-plus", "ia3", "full")
@@ -31,16 +30,16 @@ ADAPTED = [f"model.layers.{layer}.{name}" for layer in range(4) for name in LINE
 
 
 @pytest.fixture(scope="module")
-def plain(base: Path, lookup: DictLookup) -> compose.Assembly:
+def plain(base: Path, lookup: DictLookup) -> Assembly:
     """The base without any method."""
     return compose.build(plan_of(base, base, {"peft": None}), lookup, device="cpu")
 
 
-def built(base: Path, lookup: DictLookup, peft: dict[str, Any], **options: Any) -> compose.Assembly:
+def built(base: Path, lookup: DictLookup, peft: dict[str, Any], **options: Any) -> Assembly:
     return compose.build(plan_of(base, base, {"peft": peft}), lookup, device="cpu", **options)
 
 
-def moved(assembly: compose.Assembly, by: float = 0.02) -> compose.Assembly:
+def moved(assembly: Assembly, by: float = 0.02) -> Assembly:
     """The assembly after its trained parameters were moved at random."""
     generator = torch.Generator().manual_seed(3)
     for parameter in assembly.trained().values():
@@ -51,7 +50,7 @@ def moved(assembly: compose.Assembly, by: float = 0.02) -> compose.Assembly:
 @pytest.mark.parametrize("on", [["language.attention", "language.mlp"], EVERYWHERE], ids=["language", "everywhere"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fresh_method_changes_nothing(
-    base: Path, lookup: DictLookup, plain: compose.Assembly, method: str, on: list[str]
+    base: Path, lookup: DictLookup, plain: Assembly, method: str, on: list[str]
 ) -> None:
     expected, _ = logits_of(plain)
     on_logits, off_logits = logits_of(built(base, lookup, METHODS[method] | {"on": on}))
@@ -63,7 +62,7 @@ def test_a_fresh_method_changes_nothing(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_after_training_off_is_the_base_to_the_last_bit(run_of: RunOf, plain: compose.Assembly, method: str) -> None:
+def test_after_training_off_is_the_base_to_the_last_bit(run_of: RunOf, plain: Assembly, method: str) -> None:
     on, off = logits_of(run_of(method).outcome.assembly)
     assert off.equal(logits_of(plain)[0])
     assert (on - off).abs().max() > 0.1
@@ -85,7 +84,7 @@ def test_switching_off_and_on_again_leaves_everything_as_it_was(run_of: RunOf, m
 @pytest.mark.parametrize("on", [["language.attention", "language.mlp"], EVERYWHERE], ids=["language", "everywhere"])
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_changes_the_weights_and_not_the_logits(
-    base: Path, lookup: DictLookup, plain: compose.Assembly, method: str, on: list[str]
+    base: Path, lookup: DictLookup, plain: Assembly, method: str, on: list[str]
 ) -> None:
     assembly = moved(built(base, lookup, METHODS[method] | {"on": on}))
     expected, off = logits_of(assembly)
@@ -193,7 +192,7 @@ def test_full_trains_what_is_no_linear_layer(base: Path, lookup: DictLookup) -> 
     assert assembly.switchable
 
 
-def test_a_role_can_be_adapted_and_trained_itself(base: Path, lookup: DictLookup, plain: compose.Assembly) -> None:
+def test_a_role_can_be_adapted_and_trained_itself(base: Path, lookup: DictLookup, plain: Assembly) -> None:
     assembly = built(base, lookup, LORA | {"on": ["language.attention"], "also_train": ["language.attention"]})
     name = ADAPTED[0]
     assert {f"{name}.base_layer.weight", f"{name}.lora_A.default.weight"} <= assembly.trained().keys()

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from graftwork import pictures
+from graftwork.contracts import Picture
+from graftwork.data import images
 from graftwork.errors import DataError
-from graftwork.records import Picture
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -40,12 +40,12 @@ def noise(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def load(data: bytes) -> Image.Image:
-    return pictures.load(Picture(data=data))
+    return images.load(Picture(data=data))
 
 
 def refusal(picture: Picture, **options: int) -> str:
     with pytest.raises(DataError) as caught:
-        pictures.load(picture, **options)
+        images.load(picture, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -53,7 +53,7 @@ def refusal(picture: Picture, **options: int) -> str:
 def test_a_plain_picture_is_loaded_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "plain.png"
     path.write_bytes(encode(noise()))
-    image = pictures.load(Picture(path))
+    image = images.load(Picture(path))
     assert image.mode == "RGB"
     assert image.tobytes() == noise().tobytes() == load(path.read_bytes()).tobytes()
 
@@ -61,7 +61,7 @@ def test_a_plain_picture_is_loaded_as_it_is(tmp_path: Path) -> None:
 def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(encode(noise(), "JPEG"))
-    assert pictures.load(Picture(path)).size == (40, 30)
+    assert images.load(Picture(path)).size == (40, 30)
 
 
 @pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"])
@@ -94,7 +94,7 @@ def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
     whole = encode(noise(200, 200))
     path.write_bytes(whole[: len(whole) // 2])
     assert refusal(Picture(path)).startswith(f"'{path}' cannot be read (")
-    assert pictures.probe(Picture(path)) == (200, 200)
+    assert images.probe(Picture(path)) == (200, 200)
     jpeg = encode(noise(200, 200), "JPEG")
     assert "cannot be read" in refusal(Picture(data=jpeg[: len(jpeg) // 2]))
 
@@ -104,13 +104,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None
     bomb = Picture(data=png(side, side))
     assert "is larger than the 50 megapixels that are opened" in refusal(bomb)
     with pytest.raises(DataError, match="megapixels"):
-        pictures.probe(bomb)
+        images.probe(bomb)
 
 
 def test_the_limit_on_pixels_can_be_set_and_pil_keeps_its_own() -> None:
     before = Image.MAX_IMAGE_PIXELS
     picture = Picture(data=encode(noise()))
-    assert pictures.load(picture, max_pixels=1200).size == (40, 30)
+    assert images.load(picture, max_pixels=1200).size == (40, 30)
     assert "larger than the 0.001199 megapixels" in refusal(picture, max_pixels=1199)
     assert before == Image.MAX_IMAGE_PIXELS
 
@@ -118,7 +118,7 @@ def test_the_limit_on_pixels_can_be_set_and_pil_keeps_its_own() -> None:
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.webp"
     with path.open("wb") as file:
-        file.truncate(pictures.MAX_BYTES + 1)  # Sparse: takes no room on the disk.
+        file.truncate(images.MAX_BYTES + 1)  # Sparse: takes no room on the disk.
     assert "has more than 512 MiB" in refusal(Picture(path))
 
 
@@ -168,7 +168,7 @@ def test_an_exif_orientation_is_not_applied() -> None:
 
 def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
     def digest(image: Image.Image, format: str) -> str:
-        return pictures.digest(Picture(data=encode(image, format)))
+        return images.digest(Picture(data=encode(image, format)))
 
     assert digest(noise(), "PNG") == digest(noise(), "BMP")
     assert digest(Image.new("RGB", (2, 8)), "PNG") != digest(Image.new("RGB", (4, 4)), "PNG")

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from graftwork.component import NoSettings
+from graftwork.contracts import BadRecord, DataOperator, DataSource, NoSettings, Record, Turn, Writer
+from graftwork.data.pipeline import StageCount, gather, summary
 from graftwork.errors import DataError
-from graftwork.kinds import DataOperator, DataSource, Writer
-from graftwork.pipeline import StageCount, gather, summary
-from graftwork.records import BadRecord, Record, Turn
 
 
 def record(id: str, answer: str = "yes") -> Record:

@@ -11,11 +11,9 @@ import pytest
 import torch
 from tiny_runs import COMPONENTS, CONFIGS, LORA, plan_of
 
-from graftwork.component import NoSettings, Support, unsupported
-from graftwork.kinds import AttentionCase
-from graftwork.lookup import DictLookup
-from graftwork.machine import Machine
-from graftwork.planning import KernelRow, Outline, RoleRow, outline
+from graftwork.build.outline import KernelRow, Outline, RoleRow, outline
+from graftwork.config.machine import Machine
+from graftwork.contracts import AttentionCase, DictLookup, NoSettings, Support, unsupported
 from graftwork_torch_attention import Eager
 
 CPU = Machine()
@@ -74,7 +72,7 @@ def test_the_counts_of_a_small_model_are_those_of_pen_and_paper(base: Path, tmp_
 
 
 def test_the_outline_and_the_built_model_agree(base: Path, tmp_path: Path) -> None:
-    from graftwork import compose
+    from graftwork.build import compose
 
     for peft in (LORA, {"use": "ia3", "on": ["language"]}, {"use": "full", "on": ["vision.low"]}):
         plan = plan_of(base, tmp_path, {"peft": peft})

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from graftwork.contracts import Answered, BadRecord, Record, Score
 from graftwork.errors import DataError
-from graftwork.kinds import Score
-from graftwork.records import BadRecord, Record
-from graftwork.scores import Answered, tabulate
+from graftwork.evaluate.scores import tabulate
 from graftwork_pope import Pope, PopeSettings
 
 GOLDEN = Path(__file__).parent / "golden_eval" / "pope"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from process_runs import Runs, farthest
 
-from graftwork import manifest
-from graftwork.checkpoint import checkpoints, open_checkpoint
-from graftwork.cli.evaluate import identity_of
-from graftwork.evaluation import evaluate
-from graftwork.scores import ADAPTER, BASE
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import checkpoints, open_checkpoint
+from graftwork.evaluate.evaluation import evaluate
+from graftwork.evaluate.scores import ADAPTER, BASE
+from graftwork.jobs.evaluate import identity_of
 
 ZERO = 'memory.use=["zero"]'
 OFFLOAD = ["memory.zero.offload_optimizer=true", "memory.zero.offload_parameters=true"]

@@ -18,7 +18,7 @@ from graftwork_registry import Catalog, PluginRow
 
 SOURCE = '''
 from graftwork import hookimpl
-from graftwork.kinds import DataSource
+from graftwork.contracts.kinds import DataSource
 
 class {name}(DataSource):
     """{summary}"""
@@ -131,7 +131,7 @@ BROKEN = {
     "nothing": (sources("pass"), "failed in data_sources: it returned None, which is not a list of classes"),
     "no class": (sources("return [Good(None)]"), "failed in data_sources: it returned <.*>, which is not a class"),
     "another kind": (
-        sources("from graftwork.kinds import Evaluator\nreturn [Evaluator]"),
+        sources("from graftwork.contracts.kinds import Evaluator\nreturn [Evaluator]"),
         "failed in data_sources: it returned 'Evaluator', which does not extend DataSource",
     ),
     "abstract methods": (

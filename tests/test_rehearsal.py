@@ -10,14 +10,11 @@ import pytest
 import torch
 from tiny_runs import COMPONENTS, LORA, METHODS, plan_of
 
-from graftwork.component import NoSettings, Requires
+from graftwork.config.machine import Machine
+from graftwork.contracts import DictLookup, MemoryStrategy, NoSettings, Plan, Requires
 from graftwork.errors import GraftworkError
-from graftwork.kinds import MemoryStrategy
-from graftwork.ledger import ACTIVATIONS, BACKWARD, FORWARD, FROZEN, TEMPORARIES, Holding, Ledger, Moment
-from graftwork.lookup import DictLookup
-from graftwork.machine import Machine
-from graftwork.plan import Plan
-from graftwork.rehearsal import Step, rehearsing, watching
+from graftwork.memory.rehearsal import Step, rehearsing, watching
+from graftwork.memory.timeline import ACTIVATIONS, BACKWARD, FORWARD, FROZEN, TEMPORARIES, Holding, Ledger, Moment
 from graftwork_torch_attention import Sdpa
 
 CPU = Machine()

@@ -13,17 +13,15 @@ import pytest
 from PIL import Image
 from tiny_vlm import Quiz, question
 
-from graftwork.comparison import Comparison, compare
-from graftwork.evaluation import Result
-from graftwork.health import Verdict
-from graftwork.kinds import Score
-from graftwork.plan import Choice, Circumstance, Identity, Plan, WeightsRef
+from graftwork.contracts import Answered, Choice, Circumstance, Identity, Plan, Score, Verdict, WeightsRef
+from graftwork.evaluate.comparison import Comparison, compare
+from graftwork.evaluate.evaluation import Result
+from graftwork.evaluate.scores import shown, shown_change
 from graftwork.report import ReportContent, write_report
 from graftwork.report.charts import POINTS, axis_ticks, running_mean, thin
 from graftwork.report.markup import Markup, tag
 from graftwork.report.page import FLIPS
 from graftwork.report.wording import text
-from graftwork.scores import Answered, shown, shown_change
 
 HOSTILE = "</q></script><script>alert('x')</script><img src=http://evil.example/x> | `\\"
 VOID = {"img", "meta"}

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from foreign_folders import edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP
 
-from graftwork.checkpoint import open_checkpoint
+from graftwork.checkpoint.store import open_checkpoint
 from graftwork.cli import main
-from graftwork.diagnosis import BASE, Diagnosis, diagnose
 from graftwork.errors import GraftworkError
-from graftwork.importing import Imported, import_folder
+from graftwork.foreign.diagnosis import BASE, Diagnosis, diagnose
+from graftwork.foreign.importing import Imported, import_folder
 
 REPORTED = [label.split()[0] for label, _ in json.loads((GOLDEN / "errors.json").read_text(encoding="utf-8"))]
 PAGE = Path(__file__).parents[1] / "docs" / "upstream-folders.md"

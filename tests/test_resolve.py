@@ -10,14 +10,23 @@ from typing import Any, ClassVar
 
 import pytest
 
-from graftwork import kinds
-from graftwork.component import Component, Requires, Support, setting, unsupported
+from graftwork import contracts
+from graftwork.config.machine import Machine
+from graftwork.config.resolve import resolve
+from graftwork.config.runfile import RunFile, parse_run
+from graftwork.contracts import (
+    Choice,
+    Component,
+    DictLookup,
+    Lookup,
+    Plan,
+    Requires,
+    Support,
+    WeightsRef,
+    setting,
+    unsupported,
+)
 from graftwork.errors import PlanRefused, WeightsError
-from graftwork.lookup import DictLookup, Lookup
-from graftwork.machine import Machine
-from graftwork.plan import Choice, Plan, WeightsRef
-from graftwork.resolve import resolve
-from graftwork.runfile import RunFile, parse_run
 
 
 @dataclass(frozen=True)
@@ -41,46 +50,46 @@ def concrete(component: type[Component[Any]]) -> type[Component[Any]]:
 
 
 @concrete
-class Tiny(kinds.ModelArchitecture[Layers]):
+class Tiny(contracts.ModelArchitecture[Layers]):
     """A model with a part that it needs, one that it can do without, and one that is rarely wanted."""
 
     name = "tiny"
     Settings = Layers
-    parts: ClassVar[Mapping[str, kinds.Part]] = {
-        "low": kinds.Part("sees", "eye"),
-        "high": kinds.Part("sees more", "eye", optional=True),
-        "depth": kinds.Part("sees how far things are", None),
+    parts: ClassVar[Mapping[str, contracts.Part]] = {
+        "low": contracts.Part("sees", "eye"),
+        "high": contracts.Part("sees more", "eye", optional=True),
+        "depth": contracts.Part("sees how far things are", None),
     }
     roles: ClassVar[Mapping[str, str]] = {"language.mlp": "", "language.attention": "", "connector": ""}
     overflows_in = ("fp16",)
 
-    def describe_towers(self, config: Mapping[str, Any], towers: Mapping[str, Any]) -> Mapping[str, kinds.TowerOutput]:
+    def describe_towers(self, config: Mapping[str, Any], towers: Mapping[str, Any]) -> Mapping[str, contracts.TowerOutput]:
         if len({described["size"] for _, described in towers.values()}) > 1:
             raise WeightsError(
                 "the parts see pictures of different sizes; name towers of one size", ["low: 4", "high: 8"]
             )
         return {part: tower.describe(described) for part, (tower, described) in towers.items()}
 
-    def sites(self, config: Mapping[str, Any], towers: Mapping[str, kinds.TowerOutput]) -> list[kinds.AttentionSite]:
-        return [kinds.AttentionSite("language", head_dim=8, heads=2, kv_heads=1, causal=True, padding=True)]
+    def sites(self, config: Mapping[str, Any], towers: Mapping[str, contracts.TowerOutput]) -> list[contracts.AttentionSite]:
+        return [contracts.AttentionSite("language", head_dim=8, heads=2, kv_heads=1, causal=True, padding=True)]
 
 
 @concrete
-class Eye(kinds.VisionTower[Layers]):
+class Eye(contracts.VisionTower[Layers]):
     """A tower that wants a folder."""
 
     name = "eye"
     Settings = Layers
 
-    def describe(self, config: Mapping[str, Any], size: int | None = None) -> kinds.TowerOutput:
-        return kinds.TowerOutput((8,), ((2, 2),), kinds.PixelSettings(4, (0, 0, 0), (1, 1, 1)))
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> contracts.TowerOutput:
+        return contracts.TowerOutput((8,), ((2, 2),), contracts.PixelSettings(4, (0, 0, 0), (1, 1, 1)))
 
-    def sites(self, config: Mapping[str, Any]) -> list[kinds.AttentionSite]:
-        return [kinds.AttentionSite("any", head_dim=4, heads=2, kv_heads=2, causal=False, padding=False)]
+    def sites(self, config: Mapping[str, Any]) -> list[contracts.AttentionSite]:
+        return [contracts.AttentionSite("any", head_dim=4, heads=2, kv_heads=2, causal=False, padding=False)]
 
 
 @concrete
-class Adapter(kinds.PeftMethod[Layers]):
+class Adapter(contracts.PeftMethod[Layers]):
     """A method that has nothing against any plan."""
 
     name = "adapter"
@@ -88,7 +97,7 @@ class Adapter(kinds.PeftMethod[Layers]):
 
 
 @concrete
-class Picky(kinds.PeftMethod[Any]):
+class Picky(contracts.PeftMethod[Any]):
     """A method that wants three seeds, and packages that nobody has."""
 
     name = "picky"
@@ -100,7 +109,7 @@ class Picky(kinds.PeftMethod[Any]):
 
 
 @concrete
-class Plain(kinds.AttentionKernel[Any]):
+class Plain(contracts.AttentionKernel[Any]):
     """A kernel for everything."""
 
     name = "plain"
@@ -110,7 +119,7 @@ class Plain(kinds.AttentionKernel[Any]):
 
 
 @concrete
-class Fast(kinds.AttentionKernel[Any]):
+class Fast(contracts.AttentionKernel[Any]):
     """A kernel for CUDA devices."""
 
     name = "fast"
@@ -119,7 +128,7 @@ class Fast(kinds.AttentionKernel[Any]):
         return Support(True) if case.device == "cuda" else unsupported(f"the tensors are on the {case.device}")
 
 
-class Saver(kinds.MemoryStrategy[Any]):
+class Saver(contracts.MemoryStrategy[Any]):
     """A strategy for large devices."""
 
     name = "saver"
@@ -127,7 +136,7 @@ class Saver(kinds.MemoryStrategy[Any]):
 
 
 @concrete
-class Colours(kinds.Evaluator[Layers]):
+class Colours(contracts.Evaluator[Layers]):
     """A benchmark."""
 
     name = "colours"
@@ -135,7 +144,7 @@ class Colours(kinds.Evaluator[Layers]):
 
 
 @concrete
-class Lines(kinds.DataSource[File]):
+class Lines(contracts.DataSource[File]):
     """A source."""
 
     name = "lines"
@@ -143,7 +152,7 @@ class Lines(kinds.DataSource[File]):
 
 
 @concrete
-class Keep(kinds.DataOperator[Any]):
+class Keep(contracts.DataOperator[Any]):
     """An operator."""
 
     name = "keep"
@@ -367,7 +376,7 @@ def test_what_a_component_lacks_and_what_it_objects_to_are_reasons(folder: Path)
 
 def test_the_advice_on_a_missing_package_is_the_components_own(folder: Path) -> None:
     @concrete
-    class Built(kinds.PeftMethod[Any]):
+    class Built(contracts.PeftMethod[Any]):
         """A method whose library is built here."""
 
         name = "built"

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from graftwork.component import setting
+from graftwork.config.restore import restore_component
+from graftwork.contracts import Choice, DictLookup, Found, MemoryStrategy, setting
 from graftwork.errors import CheckpointError, ComponentNotFound
-from graftwork.kinds import MemoryStrategy
-from graftwork.lookup import DictLookup, Found
-from graftwork.plan import Choice
-from graftwork.resolve import restore_component
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONFIGS, LORA, Interrupted, PlanOf, Run, interrupt_at, plan_of
 
-from graftwork import manifest
-from graftwork.checkpoint import OPTIMIZER, PROBE, TENSORS, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import OPTIMIZER, PROBE, TENSORS, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.contracts import CheckpointSaved, DictLookup, Plan, RunEnded, RunStarted, StepTaken
 from graftwork.errors import CheckpointError
-from graftwork.events import CheckpointSaved, RunEnded, RunStarted, StepTaken
-from graftwork.lookup import DictLookup
-from graftwork.plan import Plan
-from graftwork.resuming import keep_log
-from graftwork.training import LOG, Outcome, train
+from graftwork.train.loop import LOG, Outcome, train
+from graftwork.train.resuming import keep_log
 
 STEPS = 6
 DROPOUT = LORA | {"dropout": 0.3}

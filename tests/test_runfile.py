@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from graftwork import runfile, settings
+from graftwork.config import runfile, settings
+from graftwork.config.runfile import RunFile, Selection
+from graftwork.contracts import TrainSettings
 from graftwork.errors import RunFileError
-from graftwork.plan import TrainSettings
-from graftwork.runfile import RunFile, Selection
 
 DOCS = Path(__file__).parents[1] / "docs" / "run-file.md"
 WHOLE = """

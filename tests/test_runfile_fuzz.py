@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftwork import runfile
+from graftwork.config import runfile
+from graftwork.config.runfile import RunFile
 from graftwork.errors import RunFileError
-from graftwork.runfile import RunFile
 
 DOCS = Path(__file__).parents[1] / "docs" / "run-file.md"
 EXAMPLE = DOCS.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]

@@ -6,10 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftwork import runfile, settings
-from graftwork.component import Component, setting
-from graftwork.plan import TrainSettings
-from graftwork.schema import schema as schema_of
+from graftwork.config import runfile, settings
+from graftwork.config.schema import schema as schema_of
+from graftwork.contracts import Component, TrainSettings, setting
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from graftwork.sampling import WINDOW, Sampler, batches, learning_rate_factor, steps_for
+from graftwork.data.sampling import WINDOW, Sampler, batches, steps_for
+from graftwork.train.schedule import learning_rate_factor
 
 LENGTHS = some.lists(some.integers(1, 500), min_size=1, max_size=200)
 SIZES = some.integers(1, 40)

@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import Run, plan_of
 
-from graftwork import checkpoint, compose, manifest
-from graftwork.checkpoint import PROBE, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.build import compose
+from graftwork.checkpoint import manifest, store
+from graftwork.checkpoint.store import PROBE, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.contracts import DictLookup
 from graftwork.errors import AdapterError, CheckpointError
-from graftwork.lookup import DictLookup
 
-Opening = Callable[..., checkpoint.Opened]
+Opening = Callable[..., store.Opened]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def opened(lookup: DictLookup) -> Opening:
 def saved(run: Run, folder: Path, lookup: DictLookup, **changes: Any) -> manifest.Manifest:
     probe = {name: tensor for name, tensor in load_file(run.checkpoint / PROBE).items() if name != "logits"}
     facts: dict[str, Any] = {"step": 4, "steps": 4, "probe": probe, "health": run.outcome.verdict, "data": {}}
-    return checkpoint.save(run.outcome.assembly, folder, lookup, **facts | changes)
+    return store.save(run.outcome.assembly, folder, lookup, **facts | changes)
 
 
 def test_what_is_saved_is_what_the_manifest_says(
@@ -78,7 +79,7 @@ import torch
 from tiny_runs import COMPONENTS
 from graftwork import checkpoint
 from graftwork.errors import CheckpointError
-from graftwork.lookup import DictLookup
+from graftwork.contracts.lookup import DictLookup
 
 torch.set_num_threads(1)
 folder, limit, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -125,7 +126,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_as_it_was(trained: Run, opene
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("File too large (os error 27)")])
 def test_whoever_notices_that_the_disk_is_full_it_is_one_sentence(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(CheckpointError) as caught, checkpoint.unfinished(tmp_path / "one") as work:
+    with pytest.raises(CheckpointError) as caught, store.unfinished(tmp_path / "one") as work:
         (work / "half").write_bytes(b"half")
         raise error
     why = "the disk is full" if isinstance(error, OSError) else "File too large (os error 27)"
@@ -134,7 +135,7 @@ def test_whoever_notices_that_the_disk_is_full_it_is_one_sentence(tmp_path: Path
 
 
 def test_a_bug_while_saving_stays_a_bug_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), checkpoint.unfinished(tmp_path / "one"):
+    with pytest.raises(ZeroDivisionError), store.unfinished(tmp_path / "one"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -158,8 +159,8 @@ def test_a_process_that_is_killed_while_saving_leaves_only_whole_checkpoints(
         assert len(found) > 1
         for each in found:
             assert opened(each).proof.error == 0.0
-        checkpoint.sweep(tmp_path / "out")
+        store.sweep(tmp_path / "out")
         for each in found[1:]:
-            checkpoint.remove(each)
+            store.remove(each)
     assert unfinished > 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from graftwork.cli import main
-from graftwork.kinds import KINDS
+from graftwork.contracts import KINDS
 from graftwork_registry import Catalog
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from graftwork.contracts import BadRecord, Record
 from graftwork.errors import DataError
-from graftwork.records import BadRecord, Record
 from graftwork_scienceqa import ScienceQa, ScienceQaSettings, parse
 
 QUESTIONS: list[dict[str, Any]] = [

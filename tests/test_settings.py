@@ -14,10 +14,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from graftwork import settings
-from graftwork.component import Component, NoSettings, setting
+from graftwork.config import settings
+from graftwork.config.wording import words
+from graftwork.contracts import Component, NoSettings, TrainSettings, setting
 from graftwork.errors import CheckpointError, RunFileError
-from graftwork.plan import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,9 @@ def test_rows_say_every_setting_as_a_person_reads_it() -> None:
 
 
 def test_a_type_without_bounds_and_one_with_only_an_upper_one_have_words() -> None:
-    assert settings.words({"type": "number", "maximum": 2.5}) == "number ≤ 2.5"
-    assert settings.words({"anyOf": [{"type": "number"}, {"type": "null"}]}) == "number or nothing"
-    assert settings.words({"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}) == (
+    assert words({"type": "number", "maximum": 2.5}) == "number ≤ 2.5"
+    assert words({"anyOf": [{"type": "number"}, {"type": "null"}]}) == "number or nothing"
+    assert words({"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}) == (
         "list of lists of integers"
     )
 

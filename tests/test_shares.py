@@ -11,13 +11,15 @@ import torch
 from click.testing import CliRunner
 from tiny_runs import plan_of
 
-from graftwork import compose, launching, processes, shares
-from graftwork.batch import IGNORED, Encoded
+from graftwork import processes
+from graftwork.build import compose
 from graftwork.cli import main
+from graftwork.contracts import IGNORED, DictLookup, Encoded, stepper_for
 from graftwork.errors import CheckpointError, GraftworkError, PlanRefused
-from graftwork.lookup import DictLookup
-from graftwork.stepping import stepper_for
-from graftwork.training import train
+from graftwork.evaluate import questions
+from graftwork.jobs import launching
+from graftwork.train import data_parallel
+from graftwork.train.loop import train
 
 
 def example(tokens: int, pictures: int = 0) -> Encoded:
@@ -29,8 +31,10 @@ def example(tokens: int, pictures: int = 0) -> Encoded:
 def test_alone_a_process_has_everything() -> None:
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
     assert processes.gather("thing") == ["thing"]
-    assert shares.own([4, 2, 9]) == [4, 2, 9]
-    assert shares.tally([[example(3, pictures=2), example(4)], [example(5)]]) == shares.Tally(3, 3, 2, 12, 2)
+    assert data_parallel.own([4, 2, 9]) == [4, 2, 9]
+    assert data_parallel.tally([[example(3, pictures=2), example(4)], [example(5)]]) == data_parallel.Tally(
+        3, 3, 2, 12, 2
+    )
 
 
 def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,20 +42,20 @@ def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.Monke
     owned, asked = [], []
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        owned.append(shares.own([10, 11, 12, 13, 14]))
-        asked.append(shares.neighbours("abcde"))
+        owned.append(data_parallel.own([10, 11, 12, 13, 14]))
+        asked.append(questions.neighbours("abcde"))
     assert owned == [[10, 13], [11, 14], [12]]
     assert asked == [["a"], ["b", "c"], ["d", "e"]]
 
 
 def test_in_step_every_micro_batch_has_pictures_and_none_has_more_labels() -> None:
     mine = [[example(3, pictures=1)], [example(4)]]
-    filled = shares.in_step(mine, shares.Tally(5, 5, 2, 20, 3), example(2, pictures=1))
+    filled = data_parallel.in_step(mine, data_parallel.Tally(5, 5, 2, 20, 3), example(2, pictures=1))
     assert [len(micro_batch) for micro_batch in filled] == [1, 2, 1]
     assert all(any(each.pixels for each in micro_batch) for micro_batch in filled)
     assert [sum(each.labelled for each in micro_batch) for micro_batch in filled] == [1, 1, 0]
     assert [len(micro_batch) for micro_batch in mine] == [1, 1]
-    without = shares.in_step(mine[1:], shares.Tally(5, 5, 2, 20, 2), example(2))
+    without = data_parallel.in_step(mine[1:], data_parallel.Tally(5, 5, 2, 20, 2), example(2))
     assert [len(micro_batch) for micro_batch in without] == [1, 1]
 
 
@@ -142,7 +146,7 @@ def test_processes_that_lose_the_others_say_no_more(monkeypatch: pytest.MonkeyPa
     def broken(*arguments: object) -> None:
         raise RuntimeError("gloo: Connection closed by peer")
 
-    monkeypatch.setattr("graftwork.runfile.load", broken)
+    monkeypatch.setattr("graftwork.config.runfile.load", broken)
     result = CliRunner().invoke(main, ["train", "run.toml"])
     assert result.exit_code == 1
     assert result.output == "Error: process 0 of 2 lost the others: one of them has ended; look for its message\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from graftwork.config.sizes import parse_size, shown_size
 from graftwork.errors import GraftworkError
-from graftwork.sizes import parse_size, shown_size
 
 
 @pytest.mark.parametrize(

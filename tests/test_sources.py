@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graftwork.contracts import BadRecord, Picture, Record, Turn
 from graftwork.errors import DataError
-from graftwork.records import BadRecord, Picture, Record, Turn
 from graftwork_llava_json import LlavaJson, LlavaJsonSettings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import graftwork_tensorboard
-from graftwork.events import Evaluated, RunEnded, RunStarted, StepTaken
+from graftwork.contracts import Evaluated, RunEnded, RunStarted, StepTaken
 
 
 @pytest.fixture(autouse=True)

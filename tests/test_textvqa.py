@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graftwork.contracts import BadRecord, Record
 from graftwork.errors import DataError
-from graftwork.records import BadRecord, Record
 from graftwork_textvqa import CONTRACTIONS, TextVqa, TextVqaSettings, find_question, normalise, score_answers
 
 GOLDEN = Path(__file__).parent / "golden_eval"

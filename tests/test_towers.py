@@ -11,9 +11,8 @@ import torch
 from mgm_folders import GOLDEN
 from safetensors.torch import save_file
 
-from graftwork.component import NoSettings
+from graftwork.contracts import NoSettings, Site, VisionTower
 from graftwork.errors import WeightsError
-from graftwork.kinds import Site, VisionTower
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext

@@ -12,17 +12,26 @@ import pytest
 import torch
 from tiny_runs import LORA, PlanOf, Run, Shapes, ShapesSettings, logits_of, plan_of
 
-from graftwork import checkpoint, compose, manifest
-from graftwork.batch import IGNORED, Encoded, collate
-from graftwork.checkpoint import checkpoints, open_checkpoint
+from graftwork.build import compose
+from graftwork.checkpoint import manifest, store
+from graftwork.checkpoint.store import checkpoints, open_checkpoint
+from graftwork.contracts import (
+    IGNORED,
+    CheckpointSaved,
+    DictLookup,
+    Encoded,
+    Event,
+    Plan,
+    RunEnded,
+    RunStarted,
+    StepTaken,
+    collate,
+    named_tensors,
+    summed_loss,
+)
+from graftwork.data.training_data import TrainingData, cut, gather
 from graftwork.errors import CheckpointError, DataError
-from graftwork.events import CheckpointSaved, Event, RunEnded, RunStarted, StepTaken
-from graftwork.filling import named_tensors
-from graftwork.lookup import DictLookup
-from graftwork.plan import Plan
-from graftwork.stepping import summed_loss
-from graftwork.training import Outcome, train
-from graftwork.training_data import TrainingData, cut, gather
+from graftwork.train.loop import Outcome, train
 
 Train = Callable[..., Outcome]
 
@@ -370,7 +379,7 @@ def test_a_manifest_does_not_grow_with_what_is_wrong_with_the_data(go: Train) ->
 
 
 def test_a_probe_without_labels_is_refused() -> None:
-    from graftwork.proof import probe_tensors
+    from graftwork.checkpoint.verification import probe_tensors
 
     said = refused(probe_tensors, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], 0)
     assert said == "the probe's records carry no labels, so nothing could be proven; check the data"
@@ -380,13 +389,13 @@ def test_saving_leaves_the_random_numbers_and_the_mode_alone(base: Path, lookup:
     outcome = train(plan_of(base, tmp_path, {"train.steps": 1}), lookup, tmp_path / "out", device="cpu")
     outcome.assembly.model.train()
     before = torch.get_rng_state()
-    checkpoint.save(
+    store.save(
         outcome.assembly,
         tmp_path / "again",
         lookup,
         step=1,
         steps=1,
-        probe=checkpoint.read_tensors(outcome.checkpoint / checkpoint.PROBE),
+        probe=store.read_tensors(outcome.checkpoint / store.PROBE),
         health=outcome.verdict,
         data={},
     )

@@ -12,12 +12,10 @@ import pytest
 import torch
 from tiny_runs import COMPONENTS, plan_of
 
-from graftwork import compose
+from graftwork.build import compose
+from graftwork.contracts import Circumstance, DictLookup, MemoryStrategy, Plan, TrainSettings
 from graftwork.errors import GraftworkError, PlanRefused
-from graftwork.kinds import MemoryStrategy
-from graftwork.lookup import DictLookup
-from graftwork.plan import Circumstance, Plan, TrainSettings
-from graftwork.training import train
+from graftwork.train.loop import train
 from graftwork_ddp import Ddp
 from graftwork_fsdp import Fsdp
 from graftwork_zero import Zero, ZeroSettings, config, engine
@@ -194,7 +192,7 @@ class OwnOptimizer(MemoryStrategy[Any]):
 def test_alone_it_takes_plain_steps_and_drops_those_that_are_not_finite(
     base: Path, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graftwork.stepping import Stepper
+    from graftwork.contracts import Stepper
 
     lookup = DictLookup(*COMPONENTS, Zero)
     taken = []

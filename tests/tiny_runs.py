@@ -14,17 +14,24 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from graftwork import proof, runfile
-from graftwork.checkpoint import newest
-from graftwork.component import setting
-from graftwork.compose import Assembly
-from graftwork.events import Event
-from graftwork.kinds import DataSource
-from graftwork.lookup import DictLookup, Lookup
-from graftwork.plan import Plan
-from graftwork.records import BadRecord, Picture, Record, Turn
-from graftwork.resolve import resolve
-from graftwork.training import Outcome, train
+from graftwork.checkpoint import verification
+from graftwork.checkpoint.store import newest
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.contracts import (
+    Assembly,
+    BadRecord,
+    DataSource,
+    DictLookup,
+    Event,
+    Lookup,
+    Picture,
+    Plan,
+    Record,
+    Turn,
+    setting,
+)
+from graftwork.train.loop import Outcome, train
 from graftwork_checkpointing import Checkpointing
 from graftwork_cleaning import DropBrokenImages
 from graftwork_clip import Clip
@@ -164,7 +171,7 @@ def plan_of(
 def logits_of(assembly: Assembly, records: int = 4) -> tuple[Tensor, Tensor]:
     """The logits of an assembled model at the labels of a few records, with its adapter on and off."""
     encoded = [assembly.processor.encode(record) for record in Shapes(ShapesSettings(records)).records()]
-    return proof.probe_logits(assembly, proof.probe_tensors(encoded, assembly.processor.pad_id))
+    return verification.probe_logits(assembly, verification.probe_tensors(encoded, assembly.processor.pad_id))
 
 
 class Interrupted(Exception):

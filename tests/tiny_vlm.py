@@ -11,12 +11,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from graftwork.batch import IGNORED, Batch, Encoded
-from graftwork.component import setting
+from graftwork.contracts import (
+    IGNORED,
+    BadRecord,
+    Batch,
+    Choice,
+    Encoded,
+    Evaluator,
+    Identity,
+    Picture,
+    Plan,
+    Record,
+    Score,
+    Turn,
+    setting,
+)
 from graftwork.errors import DataError
-from graftwork.kinds import Evaluator, Score
-from graftwork.plan import Choice, Identity, Plan
-from graftwork.records import BadRecord, Picture, Record, Turn
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD, STOP, FIRST_LETTER = 0, 1, 2

@@ -1,9 +1,10 @@
 """Graftwork: train adapters onto vision-language models; the checkpoints always open."""
 
-from graftwork.component import SUPPORTED, Component, NoSettings, Requires, Support, setting, unsupported
+from graftwork.contracts.component import SUPPORTED, Component, NoSettings, Requires, Support, unsupported
+from graftwork.contracts.hookspecs import hookimpl
+from graftwork.contracts.records import BadRecord, Picture, Record, Turn
+from graftwork.contracts.setting import setting
 from graftwork.errors import GraftworkError
-from graftwork.hookspecs import hookimpl
-from graftwork.records import BadRecord, Picture, Record, Turn
 
 __version__ = "0.1.0"
 

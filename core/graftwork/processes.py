@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftwork.errors import GraftworkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -140,3 +143,12 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone."""
     signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return count() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def sum_over_processes(gradients: Iterable[Tensor]) -> None:
+    """Put in place of each gradient its sum over all processes. Collective."""
+    import torch
+
+    distributed: Any = torch.distributed
+    for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()

@@ -28,7 +28,7 @@ def locate(given: str, folder: Path, *, where: str, fetch: bool = True) -> Path:
     A path always wins over a hub id. With `fetch` a hub id that is not in the local cache is downloaded (safetensors,
     JSON and tokenizer files only). Raises WeightsError that says where it was looked for.
     """
-    from graftwork.settings import absolute
+    from graftwork.weights import absolute
 
     if not given:
         raise WeightsError(f"{where}: is empty; name a folder or a hub id")
@@ -203,3 +203,11 @@ def blocks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
             yield block
+
+
+def absolute(path: Path, folder: Path) -> Path:
+    """A path that a person wrote: `~` is their home, and a relative one is taken from `folder`."""
+    try:
+        return folder / path.expanduser()
+    except RuntimeError:  # `~name` where nobody has that name; it may still be a folder that is called so
+        return folder / path

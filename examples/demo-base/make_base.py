@@ -24,12 +24,15 @@ from typing import Any
 
 import torch
 
-from graftwork import compose, runfile
-from graftwork.batch import Batch, collate
-from graftwork.kinds import DataSource
-from graftwork.records import Picture, Record
-from graftwork.resolve import resolve, restore_component
-from graftwork.stepping import summed_loss
+from graftwork.build import compose
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.config.restore import restore_component
+from graftwork.contracts import Assembly
+from graftwork.contracts import Batch, collate
+from graftwork.contracts import DataSource
+from graftwork.contracts import Picture, Record
+from graftwork.contracts import summed_loss
 from graftwork_registry import Catalog
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +65,7 @@ def main() -> None:
     print(f"{target} holds the base: {assembly.counts()['total']:,} parameters")
 
 
-def learn_to_see(assembly: compose.Assembly, records: Sequence[Record]) -> dict[Picture, dict[str, torch.Tensor]]:
+def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Picture, dict[str, torch.Tensor]]:
     """Train everything before the language model; returns the pixels of every picture."""
     model = assembly.model.train()
     questions = sorted({record.question for record in records})
@@ -91,7 +94,7 @@ def learn_to_see(assembly: compose.Assembly, records: Sequence[Record]) -> dict[
 
 
 def learn_to_ask(
-    assembly: compose.Assembly, records: Sequence[Record], pixels: dict[Picture, dict[str, torch.Tensor]]
+    assembly: Assembly, records: Sequence[Record], pixels: dict[Picture, dict[str, torch.Tensor]]
 ) -> None:
     """Train the language model on what is seen, on balanced questions: about one word at first, then about more and more,
     then in the negative, and at last on all questions as they are."""

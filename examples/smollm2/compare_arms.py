@@ -16,15 +16,22 @@ from typing import Any, cast
 import numpy as np
 import prepare
 
-from graftwork import compose, manifest, runfile, statistics, weights
-from graftwork.checkpoint import newest
-from graftwork.evaluation import evaluate
-from graftwork.events import Event, StepTaken
-from graftwork.kinds import Evaluator
-from graftwork.plan import Plan
-from graftwork.resolve import resolve, restore_component
-from graftwork.scores import ADAPTER, Answered, majority_answer, picture_key
-from graftwork.training import train
+from graftwork import weights
+from graftwork.build import compose
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import newest
+from graftwork.config import runfile
+from graftwork.config.resolve import resolve
+from graftwork.config.restore import restore_component
+from graftwork.contracts import Assembly
+from graftwork.contracts import Event, StepTaken
+from graftwork.contracts import Answered, Evaluator
+from graftwork.contracts import Plan
+from graftwork.contracts import picture_key
+from graftwork.evaluate import statistics
+from graftwork.evaluate.evaluation import evaluate
+from graftwork.evaluate.scores import ADAPTER, majority_answer
+from graftwork.train.loop import train
 from graftwork_registry import Catalog
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +76,7 @@ def main() -> None:
     report(answered, scores, seconds, given.seeds)
 
 
-def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[compose.Assembly, float]:
+def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[Assembly, float]:
     """A trained model, and how long its steps took; the end of the script for a run that is not healthy."""
 
     def listen(event: Event) -> None:
@@ -84,7 +91,7 @@ def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[compos
 
 
 def ask(
-    assembly: compose.Assembly, plan: Plan, catalog: Catalog, out: Path, identity: Mapping[str, str]
+    assembly: Assembly, plan: Plan, catalog: Catalog, out: Path, identity: Mapping[str, str]
 ) -> Sequence[Answered]:
     """Every question of the plan's evaluator with its answer."""
     evaluator = cast("Evaluator[Any]", restore_component(plan.circumstance.evaluate[0], catalog))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pluggy
 
-from graftwork import hookspecs
+from graftwork.contracts import hookspecs
+from graftwork.contracts.kinds import KINDS
+from graftwork.contracts.lookup import Found
 from graftwork.errors import ComponentNotFound
-from graftwork.kinds import KINDS
-from graftwork.lookup import Found
 from graftwork_registry.loading import Loaded, load
 from graftwork_registry.rows import ComponentRow, PluginRow
 from graftwork_registry.sources import Source, find_sources
@@ -22,11 +22,12 @@ DISABLE = "GRAFTWORK_DISABLE"
 
 
 class Catalog:
-    """The plugins of an environment and their components; a `graftwork.lookup.Lookup`."""
+    """The plugins of an environment and their components; a `graftwork.contracts.lookup.Lookup`."""
 
-    def __init__(self, loaded: Sequence[Loaded], disabled: Sequence[Source] = ()) -> None:
+    def __init__(self, loaded: Sequence[Loaded], disabled: Sequence[Source] = (), options: Sequence[str] = ()) -> None:
         self._loaded = loaded
         self._disabled = disabled
+        self._options = options
         self.muted: dict[str, str] = {}
         """The plugins whose observers raised, and what they raised; they are told nothing more."""
         order = list(KINDS)
@@ -54,7 +55,13 @@ class Catalog:
         disabled = [s for s in found if s.name in blocked or ("*" in blocked and s.installed)]
         manager = pluggy.PluginManager("graftwork")
         manager.add_hookspecs(hookspecs)
-        return cls([load(source, manager) for source in found if source not in disabled], disabled)
+        options = [word for file in files for word in ("--plugin", str(Path(file).resolve()))]
+        options += [word for name in disable for word in ("--disable", name)]
+        return cls([load(source, manager) for source in found if source not in disabled], disabled, options)
+
+    def options(self) -> list[str]:
+        """The options with which the command line finds the same plugins in another process."""
+        return [*self._options]
 
     def plugins(self) -> list[PluginRow]:
         """Every plugin, by name."""

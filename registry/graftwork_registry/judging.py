@@ -8,21 +8,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
-from graftwork import kinds
-from graftwork.component import Component, Requires
+from graftwork import contracts
+from graftwork.contracts.component import Component, Requires
 from graftwork_registry.wording import in_one_line
 
 CONTRACTS: Mapping[str, type[Component[Any]]] = {
     contract.kind: contract
     for contract in (
-        kinds.ModelArchitecture,
-        kinds.VisionTower,
-        kinds.PeftMethod,
-        kinds.MemoryStrategy,
-        kinds.AttentionKernel,
-        kinds.Evaluator,
-        kinds.DataSource,
-        kinds.DataOperator,
+        contracts.ModelArchitecture,
+        contracts.VisionTower,
+        contracts.PeftMethod,
+        contracts.MemoryStrategy,
+        contracts.AttentionKernel,
+        contracts.Evaluator,
+        contracts.DataSource,
+        contracts.DataOperator,
     )
 }
 """The class that components of each kind extend."""

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pluggy
 
 import graftwork
-from graftwork.component import Component
-from graftwork.kinds import KINDS
+from graftwork.contracts.component import Component
+from graftwork.contracts.kinds import KINDS
 from graftwork_registry.judging import faults_of
 from graftwork_registry.sources import Source
 from graftwork_registry.wording import in_one_line, nearest

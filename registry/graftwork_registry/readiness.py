@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from graftwork.component import Requires
-from graftwork.machine import Machine, requires_reason
+from graftwork.config.machine import Machine, unmet_requirement
+from graftwork.contracts.component import Requires
 
 
 def obstacle(requires: Requires) -> str:
     """What is missing and how to get it, as a clause; empty when nothing is missing."""
-    from graftwork.machine import missing_requirements
-
-    if missing := missing_requirements(requires):
-        arguments = requires.install or " ".join(f'"{requirement}"' for requirement in missing)
-        return f"needs {' and '.join(missing)}: pip install {arguments}"
-    if requires.cuda is None:
-        return ""
-    return requires_reason(requires, Machine(capability=cuda_capability())) or ""
+    machine = Machine(capability=cuda_capability()) if requires.cuda else None
+    return unmet_requirement(requires, machine)
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from graftwork.component import Component
+from graftwork.contracts.component import Component
 from graftwork_registry.readiness import obstacle
 
 

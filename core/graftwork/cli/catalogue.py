@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from graftwork.component import Component, Rounding
+    from graftwork.contracts.component import Component, Rounding
     from graftwork_registry import ComponentRow, PluginRow
 
 WIDE = 180
@@ -94,7 +94,7 @@ def _print_cards(console: Console, rows: Sequence[ComponentRow]) -> None:
 @click.pass_obj
 def show(session: Session, kind: str, name: str, as_json: bool) -> None:
     """Say everything about the component NAME of a KIND: its settings, what it needs, and where it is."""
-    from graftwork.settings import rows as settings_of
+    from graftwork.config.settings import rows as settings_of
 
     row = session.catalog.row(kind, name)
     settings = settings_of(row.component.Settings)
@@ -146,7 +146,7 @@ def _rounding(component: type[Component[Any]]) -> str:
 
 def _objections(component: type[Component[Any]]) -> str:
     """What the component says of the plans it refuses; empty where it refuses none."""
-    from graftwork.component import Component
+    from graftwork.contracts.component import Component
 
     if component.objections is Component.objections:
         return ""

@@ -67,7 +67,7 @@ def check(ctx: click.Context, plugin: str, overrides: tuple[str, ...], config: P
 
 def find_plugin(catalog: Catalog, wanted: str) -> PluginRow:
     """The plugin of that name or file; ComponentNotFound otherwise."""
-    from graftwork.settings import suggestion
+    from graftwork.config.wording import suggestion
 
     rows = catalog.plugins()
     for row in rows:

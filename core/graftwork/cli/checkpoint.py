@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,56 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graftwork.cli import Session
-from graftwork.cli.console import open_console, print_facts, print_json
-from graftwork.cli.foreign import place_options, print_diagnosis
+from graftwork.cli.console import open_console, print_facts, print_json, progress_console
+from graftwork.cli.drawing import drawing
+from graftwork.cli.options import FOLDER, JSON, PRECISION, base_options, parse_parts, place_options
+from graftwork.cli.printing import print_diagnosis
 from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graftwork.checkpoint import Opened
-    from graftwork.manifest import Manifest
-    from graftwork.merging import Certificate
-
-FOLDER = click.argument("checkpoint", type=click.Path(path_type=Path))
-PRECISION = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="What to store; by default as the base weights are.",
-)
-JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
-
-
-def base_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where base weights are now."""
-    base = click.option(
-        "base", "--base-weights", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
-    )
-    part = click.option(
-        "parts", "--part", multiple=True, metavar="NAME=DIR", help="Where the weights of one part are now."
-    )
-    return base(part(command))
-
-
-def parse_parts(parts: tuple[str, ...]) -> dict[str, Path]:
-    """`NAME=DIR` options as a dictionary; a usage error for anything else."""
-    named = {}
-    for given in parts:
-        name, equals, folder = given.partition("=")
-        if not (name and equals and folder):
-            raise click.UsageError(f"--part takes NAME=DIR, such as low=weights/clip, not '{given}'")
-        named[name] = Path(folder)
-    return named
-
-
-def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str, ...], **options: Any) -> Opened:
-    """Open a checkpoint as a command's options say."""
-    from graftwork.checkpoint import open_checkpoint
-
-    opened = open_checkpoint(folder, session.catalog, base=base, parts=parse_parts(parts), **options)
-    if opened.remark:
-        click.secho(opened.remark, fg="yellow", err=True)
-    return opened
+    from graftwork.checkpoint.manifest import Manifest
+    from graftwork.checkpoint.merging import Certificate
+    from graftwork.checkpoint.store import Opened
 
 
 @click.command()
@@ -85,9 +43,9 @@ def inspect(
     is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
     the weights are that such a folder names.
     """
-    from graftwork import manifest
-    from graftwork.checkpoint import checkpoints
-    from graftwork.diagnosis import diagnose
+    from graftwork.checkpoint import manifest
+    from graftwork.checkpoint.store import checkpoints
+    from graftwork.foreign.diagnosis import diagnose
 
     console = open_console()
     if not (folder / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(folder)):
@@ -102,8 +60,8 @@ def inspect(
 
 def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
     """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
-    from graftwork import manifest
-    from graftwork.checkpoint import newest
+    from graftwork.checkpoint import manifest
+    from graftwork.checkpoint.store import newest
 
     folder = newest(given)
     read = manifest.read(folder)
@@ -169,6 +127,15 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
+def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str, ...], **options: Any) -> Opened:
+    """Open a checkpoint as a command's options say; what is different about it goes to the standard error."""
+    from graftwork.jobs import verify as jobs
+
+    with drawing(progress_console(quiet=True)) as listen:
+        where = {"base": base, "parts": parse_parts(parts)}
+        return jobs.open_for(folder, session.catalog, listen=listen, **where, **options)
+
+
 @click.command()
 @FOLDER
 @base_options
@@ -197,33 +164,6 @@ def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[s
     console.print(f"  adapter   alive: it moves the logits by up to {proof.distance:.3g}")
 
 
-def verify_in_fresh_process(session: Session, folder: Path) -> dict[str, Any]:
-    """Run `graftwork verify` on a checkpoint in another process, from another working directory; its facts.
-
-    Raises CheckpointError with what that process said.
-    """
-    command = [sys.executable, "-m", "graftwork"]
-    for file in session.files:
-        command += ["--plugin", str(Path(file).resolve())]
-    for name in session.disable:
-        command += ["--disable", name]
-    with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(
-            [*command, "verify", str(folder.resolve()), "--json"],
-            cwd=elsewhere,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise CheckpointError(
-            f"'{folder}' could not be reopened in a fresh process: {said[0].removeprefix('Error: ')}", said[1:]
-        )
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
-
-
 @click.command()
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
@@ -234,8 +174,8 @@ def merge(
     session: Session, checkpoint: Path, out: Path, base: Path | None, parts: tuple[str, ...], precision: str | None
 ) -> None:
     """Fold CHECKPOINT's adapter into its base, write the whole model to OUT, and certify that it is the same model."""
-    from graftwork.merging import CERTIFICATE, refuse_existing
-    from graftwork.merging import merge as merge_opened
+    from graftwork.checkpoint.merging import CERTIFICATE, refuse_existing
+    from graftwork.checkpoint.merging import merge as merge_opened
 
     refuse_existing(out)
     opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
@@ -277,7 +217,7 @@ def export(
 
     A whole model is stored in fp32 unless told otherwise, so that it can be imported again without loss.
     """
-    from graftwork.merging import export as export_opened
+    from graftwork.checkpoint.merging import export as export_opened
 
     opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
     certificate = export_opened(opened, to, out, session.catalog, precision=precision or "fp32")

@@ -36,6 +36,17 @@ def open_console() -> Console:
     return Console(highlight=False, emoji=False, width=width, quiet=not processes.is_first())
 
 
+def progress_console(quiet: bool) -> Console:
+    """Where progress goes: the standard output, or the standard error where the former is kept `quiet` for the result."""
+    from rich.console import Console
+
+    if not quiet:
+        return open_console()
+    options: dict[str, Any] = {"stderr": True, "highlight": False, "quiet": not processes.is_first()}
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=PIPE_WIDTH)
+
+
 def make_table(headers: Sequence[str]) -> Table:
     """An empty table without a frame; the cells under headers that end in `*` are never wrapped."""
     from rich.box import SIMPLE_HEAD

@@ -22,7 +22,7 @@ from graftwork.cli import Session
 from graftwork.cli.console import print_json
 
 if TYPE_CHECKING:
-    from graftwork.component import Component
+    from graftwork.contracts.component import Component
     from graftwork_registry import PluginRow
 
 VARIABLES = re.compile(r"(CUDA|DS|GRAFTWORK|HF|NCCL|PYTORCH|TORCH)_\w+|OMP_NUM_THREADS|PYTHONPATH")
@@ -129,7 +129,7 @@ def report_imports(modules: Sequence[str]) -> None:
 def _describe_torch() -> dict[str, Any]:
     import torch
 
-    from graftwork.machine import probe
+    from graftwork.config.machine import probe
 
     machine = probe()
     refusal = ""

@@ -26,7 +26,7 @@ def on_processes(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(*arguments: Any, wanted: int | None, **options: Any) -> None:
         if wanted and wanted > 1 and not processes.is_told():
-            from graftwork.launching import launch
+            from graftwork.jobs.launching import launch
 
             ctx = click.get_current_context()
             ctx.exit(launch([sys.executable, "-m", "graftwork", *ctx.meta[ARGUMENTS]], wanted))

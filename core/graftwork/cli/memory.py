@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graftwork.cli.console import make_table
-from graftwork.sizes import shown_size
+from graftwork.config.sizes import shown_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graftwork.budget import Ladder, Rung
-    from graftwork.ledger import Footprint
+    from graftwork.memory.budget import Ladder, Rung
+    from graftwork.memory.timeline import Footprint
 
 BAR = 30
 """Characters of the longest bar."""

@@ -9,7 +9,7 @@ from string import Template
 import click
 
 from graftwork import __version__
-from graftwork.kinds import KINDS
+from graftwork.contracts.kinds import KINDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -20,7 +20,7 @@ def schema(session: Session, output: Path | None) -> None:
     """
     import json
 
-    from graftwork.schema import schema as schema_of
+    from graftwork.config.schema import schema as schema_of
 
     described = schema_of(row.component for row in session.catalog.components())
     if output is None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,15 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import make_table, open_console, print_json
+from graftwork.cli.drawing import drawing
 from graftwork.cli.launch import on_processes
+from graftwork.cli.options import DEVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
-    from graftwork.budget import Ladder
-    from graftwork.events import Event
-    from graftwork.machine import Machine
-    from graftwork.plan import Choice, Plan
-    from graftwork.planning import Outline
-    from graftwork.runfile import RunFile
+    from graftwork.build.outline import Outline
+    from graftwork.contracts.plan import Choice, Plan
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 SET = click.option(
@@ -34,21 +29,6 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Change the run file, such as train.learning_rate=1e-4.",
 )
-
-
-def resolve_run(session: Session, run: RunFile, *, fetch: bool = True, absent: list[str] | None = None) -> Plan:
-    """The plan of a run file on this machine, with every installed and ready kernel to fall back on (see `resolve`)."""
-    from graftwork.machine import probe
-    from graftwork.resolve import resolve
-
-    return resolve(run, session.catalog, probe(), kernels=preferred_kernels(session), fetch=fetch, absent=absent)
-
-
-def preferred_kernels(session: Session) -> list[str]:
-    """The attention kernels that work here, the fastest first by their own word."""
-    ready = session.catalog.names("attention", ready_only=True)
-    found = {name: session.catalog.find("attention", name).component for name in ready}
-    return sorted(ready, key=lambda name: -getattr(found[name], "preference", 0))
 
 
 TOO_MUCH = 3
@@ -79,30 +59,40 @@ def plan(
     No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The
     exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
-    from graftwork import budget, machine, planning, runfile
+    from graftwork.build.outline import outline as outline_of
     from graftwork.cli.memory import print_ladder
+    from graftwork.config import machine, runfile
+    from graftwork.jobs.messages import Rehearsing
+    from graftwork.jobs.resolve import resolve_run
+    from graftwork.memory import budget
 
     session: Session = ctx.obj
+    console = open_console()
     absent: list[str] = []
     loaded = runfile.load(run, overrides)
-    resolved = resolve_run(session, loaded, fetch=False, absent=absent)
+    resolved = resolve_run(loaded, session.catalog, fetch=False, absent=absent)
     here = machine.probe()
     allowed = budget.allowance(resolved, here, device_memory)
-    outline = planning.outline(resolved, session.catalog, here)
+    outline = outline_of(resolved, session.catalog, here)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in absent):
         absent.append(f"model: {outline.no_processor}")
     ladder = None
     if rehearse and outline.trained:
         device = "cuda" if here.cuda or allowed is not None else "cpu"
-        with waiting() as listen:
+        with drawing(console) as listen:
             ladder = budget.climb(
-                resolved, session.catalog, here, device=device, budget=allowed, processes=processes, listen=listen
+                resolved,
+                session.catalog,
+                here,
+                device=device,
+                budget=allowed,
+                processes=processes,
+                listen=lambda strategies: listen(Rehearsing(strategies)),
             )
     if as_json:
         facts = {"outline": asdict(outline), "memory": ladder.to_json() if ladder else None, "absent": absent}
         print_json({"plan": resolved.to_json(), **facts, "out": str(loaded.out)})
     else:
-        console = open_console()
         print_plan(console, resolved)
         print_outline(console, outline)
         if ladder:
@@ -113,15 +103,6 @@ def plan(
                 console.print(f"  {line}", style="yellow", markup=False)
     if ladder and ladder.fits is False:
         ctx.exit(TOO_MUCH)
-
-
-@contextmanager
-def waiting() -> Iterator[Callable[[str], None]]:
-    """Shows, in a terminal, what is being rehearsed."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda line: status.update(f"rehearsing: {line}")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -200,18 +181,21 @@ def print_outline(console: Console, outline: Outline) -> None:
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write; by default as the run file says."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the folder.")
-@click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; by default cuda where there is one.")
+@DEVICE
 @on_processes
 @click.pass_obj
 def train(
     session: Session, run: Path, overrides: tuple[str, ...], out: Path | None, resume: bool, device: str | None
 ) -> None:
     """Train as the run file RUN says; save, prove, compare with the base, and report."""
-    from graftwork import runfile
+    from graftwork.config import runfile
+    from graftwork.jobs import train as jobs
+    from graftwork.jobs.resolve import resolve_run
 
     loaded = runfile.load(run, overrides)
-    resolved = resolve_run(session, loaded)
-    carry_out(session, resolved, out or loaded.out, resume=resume, device=device)
+    resolved = resolve_run(loaded, session.catalog)
+    with drawing(open_console()) as listen:
+        jobs.train(resolved, session.catalog, out or loaded.out, resume=resume, device=device, listen=listen)
 
 
 @click.command()
@@ -229,8 +213,10 @@ def demo(session: Session, out: Path) -> None:
     import shutil
     from importlib.resources import as_file, files
 
-    from graftwork import runfile
-    from graftwork.merging import refuse_existing
+    from graftwork.checkpoint.merging import refuse_existing
+    from graftwork.config import runfile
+    from graftwork.jobs import train as jobs
+    from graftwork.jobs.resolve import resolve_run
 
     refuse_existing(out)
     with as_file(files("graftwork_demo")) as source:
@@ -241,100 +227,5 @@ def demo(session: Session, out: Path) -> None:
     )
     console.print(f"  graftwork train {out / 'demo.toml'} --out {out / 'mine'}\n")
     loaded = runfile.load(out / "demo.toml")
-    carry_out(session, resolve_run(session, loaded), loaded.out)
-
-
-def carry_out(session: Session, plan: Plan, out: Path, *, resume: bool = False, device: str | None = None) -> None:
-    """The whole job: train, prove in a fresh process, compare, report; an unhealthy run ends in an error."""
-    from graftwork import machine, planning
-    from graftwork.budget import on_rung
-    from graftwork.checkpoint import checkpoints
-    from graftwork.cli.job import finish
-    from graftwork.manifest import read
-    from graftwork.training import train as run_training
-
-    console, here = open_console(), machine.probe()
-    ladder = None
-    if resume and (saved := checkpoints(out)):
-        now, then = plan.circumstance, read(saved[-1]).plan.circumstance
-        memory = then.memory if then.memory in now.rungs else now.memory
-        plan = on_rung(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
-    else:
-        plan, ladder = fitted(session, console, plan, here, device or ("cuda" if here.cuda else "cpu"))
-    outline = planning.outline(plan, session.catalog, here)
-    console.print(
-        f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%}), "
-        f"attention: {', '.join(f'{kernel.kernel} ({kernel.site})' for kernel in outline.kernels)}"
-    )
-    with progress(console) as listen:
-        outcome = run_training(plan, session.catalog, out, resume=resume, device=device, listen=listen)
-    finish(session, console, plan, outline, outcome, out, ladder)
-
-
-def fitted(session: Session, console: Console, plan: Plan, machine: Machine, device: str) -> tuple[Plan, Ladder | None]:
-    """The plan with the memory strategies and micro-batch size that fit, and what was rehearsed to find them.
-
-    Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
-    """
-    from graftwork import budget, processes
-
-    card = device.startswith("cuda")
-    allowed = budget.allowance(plan, machine) if card else plan.circumstance.budget
-    if allowed is None:
-        return plan, None
-    kind = "cuda" if card else "cpu"
-    with waiting() as listen:
-        ladder = budget.climb(
-            plan, session.catalog, machine, device=kind, budget=allowed, processes=processes.count(), listen=listen
-        )
-    if ladder.best is None:
-        console.print(f"{ladder.why}; training begins all the same", style="yellow")
-        return plan, None
-    console.print(f"memory: {ladder.why}")
-    return budget.settled(plan, ladder), ladder
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Callable[[Event], None]]:
-    """A live line of the run: loss, learning rate, pictures a second and time left. Without a terminal, ten plain lines."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from graftwork.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
-    from graftwork.sizes import shown_size
-
-    bar = Progress(
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("training", total=None, facts="")
-    rates: list[float] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, RunStarted):
-            bar.update(task, total=event.steps, completed=event.step)
-            for remark in event.remarks:
-                console.print(f"memory: {remark}", style="yellow")
-            if event.step:
-                console.print(f"resumed after step {event.step} of {event.steps}")
-        elif isinstance(event, StepTaken):
-            rates.append((event.images or event.tokens) / event.seconds)
-            unit = "images" if event.images else "tokens"
-            recent = rates[-20:]
-            facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {sum(recent) / len(recent):.0f} {unit}/s"
-            if event.memory:
-                facts += f"  {shown_size(event.memory)}"
-            bar.update(task, completed=event.step, facts=facts)
-            tenth = max(1, event.steps // 10)
-            if not console.is_terminal and (event.step % tenth == 0 or event.step in (1, event.steps)):
-                console.print(f"step {event.step}/{event.steps}  {facts}")
-        elif isinstance(event, MemoryRanOut):
-            console.print(event.sentence, style="yellow")
-        elif isinstance(event, CheckpointSaved) and console.is_terminal:
-            bar.console.print(f"saved {event.folder}")
-
-    with bar:
-        yield listen
+    with drawing(console) as listen:
+        jobs.train(resolve_run(loaded, session.catalog), session.catalog, loaded.out, listen=listen)

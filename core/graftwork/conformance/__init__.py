@@ -7,28 +7,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graftwork.component import Component
+from graftwork.config.settings import parse
 from graftwork.conformance import (
-    adopting,
     attention,
-    card,
     data,
     evaluator,
+    importing,
     memory,
+    metadata,
     model,
     peft,
     processor,
     vision_tower,
 )
 from graftwork.conformance.outcome import Check, Outcome, Subject, carry_out
-from graftwork.settings import parse
+from graftwork.contracts.component import Component
 
 __all__ = ["CHECKS", "Outcome", "examine"]
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {
-    "model": (*model.CHECKS, *processor.CHECKS, *adopting.CHECKS),
+    "model": (*model.CHECKS, *processor.CHECKS, *importing.CHECKS),
     "vision_tower": vision_tower.CHECKS,
-    "peft": (*peft.CHECKS, *adopting.CHECKS),
+    "peft": (*peft.CHECKS, *importing.CHECKS),
     "memory": memory.CHECKS,
     "attention": attention.CHECKS,
     "evaluator": evaluator.CHECKS,
@@ -55,5 +55,5 @@ def examine(
         parse(component.Settings, settings, where=component.name, folder=Path.cwd())
     with tempfile.TemporaryDirectory(prefix="graftwork-check-") as scratch:
         subject = Subject(component, Path(scratch).resolve(), settings or {}, config, obstacle)
-        for check in (*card.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):
+        for check in (*metadata.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):
             yield carry_out(check, subject)

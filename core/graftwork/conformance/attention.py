@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from graftwork.component import Support
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import distance
-from graftwork.kinds import AttentionCase, AttentionKernel, AttentionSite
+from graftwork.contracts.anatomy import AttentionCase, AttentionSite
+from graftwork.contracts.component import Support
+from graftwork.contracts.kinds import AttentionKernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,7 @@ def it_computes_attention(subject: Subject) -> Iterator[str]:
     """The output is the definition's, in the dtype of the inputs, wherever it is defined; and finite everywhere."""
     import torch
 
-    from graftwork.attention import plain_attention
+    from graftwork.attention.definition import plain_attention
 
     kernel = subject.ready()
     for each in trials(kernel):
@@ -135,7 +136,7 @@ def its_gradients_are_right(subject: Subject) -> Iterator[str]:
     """The gradients of q, k and v are the definition's."""
     import torch
 
-    from graftwork.attention import plain_attention
+    from graftwork.attention.definition import plain_attention
 
     kernel = subject.ready()
     for each in trials(kernel):
@@ -207,7 +208,7 @@ def questions() -> list[AttentionCase]:
 
 def supports_answers_every_question(subject: Subject) -> Iterator[str]:
     """Yes, or no with a reason; and no wherever something is missing that the card requires."""
-    from graftwork.attention import lacking
+    from graftwork.attention.kernels import unmet_requirement
 
     kernel = subject.make()
     for case in questions():
@@ -217,7 +218,7 @@ def supports_answers_every_question(subject: Subject) -> Iterator[str]:
             return
         if not answer and not answer.reason.strip():
             yield f"a no must have a reason, and 'supports' gave none for {case}; write unsupported(reason)"
-        if answer and (reason := lacking(kernel.requires, case)):
+        if answer and (reason := unmet_requirement(kernel.requires, case)):
             yield f"'supports' must refuse what the card rules out, and it says yes although {reason}; ask graftwork.attention.lacking first"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import picture, records
+from graftwork.contracts.records import BadRecord, Picture, Record, Turn
 from graftwork.errors import GraftworkError
-from graftwork.records import BadRecord, Picture, Record, Turn
 
 READ = 2_000
 """How many records of a source are read."""

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from typing import Any
 
 from graftwork.conformance.outcome import Check, Skipped, Subject
-from graftwork.kinds import Evaluator, Score
-from graftwork.records import BadRecord, Record
+from graftwork.contracts.kinds import Evaluator, Score
+from graftwork.contracts.records import BadRecord, Record
 
 NONSENSE = "zxqv jkwp"
 """An answer that is right to no question."""

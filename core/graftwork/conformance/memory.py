@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from graftwork.component import Rounding
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import adapt, assemble, distance, logits, stepper, train
-from graftwork.filling import named_tensors
-from graftwork.kinds import MemoryStrategy
+from graftwork.contracts.anatomy import named_tensors
+from graftwork.contracts.component import Rounding
+from graftwork.contracts.kinds import MemoryStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graftwork.compose import Assembly
+    from graftwork.contracts.assembly import Assembly
 
 TOLERANCE = 1e-5
 """How far another order of computing may move a number of the transformer in fp32."""

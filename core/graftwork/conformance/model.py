@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from graftwork import compose
-from graftwork.batch import Batch, Encoded, collate
-from graftwork.compose import Assembly
+from graftwork.build import compose
+from graftwork.build.filling import census
+from graftwork.config.sites import attention_sites
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.recorder import misfit, recorder
 from graftwork.conformance.specimens import KitTower, distance, picture, records
 from graftwork.conformance.weighted import folder_of
-from graftwork.filling import census, named_tensors, within
-from graftwork.kinds import AttentionCase, ModelArchitecture
-from graftwork.lookup import DictLookup, Lookup
-from graftwork.plan import Plan, WeightsRef
+from graftwork.contracts.anatomy import AttentionCase, named_tensors, within
+from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.kinds import ModelArchitecture
+from graftwork.contracts.lookup import DictLookup, Lookup
+from graftwork.contracts.plan import Plan, WeightsRef
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +57,8 @@ def built(subject: Subject) -> Built:
 
 def plan_of(subject: Subject, parts: Mapping[str, str], lookup: Lookup, kernel: str) -> Plan:
     """The plan of a run that would train this model in fp32."""
-    from graftwork.resolve import resolve
-    from graftwork.runfile import parse_run
+    from graftwork.config.resolve import resolve
+    from graftwork.config.runfile import parse_run
 
     folder = folder_of(subject)
     table = {
@@ -135,7 +137,7 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
             for name in names:
                 if name not in modules:
                     yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; mend 'build'"
-    for site in compose.attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
+    for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
         if site.name not in structure.sites:
             yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(sites=…)"
 
@@ -145,7 +147,7 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     made = built(subject)
     assembly = made.assembly
     hidden(assembly, batch_of(assembly, examples(assembly)))
-    sites = compose.attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs)
+    sites = attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs)
     if not sites:
         raise Skipped("it says that it computes no attention")
     for site in sites:
@@ -159,7 +161,7 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
 
 def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
     """Without the parts that a run may leave out the model has its shape, and its roles have modules."""
-    from graftwork.runfile import EMPTY
+    from graftwork.config.runfile import EMPTY
 
     made = built(subject)
     slots = _model_class(subject).parts

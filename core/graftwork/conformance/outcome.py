@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from graftwork.component import Component
+from graftwork.contracts.component import Component
+from graftwork.contracts.plan import Choice, Identity, Plan
 from graftwork.errors import GraftworkError
-from graftwork.plan import Choice, Identity, Plan
 
 
 class Skipped(Exception):
@@ -34,7 +34,7 @@ class Subject:
 
     def make(self) -> Any:
         """A new instance."""
-        from graftwork.settings import parse
+        from graftwork.config.settings import parse
 
         where = self.component.name
         return self.component(parse(self.component.Settings, self.settings, where=where, folder=Path.cwd()))

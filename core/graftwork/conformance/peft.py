@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from graftwork import compose
+from graftwork.build import compose
+from graftwork.build.filling import census
 from graftwork.conformance.outcome import Check, Subject
-from graftwork.conformance.specimens import (
-    ROLES,
-    adapt,
-    assemble,
-    calls_of,
-    distance,
-    logits,
-    loss,
-    train,
-    transformer,
-)
+from graftwork.conformance.specimens import ROLES, adapt, assemble, calls_of, distance, logits, loss, train, transformer
+from graftwork.contracts.anatomy import named_tensors, within
 from graftwork.errors import AdapterError
-from graftwork.filling import census, named_tensors, within
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.compose import Assembly
+    from graftwork.contracts.assembly import Assembly
 
 TOLERANCE = 1e-4
 """How far rounding may move a logit of the transformer in fp32; its logits are of the order of one."""

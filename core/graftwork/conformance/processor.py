@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
-from graftwork.batch import IGNORED, Encoded
 from graftwork.conformance.model import PICKLES, built
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import records
+from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.model import Processor
+from graftwork.contracts.records import Picture
 from graftwork.errors import DataError
-from graftwork.model import Processor
-from graftwork.records import Picture
 
 
 def processor_of(subject: Subject) -> Processor:

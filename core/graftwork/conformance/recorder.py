@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from graftwork.attention import plain_attention
-from graftwork.component import SUPPORTED, NoSettings, Support
-from graftwork.kinds import AttentionCase, AttentionKernel, AttentionSite
+from graftwork.attention.definition import plain_attention
+from graftwork.contracts.anatomy import AttentionCase, AttentionSite
+from graftwork.contracts.component import SUPPORTED, NoSettings, Support
+from graftwork.contracts.kinds import AttentionKernel
 
 if TYPE_CHECKING:
     from torch import Tensor

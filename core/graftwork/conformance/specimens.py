@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from graftwork import compose
-from graftwork.batch import Batch
-from graftwork.compose import Assembly
-from graftwork.filling import named_tensors
-from graftwork.kinds import MemoryStrategy, PeftMethod, PixelSettings, Site, Structure, TowerOutput, VisionTower
-from graftwork.plan import Choice, Identity, Plan, TrainSettings
-from graftwork.records import Picture, Record, Turn
-from graftwork.stepping import Stepper, stepper_for, summed_loss
+from graftwork.build import compose
+from graftwork.contracts.anatomy import PixelSettings, Site, Structure, TowerOutput, named_tensors
+from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.batch import Batch
+from graftwork.contracts.kinds import MemoryStrategy, PeftMethod, VisionTower
+from graftwork.contracts.plan import Choice, Identity, Plan, TrainSettings
+from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.stepper import Stepper, stepper_for, summed_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

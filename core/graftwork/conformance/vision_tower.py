@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork import attention
+from graftwork.attention import kernels
+from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.recorder import misfit, recorder
 from graftwork.conformance.weighted import folder_of
+from graftwork.contracts.anatomy import Site, TowerOutput, named_tensors
+from graftwork.contracts.kinds import VisionTower
 from graftwork.errors import WeightsError
-from graftwork.filling import named_tensors
-from graftwork.kinds import Site, TowerOutput, VisionTower
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,10 +51,10 @@ def build(component: VisionTower[Any], config: Mapping[str, Any], *, meta: bool 
     import torch
     from accelerate import init_empty_weights
 
-    attention.register()
+    register()
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False) if meta else nullcontext():
         torch.manual_seed(0)
-        return component.build(config, Site(attention.ATTN_IMPLEMENTATION)).eval()
+        return component.build(config, Site(ATTN_IMPLEMENTATION)).eval()
 
 
 def maps_of(module: nn.Module, size: int) -> list[Tensor]:
@@ -116,7 +117,7 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     sites = list(built.component.sites(built.config))
     module = build(built.component, built.config)
     for site in sites:
-        attention.bind(module.modules(), attention.Binding(site, [(kernel.name, kernel(kernel.Settings()))]))
+        kernels.bind(module.modules(), kernels.Binding(site, [(kernel.name, kernel(kernel.Settings()))]))
     maps_of(module, built.output.pixels.size)
     if not sites:
         raise Skipped("it says that it computes no attention")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftwork.comparison import Comparison
-from graftwork.health import Verdict
-from graftwork.ledger import Footprint
-from graftwork.plan import Plan
+from graftwork.contracts.plan import Plan
+from graftwork.contracts.verdict import Verdict
+from graftwork.evaluate.comparison import Comparison
+from graftwork.memory.timeline import Footprint
 
 
 @dataclass(frozen=True)

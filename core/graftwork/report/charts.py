@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftwork.comparison import Comparison
+from graftwork.evaluate.comparison import Comparison
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown
+from graftwork.evaluate.statistics import Interval
 from graftwork.report.markup import Markup, tag
 from graftwork.report.wording import text
-from graftwork.scores import ADAPTER, BASE, Row, shown
-from graftwork.statistics import Interval
 
 POINTS = 800
 """The most points that a curve is drawn with."""

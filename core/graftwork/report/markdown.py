@@ -18,7 +18,7 @@ from graftwork.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from graftwork.comparison import Comparison
+    from graftwork.evaluate.comparison import Comparison
     from graftwork.report import ReportContent
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import accumulate, groupby
 
-from graftwork.ledger import CATEGORIES, Footprint
+from graftwork.config.sizes import shown_size
+from graftwork.memory.timeline import CATEGORIES, Footprint
 from graftwork.report.charts import HEIGHT, WIDTH, axis_ticks
 from graftwork.report.markup import Markup, tag
-from graftwork.sizes import shown_size
 
 
 def memory_course(footprint: Footprint) -> Markup:

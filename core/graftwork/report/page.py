@@ -9,10 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import pictures
-from graftwork.comparison import Comparison, Flip
+from graftwork.contracts.records import Picture
+from graftwork.data import images
 from graftwork.errors import DataError
-from graftwork.records import Picture
+from graftwork.evaluate.comparison import Comparison, Flip
+from graftwork.evaluate.scores import ADAPTER, BASE, shown, shown_change
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
@@ -26,7 +27,6 @@ from graftwork.report.wording import (
     text,
     words,
 )
-from graftwork.scores import ADAPTER, BASE, shown, shown_change
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,7 +147,7 @@ def _flip(flip: Flip) -> Markup:
 def embed(picture: Picture) -> Markup:
     """A picture as part of the page, scaled down; a sentence where it cannot be read any more."""
     try:
-        image = pictures.load(picture)
+        image = images.load(picture)
     except DataError as error:
         return tag("p", error.sentence, class_="small")
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

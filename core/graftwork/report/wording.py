@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftwork.comparison import Comparison
-from graftwork.plan import Choice, Plan
-from graftwork.scores import ADAPTER, BASE, Row, shown, shown_change, shown_p, shown_ratio
+from graftwork.contracts.plan import Choice, Plan
+from graftwork.evaluate.comparison import Comparison
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown, shown_change, shown_p, shown_ratio
 
 SCORE_HEADERS = (
     "",

@@ -1,0 +1,7 @@
+"""Attention: its definition, the kernels that compute it, and the bridge to transformers' models."""
+
+from graftwork.attention.definition import attend, plain_attention, visible_keys
+from graftwork.attention.kernels import unmet_requirement
+from graftwork.attention.packing import Packed, pack
+
+__all__ = ["Packed", "attend", "pack", "plain_attention", "unmet_requirement", "visible_keys"]

@@ -1,0 +1,80 @@
+"""Attention: its plain definition, by which every kernel is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+BOUND = "graftwork_attention"
+"""The attribute of a module that holds its binding; neither parameter, buffer nor child, so `state_dict` is unaffected."""
+
+
+def attend(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    padding: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention by the kernels that `module` is bound to; by the plain definition where it is not bound.
+
+    Shapes and `padding` are those of `AttentionKernel.forward`; `scale` is head_dim ** -0.5 unless given. Under autocast
+    all three tensors get autocast's dtype, otherwise that of `v` (rotary embeddings can leave q and k wider). Where a
+    causal query is itself padding, the output is finite and otherwise unspecified.
+    """
+    import torch
+
+    device = q.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
+    compute: Callable[..., Tensor] = getattr(module, BOUND, plain_attention)
+    return compute(
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        padding=padding,
+        causal=causal and q.shape[2] > 1,  # a single query is the last position and sees every key
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        dropout=dropout,
+    )
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+) -> Tensor:
+    """The definition that every kernel is measured by (see `AttentionKernel.forward`), with a softmax in fp32.
+
+    A query that sees no key gets the mean of all values.
+    """
+    import torch
+    from torch.nn import functional
+
+    batch, heads, queries, head_dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    # The queries of the heads that share a key head are stacked, so that no key is repeated.
+    scores = q.reshape(batch, kv_heads, -1, head_dim) @ k.transpose(-1, -2)
+    scores = scores.view(batch, heads, queries, keys).float() * scale
+    seen = visible_keys(q, k, padding, causal)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    shares = functional.dropout(scores.softmax(-1).to(v.dtype), dropout)
+    return (shares.view(batch, kv_heads, -1, keys) @ v).view(batch, heads, queries, -1)
+
+
+def visible_keys(q: Tensor, k: Tensor, padding: Tensor | None, causal: bool) -> Tensor | None:
+    """Which keys each query sees, bool, broadcastable to `[batch, heads, queries, keys]`; None when all see all."""
+    import torch
+
+    seen = None if padding is None else padding[:, None, None, :]
+    queries, keys = q.shape[2], k.shape[2]
+    if causal and queries > 1:
+        triangle = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        seen = triangle if seen is None else seen & triangle
+    return seen

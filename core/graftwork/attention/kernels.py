@@ -1,0 +1,125 @@
+"""The choice of a kernel for every attention site, and what really ran there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftwork.attention.definition import BOUND
+from graftwork.contracts.anatomy import AttentionCase, AttentionSite
+from graftwork.contracts.component import Requires, missing_requirements
+from graftwork.contracts.kinds import AttentionKernel
+from graftwork.errors import GraftworkError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The first kernel that computes a case, and why those before it do not."""
+
+    name: str | None
+    """None when no kernel computes the case."""
+    kernel: AttentionKernel[Any] | None
+    passed_over: tuple[tuple[str, str], ...]
+    """The names of kernels, each with its reason."""
+
+
+def choose(case: AttentionCase, kernels: Iterable[tuple[str, AttentionKernel[Any]]]) -> Chosen:
+    """The first of the named kernels, in order of preference, that supports the case. Imports no torch."""
+    passed_over: list[tuple[str, str]] = []
+    for name, kernel in kernels:
+        support = kernel.supports(case)
+        if support:
+            return Chosen(name, kernel, tuple(passed_over))
+        passed_over.append((name, support.reason))
+    return Chosen(None, None, tuple(passed_over))
+
+
+def unmet_requirement(requires: Requires, case: AttentionCase) -> str:
+    """What a kernel requires and a case, or this environment, does not have, as a clause; empty when all is there.
+
+    For kernels to call first in `supports`. Packages are asked of metadata, and nothing is imported.
+    """
+    if requires.cuda and case.device != "cuda":
+        return f"the tensors are on the {case.device}, and it needs a CUDA device"
+    if requires.cuda and (case.capability is None or case.capability < requires.cuda):
+        found = "unknown" if case.capability is None else "{}.{}".format(*case.capability)
+        return "the compute capability is {}, and it needs {}.{}".format(found, *requires.cuda)
+    missing = missing_requirements(requires)
+    return f"{' and '.join(missing)} is not installed" if missing else ""
+
+
+@dataclass
+class Binding:
+    """The kernels of one site, by name and in order of preference, and what really ran there."""
+
+    site: AttentionSite
+    kernels: Sequence[tuple[str, AttentionKernel[Any]]]
+    ran: Counter[str] = field(default_factory=Counter)
+    """Kernel to the number of calls; a block that is computed again for its gradients counts again."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Each reason for which a preferred kernel was passed over, once."""
+    _settled: dict[Hashable, tuple[str, AttentionKernel[Any]]] = field(default_factory=dict, repr=False)
+    _failed: dict[Hashable, dict[str, str]] = field(default_factory=dict, repr=False)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+    ) -> Tensor:
+        """Attention by the first kernel that computes the case at hand (see `AttentionKernel.forward`).
+
+        Raises GraftworkError with every kernel's reason when there is none.
+        """
+        import torch
+
+        backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        shape = (q.shape[-1], q.shape[1], k.shape[1])
+        key = (*shape, causal, padding is not None, dropout, q.dtype, q.device, backward)
+        while True:
+            if key not in self._settled:
+                site = AttentionSite(self.site.name, *shape, causal, padding is not None, dropout)
+                self._settled[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
+            name, kernel = self._settled[key]
+            try:
+                output = kernel.forward(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
+            except (ImportError, NotImplementedError) as error:
+                # A library that was built for another torch or device says so only when it is used.
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                self._failed.setdefault(key, {})[name] = reason
+                del self._settled[key]
+                continue
+            self.ran[name] += 1
+            return output
+
+    def _choose(self, case: AttentionCase, failed: Mapping[str, str]) -> tuple[str, AttentionKernel[Any]]:
+        chosen = choose(case, [(name, kernel) for name, kernel in self.kernels if name not in failed])
+        passed_over = [*failed.items(), *chosen.passed_over]
+        if chosen.name is None or chosen.kernel is None:
+            raise GraftworkError(
+                f"no kernel under 'attention' computes what '{self.site.name}' needs; list one more that does",
+                [f"{name}: {reason}" for name, reason in passed_over],
+            )
+        for name, reason in passed_over:
+            line = f"{name} passed over at {self.site.name}: {reason}"
+            if line not in self.fallbacks:
+                self.fallbacks.append(line)
+        return chosen.name, chosen.kernel
+
+
+def case_of(site: AttentionSite, dtype: torch.dtype, device: torch.device, backward: bool) -> AttentionCase:
+    """A site on a device, as kernels are asked about it."""
+    import torch
+
+    cuda = device.type == "cuda" and torch.cuda.is_available()  # fake tensors can be on a device that is not here
+    capability = torch.cuda.get_device_capability(device) if cuda else None
+    return AttentionCase(site, str(dtype).removeprefix("torch."), device.type, capability, backward)
+
+
+def bind(modules: Iterable[nn.Module], binding: Binding) -> None:
+    """Let the modules, when they call `attend` or are asked by transformers, use the binding's kernels."""
+    for module in modules:
+        setattr(module, BOUND, binding)

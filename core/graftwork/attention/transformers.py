@@ -1,0 +1,85 @@
+"""The bridge from transformers' models to Graftwork's kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftwork.attention.definition import attend
+from graftwork.errors import GraftworkError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+ATTN_IMPLEMENTATION = "graftwork"
+"""The `attn_implementation` under which transformers' models find Graftwork's kernels, once `register` was called."""
+
+
+def register() -> None:
+    """Make `ATTN_IMPLEMENTATION` known to transformers; calling it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTN_IMPLEMENTATION, _transformers_attention)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_padding)
+
+
+def _transformers_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
+    unknown = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if attention_mask is not None and attention_mask.dim() != 2:
+        unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)}")
+    if unknown:
+        raise _beyond(", ".join(unknown))
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    output = attend(module, query, key, value, padding=attention_mask, causal=causal, scale=scaling, dropout=dropout)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _transformers_padding(
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Any,
+    attention_mask: Tensor | None = None,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    **others: Any,
+) -> Tensor | None:
+    """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`.
+
+    None where no real query can see padding. That is so without any padding, and where causal queries, as many as keys,
+    are padded on the right: the padding lies in every real query's future.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+    causal = mask_function is causal_mask_function
+    if not causal and mask_function is not bidirectional_mask_function:
+        raise _beyond("a mask of its own (a sliding window, blocks, or packed sequences)")
+    if causal and q_offset + q_length != kv_offset + kv_length:
+        raise _beyond("a cache longer than what it holds (a static cache)")
+    if attention_mask is None:
+        return None
+    padding = attention_mask[:, -kv_length:]
+    whole = causal and q_length == kv_length
+    if isinstance(padding, FakeTensor):  # it has no values: as in training, which pads on the right
+        return None if whole else padding
+    matters = (padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all()
+    return padding if matters else None
+
+
+def _beyond(what: str) -> GraftworkError:
+    return GraftworkError(
+        f"this model's attention uses {what}, and Graftwork's kernels know causal and full attention with padding only; "
+        "build the model with one of transformers' own attention implementations"
+    )

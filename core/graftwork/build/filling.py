@@ -1,0 +1,177 @@
+"""Filling a built model from its base weights: strictly, and knowing what came from where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from graftwork import weights
+from graftwork.contracts.anatomy import Structure, named_tensors, within
+from graftwork.contracts.kinds import ModelArchitecture, VisionTower
+from graftwork.contracts.plan import Choice, Identity, folder_of
+from graftwork.errors import AdapterError, WeightsError
+from graftwork.weights import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Shaped(Protocol):
+    """Something with a shape: a tensor, or a manifest's entry for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the dimensions."""
+        ...
+
+
+def base_tensors(
+    identity: Identity,
+    architecture: ModelArchitecture[Any],
+    towers: Mapping[str, VisionTower[Any]],
+    structure: Structure,
+    *,
+    shapes_only: bool,
+) -> dict[str, LazyTensor]:
+    """The tensors of all base weights of a plan under the built model's names; the model's own folder wins.
+
+    With `shapes_only` a folder may hold configurations without weights."""
+    found: dict[str, LazyTensor] = {}
+
+    def opened(choice: Choice) -> Mapping[str, LazyTensor]:
+        folder = folder_of(choice)
+        return weights.open_weights(folder) if folder and (weights.tensor_files(folder) or not shapes_only) else {}
+
+    for part, tower in towers.items():
+        (prefix,) = structure.roles[f"vision.{part}"]
+        for name, tensor in opened(identity.parts[part]).items():
+            if translated := tower.translate(name):
+                found[f"{prefix}.{translated}"] = tensor
+    if whole := opened(identity.model):
+        found.update(architecture.tensors(whole, towers))
+    return found
+
+
+def missing_roles(
+    architecture: ModelArchitecture[Any], structure: Structure, available: Mapping[str, LazyTensor]
+) -> tuple[str, ...]:
+    """The fresh roles of the architecture that lie, whole, outside the base weights."""
+    names = set(named_tensors(structure.model))
+    return tuple(
+        role
+        for role in architecture.fresh_roles
+        if (own := {name for name in names if within(name, structure.roles.get(role, ()))})
+        and not own & available.keys()
+    )
+
+
+def fill(
+    identity: Identity,
+    structure: Structure,
+    available: Mapping[str, LazyTensor],
+    fresh: Sequence[str],
+    dtype: Any,
+    added: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Fill a built model from its base weights, strictly.
+
+    Everything gets the `dtype`. A tensor that the weights lack is allowed only in a fresh role, where a checkpoint has
+    `added` it, or where the run names no weights at all (then the model starts from its own random initialisation).
+    """
+
+    model = structure.model
+    targets = named_tensors(model)
+    for copy, original in structure.copies.items():
+        if copy in available and original in available and not available[copy]().equal(available[original]()):
+            raise WeightsError(
+                f"the weights hold '{copy}' unlike '{original}', and by their configuration these are one tensor; mend the "
+                "configuration"
+            )
+    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.copies.keys()):
+        raise WeightsError(
+            f"the weights hold {len(extra)} tensors that '{identity.model.name}' has no place for; name the right weights",
+            _some(extra),
+        )
+    untrained = [name for role in fresh for name in structure.roles[role]]
+    unnamed = [
+        name
+        for part, choice in identity.parts.items()
+        if not choice.weights and not identity.model.weights
+        for name in structure.roles[f"vision.{part}"]
+    ]
+    for name in targets.keys() & (added or {}).keys() - available.keys():
+        place(model, name, (added or {})[name])
+    missing = [
+        name
+        for name in targets.keys() - (added or {}).keys()
+        if name not in available and not within(name, [*untrained, *unnamed])
+    ]
+    if missing and identity.model.weights:
+        raise WeightsError(
+            f"the weights lack {len(missing)} tensors that '{identity.model.name}' needs; name complete weights",
+            _some(missing),
+        )
+    for name, tensor in targets.items():
+        if name in available:
+            value = available[name]()
+            if value.shape != tensor.shape:
+                raise WeightsError(
+                    f"the weights hold '{name}' as {tuple(value.shape)}, and '{identity.model.name}' needs "
+                    f"{tuple(tensor.shape)}; name weights that fit the configuration"
+                )
+            place(model, name, value.to(dtype) if value.is_floating_point() else value)
+    initialise(model)
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point() and name not in available:
+            tensor.data = tensor.data.to(dtype)
+
+
+def place(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor into a model in place of the one of that name, wherever that one is tied as well."""
+    import torch
+
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    old = getattr(owner, leaf)
+    if not isinstance(old, torch.nn.Parameter):
+        setattr(owner, leaf, value)
+        return
+    if not old.is_meta:
+        old.data = value
+        return
+    new = torch.nn.Parameter(value, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is old:
+                module._parameters[key] = new
+
+
+def initialise(model: nn.Module) -> None:
+    """Give what is still on `meta` the initial values that its module class gives."""
+    for module in model.modules():
+        if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
+            module.to_empty(device="cpu", recurse=False)
+            cast(Any, module).reset_parameters()
+
+
+def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:
+    shown = [prefix + name for name in names[:most]]
+    return [*shown, f"{prefix}… and {len(names) - most} more"] if len(names) > most else shown
+
+
+def census(expected: Mapping[str, Shaped], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the tensors that are wanted with those that a checkpoint holds; AdapterError unless they are the same."""
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shaped = [
+        f"{name}: {found[name]} in the checkpoint, {tuple(expected[name].shape)} in the model"
+        for name in sorted(expected.keys() & found.keys())
+        if tuple(expected[name].shape) != found[name]
+    ]
+    if not missing and not extra and not shaped:
+        return
+    matched = len(expected.keys() & found.keys()) - len(shaped)
+    raise AdapterError(
+        f"the adapter does not fit its model: {matched} of {len(expected)} expected tensors match, {len(missing)} are "
+        f"missing, {len(extra)} are unknown, {len(shaped)} have another shape; nothing was loaded",
+        [*_some(missing, "missing: "), *_some(extra, "unknown: "), *_some(shaped, "shape: ")],
+    )

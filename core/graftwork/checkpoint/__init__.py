@@ -1,0 +1,1 @@
+"""Checkpoints: saved whole and verified, opened strictly, merged and exported."""

@@ -1,0 +1,344 @@
+"""Checkpoints: saved whole and proven, or not at all; opened strictly, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import __version__, processes, weights
+from graftwork.build import compose, filling
+from graftwork.checkpoint import manifest, verification
+from graftwork.checkpoint.manifest import Manifest
+from graftwork.config.restore import restore_component
+from graftwork.contracts.component import missing_requirements
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Choice, Plan, WeightsRef
+from graftwork.contracts.verdict import Verdict
+from graftwork.errors import CheckpointError, GraftworkError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+
+TENSORS = "tensors.safetensors"
+PROBE = "probe.safetensors"
+PROCESSOR = "processor"
+OPTIMIZER = "optimizer"
+UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that was opened, and the proof that it works."""
+
+    assembly: Assembly
+    manifest: Manifest
+    proof: verification.Proof
+    folder: Path
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of how it was opened, as a sentence; empty when there is nothing to say."""
+        missing = [name for name in self.manifest.probe.rounded if name not in self.assembly.rounded]
+        if not missing:
+            return ""
+        return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
+
+    @property
+    def sha256(self) -> str:
+        """What identifies the checkpoint: the hash of its manifest, which seals all the rest."""
+        return weights.sha256(self.folder / manifest.FILE)
+
+
+def save(
+    assembly: Assembly,
+    folder: Path,
+    lookup: Lookup,
+    *,
+    step: int,
+    steps: int,
+    probe: dict[str, Tensor],
+    health: Verdict,
+    data: Mapping[str, Any],
+    optimizer: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write a checkpoint and give it its name only when it is complete.
+
+    It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
+    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance. Raises
+    CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
+    """
+    from safetensors.torch import save_file
+
+    facts = verification.measure(assembly, probe)
+    with assembly.whole(assembly.added()):
+        added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.added().items()}
+    if not processes.is_first():
+        processes.gather(None)  # Nobody goes on before the checkpoint has its name.
+        return manifest.read(folder)
+    with unfinished(folder) as work:
+        save_file(added, work / TENSORS)
+        save_file(probe, work / PROBE)
+        (work / PROCESSOR).mkdir()
+        assembly.processor.save(work / PROCESSOR)
+        if optimizer is not None:
+            (work / OPTIMIZER).mkdir()
+            save_file(dict(optimizer), work / OPTIMIZER / "state.safetensors")
+        written = Manifest(
+            graftwork=__version__,
+            step=step,
+            steps=steps,
+            plan=with_fingerprints(assembly.plan, folder),
+            tensors={
+                n: manifest.TensorEntry(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in added.items()
+            },
+            files=manifest.describe_files(work),
+            probe=facts,
+            counts=assembly.counts(),
+            health=health,
+            fresh=assembly.fresh,
+            attention=assembly.attention_report(),
+            data=dict(data),
+            provenance={**provenance(), **(origin or {})},
+        )
+        manifest.write(written, work)
+        rebuild_shape(work, lookup)
+        put_in_place(work, folder)
+    processes.gather(None)
+    return written
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder` to write into; it is gone afterwards unless it was renamed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise CheckpointError(f"'{folder}' could not be saved: {why}; earlier checkpoints are untouched") from error
+    except Exception as error:
+        # Libraries in Rust report a full disk in classes of their own (safetensors) or in none (tokenizers).
+        if isinstance(error, GraftworkError) or "(os error " not in str(error):
+            raise
+        raise CheckpointError(f"'{folder}' could not be saved: {error}; earlier checkpoints are untouched") from error
+
+
+def put_in_place(work: Path, folder: Path) -> None:
+    """Sync a finished folder to the disk and rename it to its final name; one that has the name makes way first."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [*sorted(work.rglob("*"), reverse=True), work]:
+        # Temporary folders, and what some libraries write, are private at first; a checkpoint is as public as any file.
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        _sync(path)
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        folder.rename(old / folder.name)
+        work.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        work.rename(folder)
+    _sync(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint so that, whenever the process is killed, it has its name and all its files, or no name."""
+    old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    folder.rename(old / folder.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed runs left unfinished in a run's folder."""
+    for left in out.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def with_fingerprints(plan: Plan, folder: Path) -> Plan:
+    """The plan with the hashes of its base weights, and their places relative to the checkpoint `folder`."""
+
+    def marked(choice: Choice) -> Choice:
+        if not choice.weights:
+            return choice
+        path = Path(choice.weights.path)
+        # Relative to the final name: the unfinished folder is its sibling.
+        relative = os.path.relpath(path, folder.resolve())
+        known = choice.weights.sha256 or weights.fingerprint(path)
+        return replace(choice, weights=replace(choice.weights, relative=relative, sha256=known))
+
+    identity = plan.identity
+    parts = {part: marked(choice) for part, choice in identity.parts.items()}
+    return replace(plan, identity=replace(identity, model=marked(identity.model), parts=parts))
+
+
+def rebuild_shape(folder: Path, lookup: Lookup) -> None:
+    """Rebuild a checkpoint's model on the meta device from the manifest, and compare every name and shape."""
+    import torch
+
+    read = manifest.read(folder)
+    with torch.random.fork_rng():
+        rebuilt = compose.build(read.plan, lookup, meta=True, processor_folder=folder / PROCESSOR)
+    filling.census(rebuilt.added(), weights.shapes_in(folder / TENSORS))
+
+
+def provenance() -> dict[str, str]:
+    """Which versions, on what, and when."""
+    import platform
+    import sys
+    from datetime import UTC, datetime
+    from importlib import metadata
+
+    found = {"python": platform.python_version(), "platform": platform.platform(), "command": " ".join(sys.argv)}
+    for name in ("torch", "transformers", "safetensors"):
+        found[name] = metadata.version(name)
+    return {**found, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def newest(folder: Path) -> Path:
+    """`folder` itself if it is a checkpoint, else the newest checkpoint of the run that it is the folder of."""
+    if (folder / manifest.FILE).is_file():
+        return folder
+    if found := checkpoints(folder):
+        return found[-1]
+    if not folder.exists():
+        raise CheckpointError(f"there is no folder '{folder}'; name a checkpoint or the folder of a run")
+    raise CheckpointError(
+        f"'{folder}' is not a Graftwork checkpoint and holds none; name a checkpoint or the folder of a run"
+    )
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in out.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def open_checkpoint(
+    folder: Path,
+    lookup: Lookup,
+    *,
+    base: Path | None = None,
+    parts: Mapping[str, Path] | None = None,
+    attention: Mapping[str, Sequence[Choice]] | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    as_trained: bool = False,
+) -> Opened:
+    """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the probe.
+
+    `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
+    recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
+    rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError,
+    WeightsError.
+    """
+    folder = newest(folder)
+    read = manifest.read(folder)
+    if (folder / TENSORS).is_file():
+        # Before the hashes: which tensors differ says more than that the file does.
+        filling.census(read.tensors, weights.shapes_in(folder / TENSORS))
+    manifest.check_files(read, folder)
+    plan = locate_base(read.plan, folder, base, parts or {})
+    # Memory strategies are a circumstance of training, and so are the kernels.
+    memory = rounding(read, lookup) if as_trained else []
+    plan = replace(plan, circumstance=replace(plan.circumstance, memory=memory))
+    if attention is not None:
+        plan = replace(
+            plan, circumstance=replace(plan.circumstance, attention={k: list(v) for k, v in attention.items()})
+        )
+    assembly = compose.build(
+        plan,
+        lookup,
+        device=device,
+        precision=precision,
+        trained=read_tensors(folder / TENSORS),
+        processor_folder=folder / PROCESSOR,
+    )
+    assembly.model.eval()
+    proven = verification.prove(assembly, read_tensors(folder / PROBE), read.probe)
+    return Opened(assembly, read, proven, folder)
+
+
+def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
+    """The memory strategies that rounded a checkpoint's weights in training and that work here."""
+    found = []
+    for choice in read.plan.circumstance.memory:
+        if choice.name in read.probe.rounded:
+            with suppress(CheckpointError):  # it is not installed
+                if not missing_requirements(restore_component(choice, lookup).requires):
+                    found.append(choice)
+    return found
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file; CheckpointError for one that is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{file}' is damaged ({error}); restore the checkpoint from a copy") from None
+
+
+def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str, Path]) -> Plan:
+    """The plan with the places where its base weights are now; every folder must hold the recorded weights."""
+    identity = plan.identity
+    if unknown := sorted(parts.keys() - identity.parts.keys()):
+        raise CheckpointError(
+            f"the model has no part '{unknown[0]}'; its parts are {', '.join(identity.parts) or 'none'}"
+        )
+
+    def found(choice: Choice, given: Path | None, option: str) -> Choice:
+        if not choice.weights:
+            return choice
+        place = find_weights(choice.weights, folder, given, option)
+        return replace(choice, weights=replace(choice.weights, path=str(place)), folder=str(place))
+
+    located = {part: found(choice, parts.get(part), f"--part {part}=DIR") for part, choice in identity.parts.items()}
+    return replace(
+        plan, identity=replace(identity, model=found(identity.model, base, "--base-weights DIR"), parts=located)
+    )
+
+
+def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str) -> Path:
+    """Where recorded base weights are: at `given`, where they were seen from the checkpoint, or where they were."""
+    places = [given] if given else [folder / ref.relative, Path(ref.path)]
+    there = [place.resolve() for place in places if place.is_dir()]
+    for place in there:
+        with suppress(WeightsError):  # another folder that is incomplete
+            if weights.fingerprint(place) == ref.sha256:
+                return place
+    if there:
+        raise WeightsError(
+            f"'{there[0]}' does not hold the base weights that the checkpoint was trained on ('{ref.given}', sha256 "
+            f"{ref.sha256[:12]}…); name the right folder with {option}"
+        )
+    if not given:
+        with suppress(WeightsError):
+            place = weights.locate(ref.given, folder, where="base")
+            if weights.HUB_ID.fullmatch(ref.given) and weights.fingerprint(place) == ref.sha256:
+                return place
+    said = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
+    raise WeightsError(f"the base weights '{ref.given}' are not at {said}; name their folder with {option}")

@@ -1,0 +1,90 @@
+"""The command `import`, and what `inspect` says of folders that Graftwork did not write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graftwork.cli import Session
+from graftwork.cli.console import open_console
+from graftwork.cli.options import place_options
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command("import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("out", "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="A new folder.")
+@place_options
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="What to prove it in, and to evaluate it in unless told otherwise.",
+)
+@click.pass_obj
+def import_command(
+    session: Session,
+    folder: Path,
+    out: Path,
+    base: Path | None,
+    parts: tuple[str, ...],
+    search: tuple[Path, ...],
+    precision: str,
+) -> None:
+    """Make a proven checkpoint OUT of a FOLDER that other code wrote, such as a LoRA run of MGM.
+
+    What the folder names as its base and towers is looked for there, beside the folder and below --search, from any
+    working directory; what is found must fit.
+    """
+    import shutil
+
+    from graftwork.checkpoint.merging import refuse_existing
+    from graftwork.cli.options import parse_parts
+    from graftwork.errors import CheckpointError
+    from graftwork.foreign.diagnosis import diagnose
+    from graftwork.foreign.importing import import_folder
+    from graftwork.jobs.resolve import preferred_kernels
+    from graftwork.jobs.verify import verify_in_fresh_process
+
+    refuse_existing(out)
+    console = open_console()
+    diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
+    imported = import_folder(
+        diagnosis, session.catalog, out, precision=precision, kernels=preferred_kernels(session.catalog)
+    )
+    try:
+        proven = verify_in_fresh_process(out, session.catalog)
+    except CheckpointError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    console.print(f"[bold]{out}[/bold] is a proven checkpoint of '{folder}': {diagnosis.said}", soft_wrap=True)
+    for what, place in diagnosis.places.items():
+        name = "base" if what == "base" else f"{what} part"
+        if what in imported.own:
+            console.print(f"  {name:9}  its weights are in the checkpoint; sizes from {place.found}", soft_wrap=True)
+        else:
+            console.print(
+                f"  {name:9}  {place.found or 'not at hand: the checkpoint holds everything'}", soft_wrap=True
+            )
+    held = "all that the base lacks or has otherwise" if diagnosis.places["base"].found else "the whole model"
+    console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
+    console.print(
+        f"  logits     differ by {proven['error']:.3g} in a fresh process; at most {proven['tolerance']:.3g} is rounding"
+    )
+    if proven["distance"]:
+        console.print(f"  adapter    alive: it moves the logits by up to {proven['distance']:.3g}")
+    else:
+        console.print("  adapter    none: all that was trained is new to the base, so there is nothing to switch off")
+    if diagnosis.places["base"].found:
+        console.print(
+            "  That the base is the very one it was trained from cannot be proven: its hash was not recorded."
+        )
+    for line in diagnosis.inconsistent:
+        console.print(f"  noticed    {line}", style="yellow")
+    if not imported.manifest.health.healthy:
+        console.print(f"  {imported.manifest.health.sentence()}", style="bold red")

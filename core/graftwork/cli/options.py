@@ -1,0 +1,78 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+DEVICE = click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; by default cuda where there is one.")
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where a foreign folder's base and towers are."""
+    base = click.option(
+        "base", "--base", type=click.Path(path_type=Path), metavar="DIR", help="What it was trained from."
+    )
+    part = click.option(
+        "parts", "--part", multiple=True, metavar="NAME=DIR", help="The tower of one part, such as low=DIR."
+    )
+    search = click.option(
+        "search",
+        "--search",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Look for both below this folder; their names do not matter.",
+    )
+    return base(part(search(command)))
+
+
+FOLDER = click.argument("checkpoint", type=click.Path(path_type=Path))
+
+
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="What to store; by default as the base weights are.",
+)
+
+
+JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
+
+
+def base_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where base weights are now."""
+    base = click.option(
+        "base", "--base-weights", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
+    )
+    part = click.option(
+        "parts", "--part", multiple=True, metavar="NAME=DIR", help="Where the weights of one part are now."
+    )
+    return base(part(command))
+
+
+def parse_parts(parts: tuple[str, ...]) -> dict[str, Path]:
+    """`NAME=DIR` options as a dictionary; a usage error for anything else."""
+    named = {}
+    for given in parts:
+        name, equals, folder = given.partition("=")
+        if not (name and equals and folder):
+            raise click.UsageError(f"--part takes NAME=DIR, such as low=weights/clip, not '{given}'")
+        named[name] = Path(folder)
+    return named
+
+
+def parse_settings(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`KEY=VALUE` options as a table; a usage error for anything else."""
+    from graftwork.config.runfile import override_value
+
+    table: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise click.UsageError(f"--set takes KEY=VALUE, such as split=test, not '{override}'")
+        table[key] = override_value(value)
+    return table

@@ -1,0 +1,88 @@
+"""What commands print for people: scores, comparisons and what a folder is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from graftwork.cli.console import make_table, print_facts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graftwork.evaluate.comparison import Comparison
+    from graftwork.evaluate.evaluation import Result
+    from graftwork.foreign.diagnosis import Diagnosis
+
+
+def print_scores(console: Console, result: Result) -> None:
+    """The table of one arm's scores."""
+    from graftwork.evaluate.scores import is_percent, shown
+
+    percent = is_percent(result.rows)
+    table = make_table([f"{result.evaluator.name}*", "questions*", "score*", "95% interval*", "always the same answer"])
+    for row in result.rows:
+        (score,) = row.scores.values()
+        bounds = f"{shown(score.low, percent)} to {shown(score.high, percent)}" if score.known else "-"
+        majority = f"{shown(row.majority, percent)} ({row.majority_answer})"
+        table.add_row(row.name, f"{row.records:,}", shown(score.value, percent), bounds, majority)
+    console.print(table)
+    if result.bad:
+        console.print(f"\n{result.unanswered()}", markup=False)
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """The table of both arms' scores, and what was forgotten."""
+    from rich.text import Text
+
+    from graftwork.report.wording import SCORE_HEADERS, score_cells
+
+    columns = [SCORE_HEADERS.index(header) for header in SCORE_HEADERS if not header.startswith("ratio")]
+    headers = [comparison.evaluator, *SCORE_HEADERS[1:]]
+    table = make_table([f"{headers[column]}{'*' if column < columns[-1] else ''}" for column in columns])
+    for row in comparison.rows:
+        cells = score_cells(row, comparison)
+        table.add_row(*(Text(cells[column]) for column in columns))
+    console.print(table)
+    gained = sum(flip.gained for flip in comparison.flips)
+    console.print("\n" + "\n".join([comparison.headline, *comparison.remarks]), markup=False)
+    console.print(
+        f"{len(comparison.flips)} answers changed sides: {gained} gained, {len(comparison.flips) - gained} lost."
+    )
+    for sentence in comparison.forgetting:
+        console.print(sentence, style="yellow", markup=False)
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """A diagnosis for a person."""
+    console.print(f"[bold]{diagnosis.folder}[/bold]: {diagnosis.said}\n", soft_wrap=True)
+    print_facts(console, facts(diagnosis))
+    for title, lines in (
+        ("Not in it", diagnosis.adoption.missing if diagnosis.adoption else ()),
+        ("Inconsistent", diagnosis.inconsistent),
+    ):
+        if lines:
+            console.print(f"\n[bold]{title}[/bold]")
+            for line in lines:
+                console.print(f"  - {line}")
+    if diagnosis.refused:
+        console.print(f"\n[red]It cannot be imported:[/red] {diagnosis.refused}.")
+    else:
+        console.print("\nTo make a proven checkpoint of it:")
+        console.print(f"  {diagnosis.command}", soft_wrap=True)
+        if diagnosis.adoption and diagnosis.adoption.whole and not diagnosis.places["base"].found:
+            console.print("With --base DIR it can be compared with the language model that it was trained from.")
+
+
+def facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    """What is known of a foreign folder, a label and a phrase each."""
+    if diagnosis.architecture:
+        yield "model", diagnosis.architecture
+    if diagnosis.adoption:
+        yield from diagnosis.adoption.facts
+    elif diagnosis.adapter:
+        yield "adapter", diagnosis.adapter.said
+    for what, place in diagnosis.places.items():
+        yield "trained from" if what == "base" else f"{what} part", place.line()
+    if losses := diagnosis.losses:
+        yield "trained", f"{diagnosis.steps:,} steps, loss {losses[0]:.4g} to {losses[-1]:.4g}"

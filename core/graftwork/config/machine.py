@@ -1,0 +1,77 @@
+"""What hardware is here, probed once, and whether a component can use it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+from graftwork.contracts.component import Requires, missing_packages
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The hardware that a run can use."""
+
+    devices: tuple[str, ...] = ()
+    """The names of the CUDA devices."""
+    capability: tuple[int, int] | None = None
+    """The least compute capability among them; None without one."""
+    device_bytes: int = 0
+    """The memory of the smallest of them; 0 without one."""
+    cuda: bool = False
+    bf16: bool = True
+    """Whether bfloat16 is computed natively; a CPU computes it, however slowly."""
+    cores: int = 1
+    """The CPU cores that this process may use."""
+    memory_bytes: int = 0
+    """The main memory; 0 where the system does not say."""
+
+
+@cache
+def probe() -> Machine:
+    """This machine, asked of torch and the operating system once in a process."""
+    import torch
+
+    indices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return Machine(
+        devices=tuple(torch.cuda.get_device_name(index) for index in indices),
+        capability=min((torch.cuda.get_device_capability(index) for index in indices), default=None),
+        device_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in indices), default=0),
+        cuda=bool(indices),
+        bf16=not indices or torch.cuda.is_bf16_supported(including_emulation=False),
+        cores=_cores(),
+        memory_bytes=_memory_bytes(),
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and other systems not every name
+        return 0
+
+
+def unmet_requirement(requires: Requires, machine: Machine | None) -> str:
+    """What a component requires and this environment or the machine does not have, as a clause; empty when all is there.
+
+    Without a machine the hardware is not judged.
+    """
+    if (missing := missing_packages(requires)) or requires.cuda is None or machine is None:
+        return missing
+    wanted = f"needs a CUDA device of compute capability {_dotted(requires.cuda)} or more"
+    if machine.capability is None:
+        return f"{wanted}, and this machine has no CUDA device"
+    if machine.capability < requires.cuda:
+        return f"{wanted}, and this machine's has {_dotted(machine.capability)}"
+    return ""
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"

@@ -1,0 +1,298 @@
+"""Resolving: from what a run file says to a plan, with every reason why it cannot work; and back from recorded choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from graftwork import weights
+from graftwork.config import settings
+from graftwork.config.machine import Machine, unmet_requirement
+from graftwork.config.runfile import EMPTY, OWN_KEYS, RunFile, Selection
+from graftwork.config.sites import attention_sites, describe_towers, kernels_on
+from graftwork.config.wording import count, join, suggestion
+from graftwork.contracts.component import Absent, Component
+from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower, Weighted
+from graftwork.contracts.lookup import Found, Lookup
+from graftwork.contracts.plan import Choice, Circumstance, Identity, Plan, WeightsRef
+from graftwork.errors import ComponentNotFound, GraftworkError, PlanRefused, WeightsError
+
+
+def resolve(
+    run: RunFile,
+    lookup: Lookup,
+    machine: Machine | None = None,
+    *,
+    kernels: Sequence[str] = (),
+    fetch: bool = True,
+    absent: list[str] | None = None,
+) -> Plan:
+    """The plan of a run. Reads configurations, but no weights, and imports no torch.
+
+    `kernels` are the attention kernels to try, in order, where the run file does not say. Without a `machine` the
+    hardware is not judged. Without `fetch`, weights that are named by a hub id must be in the local cache already.
+    With a list `absent`, what may yet come is added to it and does not count against the plan: weights beside a `config`,
+    and files whose lack a component calls `Absent`. Raises PlanRefused whose details hold every reason, each with the
+    dotted path of what it is about.
+    """
+    resolver = _Resolver(run, lookup, machine, fetch, absent)
+    plan = resolver.plan(kernels)
+    if plan is None or resolver.reasons:
+        name = f"'{run.source}'" if run.source else "the run"
+        reasons = list(dict.fromkeys(resolver.reasons))
+        raise PlanRefused(f"{name} cannot work, for {count(reasons, 'reason')}", reasons)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A component that was found and whose settings are right."""
+
+    where: str
+    choice: Choice
+    component: Component[Any]
+
+
+class _Resolver:
+    """Resolves one run. What cannot work becomes None and adds to `reasons`."""
+
+    def __init__(
+        self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool, absent: list[str] | None
+    ) -> None:
+        self.run = run
+        self.lookup = lookup
+        self.machine = machine
+        self.fetch = fetch
+        self.absent = absent
+        self.reasons: list[str] = []
+        self.complete = True
+        """Whether everything the run asks for was resolved, so that the plan says what the run means."""
+        self.resolved: list[_Resolved] = []
+
+    def plan(self, kernels: Sequence[str]) -> Plan | None:
+        run = self.run
+        model = self.choose("model", run.model)
+        architecture = self.architecture()
+        parts = self.parts(architecture)
+        peft = self.choose("peft", run.peft) if run.peft else None
+        self.check_roles(architecture)
+        self.check_precision(architecture)
+        wanted = run.attention if "*" in run.attention or not kernels else {**run.attention, "*": tuple(kernels)}
+        attention = {site: self.kernels(site, names) for site, names in wanted.items()}
+        memory = self.choose_all("memory", run.memory)
+        sources = self.choose_all("data_source", run.sources)
+        operators = self.choose_all("data_operator", run.operators)
+        evaluators = self.choose_all("evaluator", run.evaluate)
+        if model is None or not self.complete:
+            return None
+        strategies = {each.where: each.choice for each in memory}
+        rungs = [
+            [strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs
+        ]
+        circumstance = Circumstance(
+            seed=run.seed,
+            attention=attention,
+            memory=rungs[0] if rungs else [each.choice for each in memory],
+            rungs=rungs,
+            budget=run.budget,
+            sources=[each.choice for each in sources],
+            operators=[each.choice for each in operators],
+            strict_data=run.strict_data,
+            train=run.train,
+            evaluate=[each.choice for each in evaluators],
+        )
+        towers = {part: tower.choice for part, tower in parts.items()}
+        identity = Identity(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
+        plan = Plan(identity, circumstance)
+        self.check_sites(plan, model, parts)
+        for rung in rungs or [circumstance.memory]:
+            self.check_engines([each for each in memory if each.choice in rung])
+            tried = replace(plan, circumstance=replace(circumstance, memory=rung))
+            for each in self.resolved:
+                if each.choice.kind == "memory" and each.choice not in rung:
+                    continue
+                for clause in each.component.objections(tried):
+                    into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
+                    if (line := f"{each.where}: {clause}") not in into:
+                        into.append(line)
+        return plan
+
+    def refuse(self, *reasons: str) -> None:
+        """Reasons that leave something unresolved."""
+        self.reasons += reasons
+        self.complete = False
+
+    def choose(self, kind: str, selection: Selection) -> _Resolved | None:
+        """The component that is asked for, with its settings, its weights and its configuration."""
+        where = selection.where
+        found = self.find(kind, selection.use, where)
+        if found is None:
+            return None
+        component, beside = found.component, OWN_KEYS.get(kind, ())
+        if unmet := unmet_requirement(component.requires, self.machine):
+            self.reasons.append(f"{where}: '{selection.use}' {unmet}")
+        values = settings.read(
+            component.Settings,
+            selection.settings,
+            where=where,
+            folder=self.run.folder,
+            problems=self.reasons,
+            beside=beside,
+        )
+        base, configured = self.folder(selection, "weights"), self.folder(selection, "config")
+        if values is None:
+            self.complete = False
+            return None
+        instance = component(values)
+        choice = _choice(found, instance)
+        if isinstance(instance, Weighted):
+            if (selection.weights and not base) or (selection.config and not configured):
+                return None  # for the reason that `folder` gave
+            folder = configured or base
+            try:
+                config = dict(instance.configuration(folder))
+            except WeightsError as error:
+                self.refuse(*_lines(where, error))
+                return None
+            ref = WeightsRef(selection.weights or "", str(base)) if base else None
+            choice = replace(choice, weights=ref, config=config, folder=str(folder) if folder else None)
+        self.resolved.append(_Resolved(where, choice, instance))
+        return self.resolved[-1]
+
+    def choose_all(self, kind: str, selections: Iterable[Selection]) -> list[_Resolved]:
+        """Those of the selections that can be resolved."""
+        return [chosen for selection in selections if (chosen := self.choose(kind, selection))]
+
+    def find(self, kind: str, name: str, where: str) -> Found | None:
+        try:
+            return self.lookup.find(kind, name)
+        except ComponentNotFound as error:
+            self.refuse(*_lines(where, error, kind))
+            return None
+
+    def folder(self, selection: Selection, key: str) -> Path | None:
+        """The folder that a selection's `weights` or `config` names."""
+        given = getattr(selection, key)
+        if given is None:
+            return None
+        where = join(selection.where, key)
+        try:
+            return weights.locate(given, self.run.folder, where=where, fetch=self.fetch)
+        except WeightsError as error:
+            path = weights.absolute(Path(given), self.run.folder)
+            if key == "weights" and selection.config and self.absent is not None and not path.exists():
+                self.absent += _lines(where, error)
+                return path
+            self.refuse(*_lines(where, error))
+            return None
+
+    def architecture(self) -> type[ModelArchitecture[Any]] | None:
+        """The class of the model, which says more than can be resolved when its settings or weights are wrong."""
+        found = self.find("model", self.run.model.use, self.run.model.where)
+        return cast(type[ModelArchitecture[Any]], found.component) if found else None
+
+    def parts(self, architecture: type[ModelArchitecture[Any]] | None) -> dict[str, _Resolved]:
+        """The towers of the model's parts, in the model's order."""
+        if architecture is None:
+            return {}
+        slots = architecture.parts
+        for name, selection in self.run.parts.items():
+            if name not in slots:
+                self.refuse(f"{selection.where}: '{architecture.name}' has no such part{suggestion(name, [*slots])}")
+        towers = {}
+        for name, slot in slots.items():
+            selection = self.run.parts.get(name, Selection("", where=f"model.parts.{name}"))
+            use = selection.use or slot.default
+            if use == EMPTY and slot.default is not None and not slot.optional:
+                self.refuse(f"{selection.where}.use: '{architecture.name}' cannot do without this part; name a tower")
+            elif use is None and name in self.run.parts:
+                self.refuse(f"{selection.where}.use: is missing, wanted the name of a vision tower")
+            elif use not in (None, EMPTY) and (tower := self.choose("vision_tower", replace(selection, use=use))):
+                towers[name] = tower
+        return towers
+
+    def kernels(self, site: str, names: Iterable[str]) -> list[Choice]:
+        """The kernels to try at a site. One that does not work here is passed over when the site is bound, not refused."""
+        where = "attention.prefer" if site == "*" else f"attention.sites.{site}"
+        found = [kernel for name in names if (kernel := self.find("attention", name, where))]
+        return [_choice(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
+
+    def check_engines(self, memory: Iterable[_Resolved]) -> None:
+        """At most one strategy can take the steps."""
+        plain = MemoryStrategy.stepper
+        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
+        if len(engines) > 1:
+            names = " and ".join(map(repr, engines))
+            self.reasons.append(f"memory: {names} all take the steps of a run; use one of them")
+
+    def check_roles(self, architecture: type[ModelArchitecture[Any]] | None) -> None:
+        """The roles that the run names must be the model's."""
+        if architecture is None:
+            return
+        name, roles = architecture.name, architecture.roles
+        groups = {role[:end] for role in roles for end, letter in enumerate(role) if letter == "."}
+        known = sorted({*roles, *groups})
+        for key, wanted in (("on", self.run.on), ("also_train", self.run.also_train)):
+            for role in wanted:
+                if role not in known:
+                    self.reasons.append(f"peft.{key}: '{role}' is no role of '{name}'{suggestion(role, known)}")
+        if self.run.peft and not self.run.on:
+            self.reasons.append(f"peft.on: is missing, wanted roles of '{name}' to adapt; known: {', '.join(known)}")
+
+    def check_precision(self, architecture: type[ModelArchitecture[Any]] | None) -> None:
+        """The precision must be one that the model and the machine bear."""
+        train, machine = self.run.train, self.machine
+        overflows = architecture.overflows_in if architecture else ()
+        if train.precision in overflows and not train.force_precision:
+            others = " or ".join(p for p in ("bf16", "fp32", "fp16") if p not in overflows)
+            mistake = f"'{self.run.model.use}' is known to overflow in {train.precision}"
+            self.reasons.append(f"train.precision: {mistake}; use {others}, or set train.force_precision = true")
+        if machine and train.precision == "fp16" and not machine.cuda:
+            self.reasons.append(
+                "train.precision: fp16 needs a CUDA device, and this machine has none; use bf16 or fp32"
+            )
+        if machine and train.precision == "bf16" and not machine.bf16:
+            devices = ", ".join(dict.fromkeys(machine.devices))
+            self.reasons.append(f"train.precision: this machine ({devices}) does not compute in bf16; use fp32 or fp16")
+
+    def check_sites(self, plan: Plan, model: _Resolved, parts: Mapping[str, _Resolved]) -> None:
+        """The towers must fit the model, and every attention site must exist and have a kernel that computes it."""
+
+        architecture = cast(ModelArchitecture[Any], model.component)
+        towers = {part: cast(VisionTower[Any], tower.component) for part, tower in parts.items()}
+        try:
+            outputs = describe_towers(plan, architecture, towers)
+            sites = attention_sites(plan, architecture, towers, outputs)
+        except WeightsError as error:
+            self.reasons += _lines("model", error)
+            return
+        known = [site.name for site in sites]
+        for name in sorted(plan.circumstance.attention.keys() - {"*", *known}):
+            mistake = f"'{model.choice.name}' has no attention site '{name}'{suggestion(name, known)}"
+            self.reasons.append(f"attention.sites.{name}: {mistake}")
+        if self.machine is None:
+            return
+        for site, chosen in kernels_on(plan, sites, self.lookup, self.machine):
+            if chosen.name is None and chosen.passed_over:
+                why = "; ".join(f"{name}: {reason}" for name, reason in chosen.passed_over)
+                self.reasons.append(f"attention: no kernel computes what '{site.name}' needs ({why}); name one more")
+
+
+def _lines(where: str, error: GraftworkError, kind: str = "") -> list[str]:
+    """What an error says, each line with the path of what it is about."""
+    sentence = error.sentence.removeprefix(f"{kind}: ").removeprefix(f"{where}: ")
+    return [f"{where}: {line}" for line in (sentence, *error.details)]
+
+
+def _choice(found: Found, component: Component[Any]) -> Choice:
+    return Choice(
+        kind=component.kind,
+        name=component.name,
+        plugin=found.plugin,
+        distribution=found.distribution,
+        version=found.version,
+        settings=settings.dump(component.settings),
+        settings_version=component.settings_version,
+    )

@@ -1,0 +1,367 @@
+"""Run files: TOML and overrides, read into plain data with every mistake at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwork.config import settings
+from graftwork.config.sizes import parse_size
+from graftwork.config.wording import count, join, shown, suggestion
+from graftwork.contracts.plan import TrainSettings
+from graftwork.contracts.setting import setting
+from graftwork.errors import GraftworkError, RunFileError
+
+MOST_BYTES = 1 << 20  # a run file is written by a person; a larger file is something else
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A component that a run asks for by name, with settings that are not checked yet."""
+
+    use: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    config: str | None = None
+    where: str = ""
+    """The dotted path of its table."""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What a run file says."""
+
+    source: Path | None
+    folder: Path
+    """Where relative paths start: the folder of the run file, absolute."""
+    out: Path
+    seed: int
+    model: Selection
+    parts: dict[str, Selection] = field(default_factory=dict)
+    """Part to its tower; `use` is empty where the model's default is meant, and `none` where there shall be none."""
+    peft: Selection | None = None
+    on: tuple[str, ...] = ()
+    also_train: tuple[str, ...] = ()
+    attention: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run does not say."""
+    memory: tuple[Selection, ...] = ()
+    """Every strategy that the run names, in `use` or in `try`."""
+    rungs: tuple[tuple[str, ...], ...] = ()
+    """The names of `try`; empty when the run does not say."""
+    budget: int | None = None
+    """In bytes."""
+    sources: tuple[Selection, ...] = ()
+    operators: tuple[Selection, ...] = ()
+    strict_data: bool = False
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluate: tuple[Selection, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The keys outside all tables."""
+
+    seed: int = setting(17, "Seeds all that is random: new weights, data order, dropout", minimum=0, maximum=2**32 - 1)
+    out: Path | None = setting(None, "The folder to write to; by default NAME-out beside the run file NAME.toml")
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """The keys of `[model]` beside the model's settings."""
+
+    use: str = field(metadata={"help": "The model architecture"})
+    weights: str | None = setting(None, "The base weights: a folder, or a Hugging Face hub id")
+    config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """The keys of `[model.parts.PART]` beside the tower's settings."""
+
+    use: str = setting("", "The vision tower; by default the model's choice; 'none' leaves an optional part empty")
+    weights: str | None = setting(None, "The tower's weights: a folder, or a Hugging Face hub id")
+    config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
+
+
+@dataclass(frozen=True)
+class PeftTable:
+    """The keys of `[peft]` beside the method's settings."""
+
+    use: str | None = setting(None, "The PEFT method; only also_train may do without one")
+    on: tuple[str, ...] = setting(
+        (), "The roles of the model that the method adapts; 'language' means all 'language.*'"
+    )
+    also_train: tuple[str, ...] = setting((), "The roles whose own parameters are trained as well")
+
+
+@dataclass(frozen=True)
+class AttentionTable:
+    """The keys of `[attention]`."""
+
+    prefer: tuple[str, ...] = setting((), "Kernels in order of preference; by default all that are installed")
+    sites: dict[str, tuple[str, ...]] = setting({}, "The same for single sites, such as 'language' or 'vision.low'")
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """The keys of `[memory]`; the settings of a strategy are in `[memory.NAME]`."""
+
+    use: tuple[str, ...] = setting((), "The memory strategies, in order")
+    try_: tuple[tuple[str, ...], ...] = setting(
+        (), "Lists of strategies, the fastest first; the first that fits the budget is used, instead of use"
+    )
+    budget: str | None = setting(
+        None, "The memory that a run may take of its device, such as '24 GiB'; by default what the device has"
+    )
+
+    def __post_init__(self) -> None:
+        if self.use and self.try_:
+            raise ValueError("'use' and 'try' exclude each other; keep one of them")
+        if self.budget is not None:
+            try:
+                parse_size(self.budget)
+            except GraftworkError as error:
+                raise ValueError(f"budget: {error}") from None
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """The keys of `[data]`; sources and operators are in `[[data.source]]` and `[[data.operator]]`."""
+
+    strict: bool = setting(False, "Stop at the first record that a source cannot read; by default they are counted")
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The keys of `[[data.source]]` and `[[data.operator]]` beside the component's settings."""
+
+    use: str = field(metadata={"help": "The data source or operator"})
+
+
+@dataclass(frozen=True)
+class EvaluateTable:
+    """The keys of `[evaluate]`; the settings of an evaluator are in `[evaluate.NAME]`."""
+
+    on: tuple[str, ...] = setting((), "The evaluators, each at most once")
+
+
+EMPTY = "none"
+"""The `use` of a part that shall stay empty."""
+TABLES = ("model", "peft", "attention", "memory", "data", "train", "evaluate")
+OWN_KEYS: Mapping[str, tuple[str, ...]] = {
+    "model": ("use", "weights", "config", "parts"),
+    "vision_tower": ("use", "weights", "config"),
+    "peft": ("use", "on", "also_train"),
+    "data_source": ("use",),
+    "data_operator": ("use",),
+}
+"""Kind to the keys beside a component's settings, which no setting of that kind may be called."""
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> RunFile:
+    """Read a run file, changed by `overrides` such as `train.learning_rate=1e-3`.
+
+    The value of an override is TOML, or else text. Raises RunFileError: one sentence for a file that cannot be read or
+    is no TOML, otherwise every mistake with its path.
+    """
+    source = Path(path)
+    table = _toml(source)
+    problems = [problem for override in overrides if (problem := _override(table, override))]
+    if problems:
+        raise RunFileError(f"'{source}' cannot be changed as asked", problems)
+    return parse_run(table, source.parent.absolute(), source)
+
+
+def _toml(source: Path) -> dict[str, Any]:
+    try:
+        if source.exists() and not source.is_file():
+            raise RunFileError(f"'{source}' is not a file; name a run file, which is TOML")
+        with source.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise RunFileError(f"there is no run file '{source}'; correct the path") from None
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise RunFileError(f"'{source}' cannot be read ({said}); correct the path or its permissions") from None
+    if len(content) > MOST_BYTES:
+        raise RunFileError(f"'{source}' is larger than {MOST_BYTES >> 20} MiB, so it is no run file; correct the path")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RunFileError(f"'{source}' is not text in UTF-8 (byte {error.start}); a run file is TOML") from None
+    except ValueError as error:
+        raise RunFileError(f"'{source}' is not TOML: {error}") from None
+    except RecursionError:
+        raise RunFileError(f"'{source}' is nested too deeply to be a run file") from None
+
+
+def _override(table: dict[str, Any], override: str) -> str | None:
+    """Put one `KEY=VALUE` into a table; the mistake, if it is one."""
+    key, equals, text = override.partition("=")
+    try:
+        path = _keys(tomllib.loads(f"{key} = 0"))
+    except (ValueError, RecursionError):
+        path = []
+    if not equals or not path:
+        return f"{override}: an override is KEY=VALUE, such as train.learning_rate=1e-3"
+    here: Any = table
+    for index, name in enumerate(path):
+        at: Any = name
+        if isinstance(here, list) and name.isdecimal() and int(name) < len(here):
+            at = int(name)
+        elif not isinstance(here, dict):
+            return f"{override}: there is no table '{'.'.join(path[:index])}' that could hold '{name}'"
+        if index == len(path) - 1:
+            here[at] = override_value(text)
+        else:
+            here = here[at] if isinstance(here, list) else here.setdefault(at, {})
+    return None
+
+
+def _keys(table: Any) -> list[str]:
+    """The path to the only leaf of nested tables; empty when there are more."""
+    path: list[str] = []
+    while isinstance(table, dict) and len(table) == 1:
+        ((key, table),) = table.items()
+        path.append(key)
+    return [] if isinstance(table, dict) else path
+
+
+def override_value(text: str) -> Any:
+    """The value of an override: TOML, or else text."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return table["value"] if len(table) == 1 else text
+
+
+def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None) -> RunFile:
+    """The run that a table of TOML values says; relative paths start at `folder`, which is absolute.
+
+    Settings of components are kept as they are: only `resolve` knows the classes that say what is right. Raises
+    RunFileError whose details hold every mistake with its path.
+    """
+    reader = _Reader(folder)
+    run, tables = reader.own(RunTable, table, "")
+    reader.unknown(tables, [*settings.names(RunTable), *TABLES], "")
+    model_table = reader.table(tables, "model")
+    part_tables = reader.table(model_table, "parts", "model")
+    parts = {name: reader.part(part_tables, name) for name in part_tables}
+    model = reader.selection(ModelTable, {k: v for k, v in model_table.items() if k != "parts"}, "model")
+    peft_own, peft_rest = reader.own(PeftTable, reader.table(tables, "peft"), "peft")
+    if "peft" in tables and peft_own and peft_own.use is None and (peft_rest or peft_own.on or not peft_own.also_train):
+        reader.problems.append("peft.use: is missing, wanted the name of a PEFT method")
+    attention = reader.attention(tables)
+    data, items = reader.own(DataTable, reader.table(tables, "data"), "data")
+    reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
+    sources, operators = reader.items(items, "source"), reader.items(items, "operator")
+    saving, strategies = reader.own(MemoryTable, reader.table(tables, "memory"), "memory")
+    rungs = saving.try_ if saving else ()
+    if rungs:
+        memory = reader.named("try", list(dict.fromkeys(name for rung in rungs for name in rung)), strategies, "memory")
+    else:
+        memory = reader.named("use", saving.use if saving else [*strategies], strategies, "memory")
+    asked, evaluators = reader.own(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
+    evaluate = reader.named("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
+    train = reader.read(TrainSettings, reader.table(tables, "train"), "train")
+    if reader.problems:
+        name = f"'{source}'" if source else "the run"
+        raise RunFileError(f"{name} has {count(reader.problems, 'mistake')}", reader.problems)
+    return RunFile(
+        source=source,
+        folder=folder,
+        out=run.out or folder / f"{source.stem if source else 'run'}-out",
+        seed=run.seed,
+        model=model,
+        parts=parts,
+        peft=Selection(peft_own.use, peft_rest, where="peft") if peft_own.use is not None else None,
+        on=peft_own.on,
+        also_train=peft_own.also_train,
+        attention=attention,
+        memory=memory,
+        rungs=rungs,
+        budget=parse_size(saving.budget) if saving.budget is not None else None,
+        sources=sources,
+        operators=operators,
+        strict_data=data.strict,
+        train=train,
+        evaluate=evaluate,
+    )
+
+
+class _Reader:
+    """Takes tables apart. What has a mistake becomes None, or empty, and adds to `problems`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+
+    def read(self, cls: type, table: Mapping[str, Any], where: str) -> Any:
+        """A table that holds nothing but the fields of `cls`."""
+        return settings.read(cls, table, where=where, folder=self.folder, problems=self.problems)
+
+    def own(self, cls: type, table: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+        """The fields of `cls` in a table, and the rest of the table."""
+        names = settings.names(cls)
+        own = self.read(cls, {key: value for key, value in table.items() if key in names}, where)
+        return own, {key: value for key, value in table.items() if key not in names}
+
+    def selection(self, cls: type, table: Mapping[str, Any], where: str) -> Any:
+        """The component that a table asks for."""
+        own, rest = self.own(cls, table, where)
+        weights, config = getattr(own, "weights", None), getattr(own, "config", None)
+        return Selection(own.use, rest, weights, config, where) if own else None
+
+    def unknown(self, rest: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+        """Refuse the keys of `rest` that are not known."""
+        for key in rest:
+            if key not in known:
+                self.problems.append(f"{join(where, key)}: there is no such table or key{suggestion(key, known)}")
+
+    def table(self, parent: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
+        """The table under a key; empty when there is none."""
+        value = parent.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self.problems.append(f"{join(where, key)}: found {shown(value)}, wanted table")
+        return {}
+
+    def part(self, parent: Mapping[str, Any], name: str) -> Any:
+        """The tower of `[model.parts.NAME]`."""
+        where = join("model.parts", name)
+        table = self.table(parent, name, "model.parts")
+        if table.get("use") == EMPTY and len(table) > 1:
+            self.problems.append(f"{where}: a part that is '{EMPTY}' has no other keys; remove them, or name a tower")
+        return self.selection(PartTable, table, where)
+
+    def items(self, data: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+        """The components of `[[data.KEY]]`, in order."""
+        tables = data.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.problems.append(f"data.{key}: found {shown(tables)}, wanted tables that begin with [[data.{key}]]")
+            return ()
+        return tuple(self.selection(ItemTable, table, f"data.{key}.{index}") for index, table in enumerate(tables))
+
+    def named(self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str) -> tuple[Selection, ...]:
+        """The components that the list `key` names, each with the settings of the table of its name."""
+        for name in tables:
+            if name not in chosen:
+                self.problems.append(f"{where}.{name}: '{where}.{key}' does not name it{suggestion(name, chosen)}")
+        for name in sorted({name for name in chosen if chosen.count(name) > 1}):
+            self.problems.append(f"{where}.{key}: names '{name}' more than once; name it once")
+        return tuple(Selection(name, self.table(tables, name, where), where=join(where, name)) for name in chosen)
+
+    def attention(self, parent: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Site to kernels, `*` for what `prefer` says."""
+        own = self.read(AttentionTable, self.table(parent, "attention"), "attention")
+        if own is None:
+            return {}
+        for site, kernels in own.sites.items():
+            if site == "*" or not kernels:
+                mistake = "sites that are not named have 'attention.prefer'" if site == "*" else "names no kernel"
+                self.problems.append(f"attention.sites.{site}: {mistake}")
+        return {**own.sites, "*": own.prefer} if own.prefer else own.sites

@@ -1,0 +1,55 @@
+"""Where a plan's model computes attention, and the kernels that the plan names for each place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from graftwork.attention.kernels import Chosen, choose
+from graftwork.config.machine import Machine
+from graftwork.config.restore import restore_component
+from graftwork.contracts.anatomy import DTYPES, AttentionCase, AttentionSite, TowerOutput
+from graftwork.contracts.kinds import AttentionKernel, ModelArchitecture, VisionTower
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan, config_of
+
+
+def describe_towers(
+    plan: Plan, architecture: ModelArchitecture[Any], towers: Mapping[str, VisionTower[Any]]
+) -> Mapping[str, TowerOutput]:
+    """What each part's tower computes in this plan."""
+    identity = plan.identity
+    pairs = {part: (tower, config_of(identity.parts[part])) for part, tower in towers.items()}
+    return architecture.describe_towers(config_of(identity.model), pairs)
+
+
+def attention_sites(
+    plan: Plan,
+    architecture: ModelArchitecture[Any],
+    towers: Mapping[str, VisionTower[Any]],
+    outputs: Mapping[str, TowerOutput],
+) -> list[AttentionSite]:
+    """Every site of a plan's model, towers included (as `vision.PART`), known without weights."""
+    sites = list(architecture.sites(config_of(plan.identity.model), outputs))
+    for part, tower in towers.items():
+        sites += [replace(site, name=f"vision.{part}") for site in tower.sites(config_of(plan.identity.parts[part]))]
+    return sites
+
+
+def kernels_for(plan: Plan, site: str, lookup: Lookup) -> list[tuple[str, AttentionKernel[Any]]]:
+    """The kernels to try at a site, by name, in order of preference."""
+    choices = plan.circumstance.attention.get(site, plan.circumstance.attention.get("*", []))
+    return [(choice.name, cast(AttentionKernel[Any], restore_component(choice, lookup))) for choice in choices]
+
+
+def kernels_on(
+    plan: Plan, sites: Iterable[AttentionSite], lookup: Lookup, machine: Machine, device: str = ""
+) -> list[tuple[AttentionSite, Chosen]]:
+    """The kernel that serves each attention site of a plan on a machine, and why those before it do not.
+
+    `device` is `cuda` or `cpu`; by default the machine's.
+    """
+    dtype, device = DTYPES[plan.circumstance.train.precision], device or ("cuda" if machine.cuda else "cpu")
+    cases = ((site, AttentionCase(site, dtype, device, machine.capability)) for site in sites)
+    return [(site, choose(case, kernels_for(plan, site.name, lookup))) for site, case in cases]

@@ -1,0 +1,25 @@
+"""What every component that reads foreign folders must do with one that is nobody's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from graftwork.conformance.outcome import Check, Subject
+from graftwork.contracts.external import Foreign
+
+
+def a_strangers_folder_is_left_alone(subject: Subject) -> Iterator[str]:
+    """`adopt` must not claim a folder of which it knows nothing."""
+    folder = subject.scratch / "stranger"
+    folder.mkdir()
+    (folder / "README.md").write_text("Somebody's notes.\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "nobody-knows-it"}), encoding="utf-8")
+    component = subject.ready()
+    arguments: tuple[Any, ...] = ({}, None) if component.kind == "model" else ()
+    if component.adopt(Foreign(folder), *arguments) is not None:
+        yield "'adopt' must return None for a folder that it does not know, and it claimed one; look at what the folder holds"
+
+
+CHECKS: tuple[Check, ...] = (a_strangers_folder_is_left_alone,)

@@ -1,0 +1,120 @@
+"""What models and towers are made of, known without weights: sites of attention, maps, parts, roles and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A place in a model where attention is computed, known without weights."""
+
+    name: str
+    """`language`, `mining`, or `vision.PART`."""
+    head_dim: int
+    heads: int
+    kv_heads: int
+    causal: bool
+    padding: bool
+    """Whether some keys can be padding."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """A site on a machine: what a kernel must be able to compute."""
+
+    site: AttentionSite
+    dtype: str
+    """`float32`, `bfloat16` or `float16`."""
+    device: str
+    """`cpu` or `cuda`."""
+    capability: tuple[int, int] | None = None
+    """The CUDA compute capability of the device; None on a CPU."""
+    backward: bool = True
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How a picture becomes a tensor: the side of the square in pixels, and the mean and deviation of each channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """What a tower computes, known without weights: a pyramid of feature maps, finest first."""
+
+    widths: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of each map."""
+    pixels: PixelSettings
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot of a model for a vision tower."""
+
+    summary: str
+    default: str | None
+    """The component to use when the run does not say; with None the slot then stays empty."""
+    optional: bool = False
+    """Whether a run may leave the slot empty although it has a default."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where building happens: what a model or tower needs from its surroundings."""
+
+    attn_implementation: str = "eager"
+    """The name to give transformers' models, under which Graftwork's kernels are registered."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A built model and a map of it."""
+
+    model: nn.Module
+    roles: Mapping[str, tuple[str, ...]]
+    """Role to the names of its modules; a module stands for everything below it."""
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """`language`, `vision.PART`: the names of the repeated blocks, in order. `mining`: what joins the maps of several
+    towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count pictures in their
+    first dimension."""
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
+    the empty name is the model itself. Where two overlap, the one that is listed later wins."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
+
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter (tied ones once) and every persistent buffer of a model, by name."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a tensor's name lies in one of the modules."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:
+    """The modules of the wanted roles, where `language` means every `language.*`."""
+    return [
+        module
+        for role, modules in roles.items()
+        if any(role == name or role.startswith(f"{name}.") for name in wanted)
+        for module in modules
+    ]

@@ -1,0 +1,148 @@
+"""The assembled model: everything around a built model that a run, an evaluation or a merge needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors
+from graftwork.contracts.kinds import AttentionKernel, MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
+from graftwork.contracts.model import Processor
+from graftwork.contracts.plan import Plan
+from graftwork.contracts.stepper import cross_entropy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class KernelBinding(Protocol):
+    """The kernels of an attention site, and what really ran there (see `graftwork.attention`)."""
+
+    kernels: Sequence[tuple[str, AttentionKernel[Any]]]
+    """By name, in order of preference."""
+    ran: Counter[str]
+    """Kernel to the number of calls."""
+    fallbacks: list[str]
+    """Each reason for which a preferred kernel was passed over, once."""
+
+
+@dataclass
+class Assembly:
+    """A built model with everything around it that a run, an evaluation or a merge needs."""
+
+    plan: Plan
+    architecture: ModelArchitecture[Any]
+    towers: Mapping[str, VisionTower[Any]]
+    outputs: Mapping[str, TowerOutput]
+    structure: Structure
+    processor: Processor
+    peft: PeftMethod[Any] | None
+    strategies: Sequence[MemoryStrategy[Any]]
+    bindings: Mapping[str, KernelBinding]
+    device: torch.device
+    precision: str
+    fresh: tuple[str, ...] = ()
+    """Roles that the base weights lack."""
+    from_base: frozenset[str] = frozenset()
+    """Names, in the built model, of the tensors that the base weights hold."""
+    leaves: tuple[str, ...] = ()
+    """The modules that held parameters themselves before the PEFT method was applied."""
+    of_method: frozenset[str] = frozenset()
+    """Names of the parameters that the PEFT method added."""
+    base_values: dict[str, Tensor] = field(default_factory=dict)
+    """The base's values, on the CPU, of its tensors that are trained."""
+    cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
+    """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
+    running: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    """How to run something that calls the model, outside a stepper; an engine whose weights come and go replaces it."""
+    counted: dict[str, int] | None = None
+    """What `counts` returns, counted before memory strategies keep weights in another way."""
+
+    @property
+    def model(self) -> Any:
+        """The model (see `model.VisionLanguageModel`), a `torch.nn.Module`."""
+        return self.structure.model
+
+    def added(self) -> dict[str, Tensor]:
+        """Every tensor that the base does not have or that is trained, by name: what a checkpoint must hold."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {
+            name: tensor
+            for name, tensor in named_tensors(self.model).items()
+            if name in trained or name not in self.from_base
+        }
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that require gradients, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def counts(self) -> dict[str, int]:
+        """How many numbers the model has (`total`), and how many are trained (`trained`); tied ones count once."""
+        return self.counted or {
+            "total": sum(parameter.numel() for parameter in self.model.parameters()),
+            "trained": sum(parameter.numel() for parameter in self.trained().values()),
+        }
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether something that the base lacks, or that is trained, lies in a vision tower."""
+        towers = tuple(f"{name}." for part in self.towers for name in self.structure.roles[f"vision.{part}"])
+        return any(name.startswith(towers) for name in self.added()) if towers else False
+
+    def autocast(self) -> Any:
+        """The context in which the model computes at this assembly's precision."""
+        import torch
+
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, DTYPES[self.precision]))
+
+    @property
+    def rounded(self) -> tuple[str, ...]:
+        """The memory strategies with which the model computes something else than without."""
+        return tuple(strategy.name for strategy in self.strategies if strategy.rounds and strategy.rounds.outputs)
+
+    @property
+    def switchable(self) -> bool:
+        """Whether `off` can make a difference: false where only what the base lacks is trained (a fresh connector)."""
+        return bool(self.of_method or self.base_values)
+
+    @contextmanager
+    def whole(self, names: Collection[str]) -> Iterator[None]:
+        """While entered, the parameters of these names hold all their numbers, which may be replaced. Collective."""
+        parameters = {name: p for name, p in self.model.named_parameters() if name in names}
+        with ExitStack() as stack:
+            for strategy in self.strategies:
+                stack.enter_context(strategy.whole(parameters.values()))
+            yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While entered, the model computes what its base computes. What the base never had stays as it is. Collective."""
+        with self.peft.off(self.model) if self.peft else nullcontext():
+            kept = self._replace(self.base_values)
+            try:
+                yield
+            finally:
+                self._replace(kept)
+
+    def _replace(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give parameters other values; returns those that they had."""
+        kept = {}
+        with self.whole(values) if values else nullcontext():
+            parameters = dict(self.model.named_parameters())
+            for name, value in values.items():
+                kept[name] = parameters[name].data
+                parameters[name].data = value.to(kept[name].device)
+        return kept
+
+    def attention_report(self) -> dict[str, Any]:
+        """Which kernel really ran at each site, how often, and why others were passed over."""
+        return {
+            name: {"ran": dict(binding.ran), "fallbacks": list(binding.fallbacks)}
+            for name, binding in self.bindings.items()
+        }

@@ -1,0 +1,348 @@
+"""The eight contracts: what a component of each kind is asked for, and what it may rely on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from graftwork.contracts.anatomy import AttentionCase, AttentionSite, Part, Site, Structure, TowerOutput
+from graftwork.contracts.component import Component, Rounding, S, Support
+from graftwork.contracts.model import Processor
+from graftwork.contracts.records import BadRecord, Record
+from graftwork.errors import WeightsError
+from graftwork.weights import LazyTensor, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from graftwork.contracts.assembly import Assembly
+    from graftwork.contracts.external import Adapter, Adoption, Foreign
+    from graftwork.contracts.plan import TrainSettings
+    from graftwork.contracts.stepper import Stepper
+
+KINDS: Mapping[str, str] = {
+    "model": "model_architectures",
+    "vision_tower": "vision_towers",
+    "peft": "peft_methods",
+    "memory": "memory_strategies",
+    "attention": "attention_kernels",
+    "evaluator": "evaluators",
+    "data_source": "data_sources",
+    "data_operator": "data_operators",
+}
+"""Every kind, and the hook that registers it."""
+
+
+class Weighted(Component[S]):
+    """A component whose structure depends on a folder of weights (models and vision towers)."""
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """Everything that the structure depends on, as plain JSON; it becomes part of the plan and the checkpoint.
+
+        `folder` holds weights or only configurations; None where the run names neither, and then settings must do.
+        """
+        if folder is None:
+            raise WeightsError(
+                f"'{self.name}' needs a folder of weights or of configurations: set 'weights' or 'config'"
+            )
+        return read_json(folder / "config.json")
+
+    def example(self, folder: Path) -> None:
+        """Write into an empty folder what `configuration`, and a model's `processor`, read, of a size that builds at once.
+
+        `graftwork check` builds from it what cannot be built from settings alone; by default there is no example.
+        """
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+class AttentionKernel(Component[S]):
+    """An implementation of scaled dot-product attention."""
+
+    kind: ClassVar[str] = "attention"
+    preference: ClassVar[int] = 0
+    """Where a run does not say, kernels are tried from the highest preference down."""
+
+    @abstractmethod
+    def supports(self, case: AttentionCase) -> Support:
+        """Whether this kernel computes this case; the reason when it does not. Imports no torch."""
+
+    @abstractmethod
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+    ) -> Tensor:
+        """softmax(q k^T * scale) v, of shape `[batch, heads, queries, head_dim]`.
+
+        `q` is `[batch, heads, queries, head_dim]`; `k` and `v` are `[batch, kv_heads, keys, head_dim]`, where kv_heads
+        divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
+        `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
+        no key at all, or that is padding itself, gets finite numbers, whatever they are.
+        """
+
+
+# Vision towers --------------------------------------------------------------------------------------------------------
+
+
+class VisionTower(Weighted[S]):
+    """An image encoder: pixels to a pyramid of feature maps."""
+
+    kind: ClassVar[str] = "vision_tower"
+
+    @abstractmethod
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
+        """What the tower computes from square pictures of `size` pixels (by default those it was trained on).
+
+        Raises WeightsError for a size that it cannot take.
+        """
+
+    def sites(self, config: Mapping[str, Any]) -> Sequence[AttentionSite]:
+        """Where the tower computes attention; none for a convolutional one. The model renames them `vision.PART`."""
+        return ()
+
+    @abstractmethod
+    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+        """The tower, whose forward takes pixels `[pictures, 3, size, size]` and returns a list of maps
+        `[pictures, width, rows, columns]`, finest first. No weights are read here."""
+
+    @abstractmethod
+    def translate(self, name: str) -> str | None:
+        """The built module's name for a tensor of that name in a weights file; None for one that it does not use."""
+
+    def original(self, name: str) -> str:
+        """The name that published weights give to the built module's tensor `name`; the inverse of `translate`."""
+        return name
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+class ModelArchitecture(Weighted[S]):
+    """A vision-language model: how it is built from towers, which part plays which role, and its prompt."""
+
+    kind: ClassVar[str] = "model"
+    parts: ClassVar[Mapping[str, Part]] = {}
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Every role, such as `language.attention`, with a line on what it is. `language` selects all `language.*`."""
+    fresh_roles: ClassVar[tuple[str, ...]] = ()
+    """The roles that may be missing from the weights and then start untrained (a connector)."""
+    overflows_in: ClassVar[tuple[str, ...]] = ()
+    """Precisions, such as `fp16`, in which the published model is known to overflow."""
+
+    @abstractmethod
+    def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
+        """Where the model itself, without its towers, computes attention."""
+
+    @abstractmethod
+    def describe_towers(
+        self, config: Mapping[str, Any], towers: Mapping[str, tuple[VisionTower[Any], Mapping[str, Any]]]
+    ) -> Mapping[str, TowerOutput]:
+        """What each part's tower computes at the size at which this model uses it. Raises WeightsError for towers that
+        do not fit together. `towers` maps each filled part to its component and its configuration."""
+
+    @abstractmethod
+    def build(
+        self, config: Mapping[str, Any], towers: Mapping[str, nn.Module], outputs: Mapping[str, TowerOutput], site: Site
+    ) -> Structure:
+        """The model around its towers. No weights are read here; it may be called where parameters are on `meta`."""
+
+    @abstractmethod
+    def tensors(
+        self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
+    ) -> Mapping[str, LazyTensor]:
+        """The tensors of a weights folder under the built model's names, towers included if the folder has them.
+
+        A tensor of the folder that the model does not use is left out only if that is known to be right."""
+
+    @abstractmethod
+    def processor(
+        self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
+    ) -> Processor:
+        """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
+
+    def adopt(
+        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> Adoption | None:
+        """What this model makes of a folder that other code wrote; None where it is not of this model.
+
+        `towers` are the default ones of each part, and `adapter` is what a PEFT method has read in the folder. Nothing is
+        believed and nothing is run; raises WeightsError for files that cannot be read."""
+        return None
+
+    @abstractmethod
+    def write(self, assembly: Assembly, folder: Path) -> None:
+        """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
+
+
+# The rest -------------------------------------------------------------------------------------------------------------
+
+
+class PeftMethod(Component[S]):
+    """A way of training few parameters. It writes no save code and knows no model."""
+
+    kind: ClassVar[str] = "peft"
+
+    @abstractmethod
+    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+        """Change `model` in place so that what should be trained requires gradients; everything else is frozen already.
+
+        `targets` are names of modules that hold parameters themselves (a Linear, a LayerNorm). With `fresh` false the
+        values of everything new are loaded right after, so no expensive initialisation is needed, and parameters may
+        live on `meta`. Raises AdapterError when nothing among the targets can be adapted.
+        """
+
+    @abstractmethod
+    def off(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While entered, what `apply` added has no effect. Values of the base that were trained are core's business."""
+
+    @abstractmethod
+    def merge(self, model: nn.Module) -> None:
+        """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
+
+    def adopt(self, folder: Foreign) -> Adapter | None:
+        """The adapter of this method in a folder that other code wrote; None where there is none."""
+        return None
+
+    def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups for all trained parameters, by name."""
+        return [{"params": list(parameters.values()), "lr": learning_rate}]
+
+
+class MemoryStrategy(Component[S]):
+    """A way of using less memory that does not change what is trained."""
+
+    kind: ClassVar[str] = "memory"
+    rounds: ClassVar[Rounding | None] = None
+    """What it rounds; None for a strategy whose step equals a plain one."""
+
+    def building(self) -> AbstractContextManager[None]:
+        """Entered while the model is built and filled."""
+        return nullcontext()
+
+    def compress(self, assembly: Assembly) -> None:
+        """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`."""
+
+    def prepare(self, assembly: Assembly) -> None:
+        """Change the assembled model in place, on its device and before the optimizer exists."""
+
+    def remark(self, assembly: Assembly) -> str:
+        """What a person should know of it in this run, as a clause; empty when there is nothing to say."""
+        return self.rounds.reason if self.rounds else ""
+
+    def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
+        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""
+        return None
+
+    def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:
+        """Another way of taking a step, for an engine that computes gradients or updates itself; None for the plain one."""
+        return None
+
+    def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
+        """What each of so many processes keeps on its device: `ledger.CATEGORIES` to bytes, from what a process `alone` keeps.
+
+        The assembled model has sizes and no numbers. Only for what tensors without content cannot show in one process: sharing
+        among processes, main memory, and code that does not run on them. A strategy that has this method is left out of the
+        rehearsal, and its arithmetic is applied to what the rehearsal finds.
+        """
+        return alone
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Entered while all numbers of these parameters are read or replaced, as for saving; every process enters it."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good one answer is, from 0 to 1, and the group that it counts for."""
+
+    value: float
+    group: str = ""
+    detail: Any = None
+    """What the evaluator's own `total` has to know beyond that; core does not look into it."""
+
+
+class Evaluator(Component[S]):
+    """A benchmark: questions in a fixed order, and how answers are scored. The loop is core's."""
+
+    kind: ClassVar[str] = "evaluator"
+    metric: ClassVar[str] = "accuracy"
+    max_new_tokens: ClassVar[int] = 16
+
+    @abstractmethod
+    def records(self) -> Iterable[Record | BadRecord]:
+        """The questions, each with a unique id, in a fixed order."""
+
+    @abstractmethod
+    def score(self, record: Record, answer: str) -> Score:
+        """The score of one answer."""
+
+    def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
+        """The final numbers, 0 to 1 unless the benchmark says otherwise: under `metric` overall, then one per group."""
+        groups = sorted({score.group for score in scores if score.group})
+        totals = {self.metric: sum(score.value for score in scores) / len(scores)}
+        for group in groups:
+            values = [score.value for score in scores if score.group == group]
+            totals[group] = sum(values) / len(values)
+        return totals
+
+    def write(self, answered: Sequence[Answered], folder: Path) -> None:
+        """Write into `folder`, once all is answered, what the benchmark asks for besides, such as a file to submit.
+
+        `answers.jsonl` and `scores.json` are core's; by default there is nothing else.
+        """
+
+
+class DataSource(Component[S]):
+    """A reader of training data."""
+
+    kind: ClassVar[str] = "data_source"
+
+    @abstractmethod
+    def records(self) -> Iterator[Record | BadRecord]:
+        """The records in a fixed order; what is malformed as a BadRecord with its file and line."""
+
+
+class Writer(Protocol):
+    """A model lent by core to operators that write text."""
+
+    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
+        """The model's answers to the last user turns."""
+        ...
+
+
+class DataOperator(Component[S]):
+    """A filter or maker of training data."""
+
+    kind: ClassVar[str] = "data_operator"
+
+    @abstractmethod
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        """The records that stay, or new ones; what is dropped as a BadRecord that says why. Same seed, same result."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the answers of each arm."""
+
+    record: Record
+    answers: Mapping[str, str]
+    scores: Mapping[str, Score]
+    tokens: Mapping[str, int]
+    """Generated, by arm."""
+    seconds: float
+
+    @property
+    def group(self) -> str:
+        """The group that the question counts for."""
+        return next(iter(self.scores.values())).group
+
+    def correct(self, arm: str) -> bool:
+        """Whether an answer counts as right where only right and wrong are told apart: a score of at least a half."""
+        return self.scores[arm].value >= 0.5

@@ -1,0 +1,63 @@
+"""What the engine calls on a built model and on its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graftwork.contracts.records import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.batch import Batch, Encoded
+
+
+class VisionLanguageModel(Protocol):
+    """What the engine calls on a built model, which is a `torch.nn.Module`."""
+
+    def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts pictures (or their views)."""
+        ...
+
+    def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+        """The final hidden states `[rows, tokens, width]`.
+
+        `features` saves calling `see` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
+        only and `batch.attention_mask` covers the cached ones as well: `[rows, cached + new]`.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The vocabulary's scores for hidden states `[..., width]`: `[..., vocabulary]`."""
+        ...
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values for generation."""
+        ...
+
+
+class Processor(Protocol):
+    """The only way from records to tensors and back."""
+
+    pad_id: int
+    stop_ids: frozenset[int]
+    vocabulary: int
+
+    def encode(self, record: Record) -> Encoded:
+        """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
+        turn is labelled. Raises DataError for a record that does not fit the template or a picture that cannot be read."""
+        ...
+
+    def length(self, record: Record) -> int:
+        """How many tokens `encode` would make, without opening the pictures."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and surrounding space."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `ModelArchitecture.processor` needs into an empty folder, as files that are no pickles."""
+        ...

@@ -1,0 +1,73 @@
+"""One example, the same everywhere: in training, in evaluation and in every data operator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation; `<image>` stands where a picture does."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture by reference: a file, or its encoded bytes. `graftwork.data.images.load` opens it safely."""
+
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path else f"{len(self.data or b'')} bytes of picture data"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation about at most one picture each, and what is known of it."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+    group: str = ""
+    """What scores are split by, such as `colour`."""
+    reference: tuple[str, ...] = ()
+    """The accepted answers, for evaluation."""
+    where: str = ""
+    """Where it was read, as `file:line`, for messages."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        """The last text of the user."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+    def without_answer(self) -> Record:
+        """The same record up to its last user turn: what a prompt is made of."""
+        turns = self.turns
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        return replace(self, turns=turns)
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """Something in a data source that is not a record, with its place and what is wrong with it."""
+
+    where: str
+    why: str
+
+
+def picture_key(record: Record) -> str:
+    """What identifies the pictures of a record; a record without pictures stands alone."""
+    return "\n".join(_name(picture) for picture in record.pictures) or f"no picture: {record.id}"
+
+
+def _name(picture: Picture) -> str:
+    return str(picture.path) if picture.path else hashlib.sha256(picture.data or b"").hexdigest()

@@ -1,0 +1,177 @@
+"""One optimizer step over an assembled model: the part of training that memory strategies may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graftwork import processes
+from graftwork.contracts.batch import predicting_positions
+from graftwork.errors import PlanRefused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from graftwork.contracts.assembly import Assembly
+    from graftwork.contracts.batch import Batch
+    from graftwork.contracts.plan import TrainSettings
+
+
+class Stepper:
+    """Forward, backward and update. Nothing here reads a number out of a tensor, so that it runs on fake tensors too.
+
+    A step is `accumulate` for each micro-batch, `gradient_norm`, `update` unless the step is skipped, and `clear`. A memory
+    strategy with an engine of its own returns a child of this class from `MemoryStrategy.stepper`.
+    """
+
+    together: ClassVar[bool] = False
+    """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
+    lockstep: ClassVar[bool] = False
+    """Whether all processes must accumulate equally many micro-batches, each with pictures if any record has some."""
+
+    def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
+        import torch
+
+        self.assembly, self.settings = assembly, settings
+        self.parameters = assembly.trained()
+        groups = self._groups()
+        self.rates = [group["lr"] for group in groups]
+        self.optimizer = self._optimizer(groups)
+        self.scaler = torch.amp.GradScaler(assembly.device.type, enabled=assembly.precision == "fp16")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        peft, rate = self.assembly.peft, self.settings.learning_rate
+        if peft is None:
+            return [{"params": list(self.parameters.values()), "lr": rate}]
+        return [group for group in peft.groups(self.parameters, rate) if group["params"]]
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The first optimizer that a strategy offers, else AdamW."""
+        import torch
+
+        for strategy in self.assembly.strategies:
+            if (offered := strategy.optimizer(groups, self.settings)) is not None:
+                return offered
+        return torch.optim.AdamW(
+            groups,
+            lr=self.settings.learning_rate,
+            betas=self.settings.adam_betas,
+            eps=self.settings.adam_epsilon,
+            weight_decay=self.settings.weight_decay,
+        )
+
+    def set_rate(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its highest."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
+        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `labelled`, the
+        number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
+        with self.assembly.autocast():
+            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def gradients(self) -> list[Tensor]:
+        """The gathered gradients of all trained parameters: nought for one that no record of the step has reached, so that
+        it does not matter to AdamW which process had which records."""
+        import torch
+
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """Clip the gathered gradients, and return their norm from before."""
+        import torch
+
+        self.gradients()
+        self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
+
+    def update(self) -> None:
+        """Change the trained parameters by the gathered gradients."""
+        self.scaler.step(self.optimizer)
+
+    def clear(self) -> None:
+        """Forget the gradients; every step ends so, a skipped one too."""
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def whole(self, value: Tensor) -> Tensor:
+        """All numbers of a tensor of the optimizer's state, of which a process may have a part. Collective."""
+        return value
+
+    def part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The part that this process needs of `value`, a tensor of the state of `parameter`; the inverse of `whole`."""
+        return value.to(parameter.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU. Collective."""
+        import torch
+
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        state = {
+            # Copied, for a file holds no tensor twice; a whole number becomes a tensor, and one again in `restore`.
+            f"{names[id(parameter)]}/{key}": self.whole(torch.as_tensor(value).detach())
+            .to("cpu", copy=True)
+            .contiguous()
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            state["scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64)
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        import torch
+
+        def restored(key: str, parameter: nn.Parameter) -> Tensor | int:
+            if state[key].dtype == torch.int64 and state[key].dim() == 0:
+                return int(state[key])
+            return state[key] if key.endswith("/step") else self.part(state[key], parameter)
+
+        for name, parameter in self.parameters.items():
+            keys = [key for key in state if key.rpartition("/")[0] == name]
+            self.optimizer.state[parameter] = {key.rpartition("/")[2]: restored(key, parameter) for key in keys}
+        if "scaler" in state:
+            scale, growth = state["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
+
+
+def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
+    """The stepper that a memory strategy of the assembly brings, else the plain one. PlanRefused where several processes
+    would each learn for themselves."""
+    brought = (strategy.stepper(assembly, settings) for strategy in assembly.strategies)
+    stepper = next((each for each in brought if each is not None), None) or Stepper(assembly, settings)
+    if processes.count() > 1 and not stepper.together:
+        raise PlanRefused(
+            f"{processes.count()} processes run this plan, and none of its memory strategies brings their gradients together; "
+            "add one that does to memory.use (graftwork list memory)"
+        )
+    return stepper
+
+
+def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross entropy of hidden states `[labels, width]`, by way of all their logits in fp32."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(model.logits(hidden).float(), labels, reduction="sum")
+
+
+def summed_loss(
+    model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
+) -> Tensor:
+    """The cross entropy in nats, summed over the labelled positions, and computed only there.
+
+    Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
+    """
+    predicting = predicting_positions(batch.labels) if batch.predicting is None else batch.predicting
+    hidden = model(batch).flatten(0, 1).index_select(0, predicting)
+    return cross_entropy(model, hidden, batch.labels.flatten()[predicting + 1])

@@ -1,0 +1,103 @@
+"""Reading the files of a data set: JSON, JSON lines and pictures, with every mistake at its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graftwork.contracts.component import Absent
+from graftwork.contracts.records import BadRecord, Picture, Record
+from graftwork.errors import DataError
+
+T = TypeVar("T")
+
+
+def lacking(settings: Any, *names: str) -> Iterator[str]:
+    """A clause for each of these settings, all of them paths, that is not set or leads nowhere; for `objections`."""
+    for name in names:
+        path: Path | None = getattr(settings, name)
+        if path is None:
+            yield f"'{name}' is not set"
+        elif not path.exists():
+            yield Absent(f"'{name}' is '{path}', which does not exist")
+
+
+def required(settings: Any, name: str) -> Path:
+    """The path that a setting holds; DataError when it is not set or leads nowhere."""
+    for clause in lacking(settings, name):
+        raise DataError(f"{clause}; set it to where the data is")
+    path: Path = getattr(settings, name)
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with line ends as `\\n`; DataError when there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror}); mend its path") from None
+    except UnicodeDecodeError:
+        raise DataError(f"'{path}' is not UTF-8 text; is it the right file?") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; DataError when it is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' is not JSON ({error}); is it the right file, and whole?") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The place, as `file:line`, and the value of each line that is not blank; a BadRecord is the value of no JSON."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield where, BadRecord(where, f"the line is not JSON ({error})")
+
+
+def make_records(
+    items: Iterable[tuple[str, Any]], make: Callable[[str, Mapping[str, Any]], Record]
+) -> Iterator[Record | BadRecord]:
+    """What `make` makes of each item's place and object; its DataError, or an item that is no object, as a BadRecord."""
+    for where, content in items:
+        if isinstance(content, BadRecord):
+            yield content
+        elif not isinstance(content, Mapping):
+            yield BadRecord(where, "this is not a JSON object")
+        else:
+            try:
+                yield make(where, content)
+            except DataError as error:
+                yield BadRecord(where, error.sentence)
+
+
+def member(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """A member of a JSON object; DataError when it is missing or of another type."""
+    value = content.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"'{name}' is missing, or is not {KINDS[kind]}")
+    return value
+
+
+def find_picture(folder: Path, name: str) -> Picture:
+    """The picture of that name in the folder; DataError when there is none, or the name leads elsewhere."""
+    path = folder / name
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"the picture's name '{name}' does not lie within its folder")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # Too long a name, or one that holds a NUL.
+        there = False
+    if not there:
+        raise DataError(f"there is no picture '{path}'")
+    return Picture(path)
+
+
+KINDS: Mapping[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}

@@ -1,0 +1,129 @@
+"""From data sources through data operators to a list of records, with every loss counted and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from graftwork.contracts.component import Component
+from graftwork.contracts.kinds import DataOperator, DataSource, Writer
+from graftwork.contracts.records import BadRecord, Record
+from graftwork.errors import DataError, GraftworkError
+
+SHOWN = 5
+"""How many bad records an error shows."""
+
+
+class StageCount(NamedTuple):
+    """How many records came into a source or operator, went out of it, and were dropped with a reason."""
+
+    name: str
+    read: int
+    kept: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What is left for a run, everything that was dropped on the way, and a row for each stage."""
+
+    records: list[Record]
+    bad: list[BadRecord]
+    counts: list[StageCount]
+
+
+def gather(
+    sources: Sequence[DataSource[Any]],
+    operators: Sequence[DataOperator[Any]],
+    *,
+    seed: int,
+    strict: bool,
+    writer: Writer | None = None,
+) -> Gathered:
+    """Read the sources in order and pass their records through the operators in order.
+
+    Ids that repeat get `#2`, `#3`, … so that all differ. With `strict` the first bad record of a source raises
+    DataError; what an operator drops it was asked to drop. DataError also when nothing is left, or when a component
+    fails in a way of its own; then it names the component.
+    """
+    records: list[Record] = []
+    bad: list[BadRecord] = []
+    counts: list[StageCount] = []
+    for source in sources:
+        kept, dropped = _run(source, source.records, strict=strict)
+        records += kept
+        bad += dropped
+        counts.append(StageCount(source.name, len(kept) + len(dropped), len(kept), len(dropped)))
+    records = _distinct(records)
+    for operator in operators:
+        kept, dropped = _run(operator, partial(operator.apply, records, seed=seed, writer=writer))
+        counts.append(StageCount(operator.name, len(records), len(kept), len(dropped)))
+        records = _distinct(kept)
+        bad += dropped
+    if not records:
+        read = sum(count.read for count in counts[: len(sources)])
+        losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in counts if count.dropped)
+        raise DataError(f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _shown(bad))
+    return Gathered(records, bad, counts)
+
+
+def summary(gathered: Gathered) -> list[str]:
+    """A line for each stage, and a total."""
+    stages = [
+        f"{name}: {read:,} read, {kept:,} kept, {dropped:,} dropped" for name, read, kept, dropped in gathered.counts
+    ]
+    return [*stages, f"total: {len(gathered.records):,} records, {len(gathered.bad):,} dropped"]
+
+
+def _run(
+    component: Component[Any], start: Callable[[], Iterable[Record | BadRecord]], *, strict: bool = False
+) -> tuple[list[Record], list[BadRecord]]:
+    kept: list[Record] = []
+    dropped: list[BadRecord] = []
+    for item in _named(component, start):
+        if isinstance(item, Record):
+            kept.append(item)
+        elif strict:
+            raise DataError(f"{item.where}: {item.why}; mend it, or do without strict data")
+        else:
+            dropped.append(item)
+    return kept, dropped
+
+
+def _named(
+    component: Component[Any], start: Callable[[], Iterable[Record | BadRecord]]
+) -> Iterator[Record | BadRecord]:
+    """What the component yields; its own failures carry its name."""
+    title = f"{component.kind.replace('_', ' ')} '{component.name}'"
+    try:
+        for item in start():
+            if not isinstance(item, Record | BadRecord):
+                raise DataError(f"{title} gave a {type(item).__name__}, not a Record or a BadRecord; mend the plugin")
+            yield item
+    except GraftworkError:
+        raise
+    except Exception as error:
+        raise DataError(f"{title} failed with {type(error).__name__}: {error}") from error
+
+
+def _distinct(records: Sequence[Record]) -> list[Record]:
+    taken = {record.id for record in records}
+    copies: dict[str, int] = {}
+    distinct = []
+    for record in records:
+        number = copies[record.id] = copies.get(record.id, 0) + 1
+        if number > 1:
+            while (id := f"{record.id}#{number}") in taken:
+                number += 1
+            taken.add(id)
+            copies[record.id] = number
+            record = replace(record, id=id)
+        distinct.append(record)
+    return distinct
+
+
+def _shown(bad: Sequence[BadRecord]) -> list[str]:
+    lines = [f"{each.where}: {each.why}" for each in bad[:SHOWN]]
+    return [*lines, f"… and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else lines

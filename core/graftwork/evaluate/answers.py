@@ -1,0 +1,93 @@
+"""An evaluation's answers: the file of them, which can be continued, and what a process has of them to tell the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftwork.contracts.records import BadRecord
+
+
+class AnswerFile:
+    """`answers.jsonl`: a header that says whose answers these are, lines of answers, and lines about each run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: dict[str, Any] = {}
+        self.lines: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        """How each run answered, the first first: batch size, device, attention kernels that ran."""
+
+    def begin(self, header: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> None:
+        """Continue if the file has this header, else set it aside and start a new one; `say` is told which.
+
+        A file that holds the answers of more arms than asked for is continued with all of them. A line that an
+        interruption left half-written is cut off.
+        """
+        wanted: dict[str, Any] = json.loads(json.dumps(header, default=str))
+        content = self.path.read_bytes() if self.path.exists() else b""
+        found, good = _entries(content)
+        self.header = found[0] if found else {}
+        fits = {**self.header, "arms": None} == {**wanted, "arms": None}
+        if resume and fits and set(wanted["arms"]) <= set(self.header.get("arms", ())):
+            self.runs = [entry["run"] for entry in found[1:] if "run" in entry]
+            self.lines = [entry for entry in found[1:] if "run" not in entry]
+            with self.path.open("r+b") as file:
+                file.truncate(good)
+            if self.lines:
+                say(f"'{self.path}' holds {len(self.lines)} answers already; they are not asked for again")
+            return
+        if content:
+            differing = [name for name in {**wanted, **self.header} if wanted.get(name) != self.header.get(name)]
+            why = f"differs in {', '.join(differing)} from this evaluation" if resume else "is of an earlier evaluation"
+            aside = self._free_name()
+            self.path.rename(aside)
+            say(f"'{self.path}' {why}, so it was set aside as '{aside.name}'")
+        self.header, self.lines, self.runs = wanted, [], []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.append([wanted])
+
+    def _free_name(self) -> Path:
+        number = 1
+        while (name := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
+            number += 1
+        return name
+
+    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write entries that are safe once this returns, unless the machine itself stops."""
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines at the beginning of a file, and how many bytes they take."""
+    entries, good = [], 0
+    for line in content.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict):
+            break
+        entries.append(entry)
+        good += len(line)
+    return entries, good
+
+
+@dataclass
+class News:
+    """What a process has to tell the others after a batch."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] | None = None
+    bad: list[BadRecord] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Make room for those of the next batch, in the same lists."""
+        self.lines, self.run = [], None
+        self.bad.clear()
+        self.said.clear()

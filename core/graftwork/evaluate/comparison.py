@@ -1,0 +1,126 @@
+"""A comparison: what an adapter changed, answer by answer, and what it made the model forget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftwork.contracts.records import Picture, picture_key
+from graftwork.errors import DataError
+from graftwork.evaluate.evaluation import Result
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_change, describe_ratio, is_percent, shown
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question that exactly one of the two arms answers correctly."""
+
+    id: str
+    group: str
+    question: str
+    reference: tuple[str, ...]
+    base: str
+    adapter: str
+    gained: bool
+    """Whether the adapter is the one that answers correctly."""
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Base and adapter on the same questions."""
+
+    evaluator: str
+    metric: str
+    percent: bool
+    """Whether scores lie from 0 to 1 and are shown in per cent."""
+    questions: int
+    pictures: int
+    """How many pictures, or questions without one, were drawn from for the intervals."""
+    bad: int
+    """Questions that could not be asked."""
+    rows: tuple[Row, ...]
+    """The metric first, then the groups."""
+    flips: tuple[Flip, ...]
+    headline: str
+    """The overall result in a sentence."""
+    remarks: tuple[str, ...]
+    """Sentences about the whole: its ratio to the base, questions that could not be asked, an arm that always says the same."""
+    forgetting: tuple[str, ...]
+    """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
+    untrained: tuple[str, ...]
+    """The names of those groups."""
+    provenance: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; pictures are named, not embedded."""
+        flips = [
+            {**dataclasses.asdict(dataclasses.replace(flip, picture=None)), "picture": str(flip.picture or "")}
+            for flip in self.flips
+        ]
+        return {**dataclasses.asdict(dataclasses.replace(self, flips=())), "flips": flips}
+
+
+def compare(result: Result, trained_groups: Collection[str] | None = None) -> Comparison:
+    """Compare the two arms of an evaluation, which must have run both.
+
+    Differences and ratios are paired: both arms are resampled together (see `graftwork.evaluate.statistics`). `trained_groups` are
+    the groups of the training data; None when they are not known.
+    """
+    if set(result.answered[0].answers) != {BASE, ADAPTER}:
+        raise DataError(
+            f"the evaluation of '{result.evaluator.name}' did not ask base and adapter both; evaluate both arms"
+        )
+    rows = result.rows
+    percent = is_percent(rows)
+    flips = tuple(
+        Flip(
+            one.record.id,
+            one.group,
+            one.record.question,
+            one.record.reference,
+            one.answers[BASE],
+            one.answers[ADAPTER],
+            one.correct(ADAPTER),
+            one.record.pictures[0] if one.record.pictures else None,
+        )
+        for one in result.answered
+        if one.correct(ADAPTER) != one.correct(BASE)
+    )
+    pictures = len({picture_key(one.record) for one in result.answered})
+    groups = {one.group for one in result.answered}
+    untrained = [
+        row for row in rows[1:] if trained_groups is not None and row.name in groups.difference(trained_groups)
+    ]
+    headline = (
+        f"{describe_change(rows[0], rows[0].name, percent)}, on {rows[0].records:,} questions about {pictures:,} pictures; "
+        f"always answering '{rows[0].majority_answer}' scores {shown(rows[0].majority, percent)}."
+    )
+    return Comparison(
+        evaluator=result.evaluator.name,
+        metric=result.evaluator.metric,
+        percent=percent,
+        questions=len(result.answered),
+        pictures=pictures,
+        bad=len(result.bad),
+        rows=rows,
+        flips=flips,
+        headline=headline[:1].upper() + headline[1:],
+        remarks=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
+        forgetting=tuple(
+            describe_change(row, f"{row.name}, which was not trained on,", percent) + "." for row in untrained
+        ),
+        untrained=tuple(row.name for row in untrained),
+        provenance=result.provenance,
+    )
+
+
+def _monotonous(result: Result) -> Iterator[str]:
+    """A sentence for each arm that gave all questions, which have different answers, one and the same."""
+    if len({one.record.reference for one in result.answered}) > 1:
+        for arm in (BASE, ADAPTER):
+            said = {one.answers[arm] for one in result.answered}
+            if len(said) == 1:
+                yield f"The {arm} gave one and the same answer to every question: '{said.pop()[:80]}'."

@@ -1,0 +1,355 @@
+"""Evaluation: questions asked once for every arm, scored, and written down so that an interruption costs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import processes
+from graftwork.contracts.batch import Encoded, collate
+from graftwork.contracts.kinds import Answered, Evaluator
+from graftwork.contracts.records import BadRecord, Record, picture_key
+from graftwork.errors import DataError, GraftworkError
+from graftwork.evaluate import questions
+from graftwork.evaluate.answers import AnswerFile, News
+from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
+from graftwork.evaluate.questions import by_picture, read_questions
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown, tabulate
+from graftwork.weights import sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+
+Prompt = tuple[Record, Encoded]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation that was carried out: every answer, and what shows that a model really gave it."""
+
+    evaluator: Evaluator[Any]
+    answered: tuple[Answered, ...]
+    """In the evaluator's order."""
+    bad: tuple[BadRecord, ...]
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table of scores, the metric first."""
+        return tabulate(self.evaluator, self.answered)
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Arm to metric or group to number."""
+        arms = self.answered[0].answers
+        return {arm: {row.name: row.scores[arm].value for row in self.rows} for arm in arms}
+
+    @property
+    def mean_of_all(self) -> dict[str, float]:
+        """By arm, the mean score of all questions, where those that could not be asked score nought."""
+        count = len(self.answered) + len(self.bad)
+        arms = self.answered[0].answers
+        return {arm: sum(one.scores[arm].value for one in self.answered) / count for arm in arms}
+
+    def unanswered(self) -> str:
+        """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
+        if not self.bad:
+            return ""
+        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({arm})" for arm, mean in self.mean_of_all.items())
+        count = len(self.answered) + len(self.bad)
+        return f"{len(self.bad):,} of {count:,} questions could not be asked; with nought for them the mean score is {means}."
+
+    def to_json(self) -> dict[str, Any]:
+        """What `scores.json` holds."""
+        return {
+            "evaluator": self.evaluator.name,
+            "metric": self.evaluator.metric,
+            "questions": len(self.answered) + len(self.bad),
+            "answered": len(self.answered),
+            "mean_with_unanswered_as_nought": self.mean_of_all,
+            "bad": [dataclasses.asdict(bad) for bad in self.bad],
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "provenance": dict(self.provenance),
+        }
+
+
+def evaluate(
+    assembly: Assembly,
+    evaluator: Evaluator[Any],
+    *,
+    arms: Sequence[str] = (ADAPTER,),
+    out: Path,
+    identity: Mapping[str, str],
+    batch_size: int = 16,
+    limit: int | None = None,
+    strict: bool = False,
+    resume: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Result:
+    """Ask the evaluator's questions, and write `answers.jsonl` and `scores.json` into `out`.
+
+    `arms` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `identity` holds the
+    hashes of the checkpoint and of its base weights: answers of another model are never mixed in. `limit` takes the first
+    questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` is told how
+    many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
+    processes share the questions, and the first one writes.
+    """
+    records, bad = read_questions(evaluator, limit=limit, strict=strict)
+    malformed = len(bad)
+    file = AnswerFile(out / "answers.jsonl")
+    if processes.is_first():
+        file.begin(_header(assembly, evaluator, arms, identity), resume=resume, say=say)
+    header, lines = processes.gather((file.header, file.lines))[0]
+    asked = {record.id: record for record in records}
+    done = _restore(evaluator, asked, lines)
+    todo = questions.neighbours(by_picture([record for record in records if record.id not in done]))
+    progress(len(done), len(records))
+    news, ran = News(), len(file.runs)
+    chunks = _ask_all(assembly, evaluator, todo, header["arms"], batch_size, news.bad, strict, news.said.append)
+    while True:
+        # A batch of every process at a time, so that an interruption costs no more than that.
+        for answered, size in islice(chunks, 1):
+            news.lines = [_line(one) for one in answered]
+            news.run = _describe_run(assembly, size)
+        gathered = processes.gather(news)
+        for told in gathered:
+            for sentence in told.said:
+                say(sentence)
+            bad += told.bad
+        lines = [line for told in gathered for line in told.lines]
+        if not lines:
+            break
+        if processes.is_first():
+            if len(file.runs) == ran:
+                file.runs.append(next(told.run for told in gathered if told.run))
+                file.append([{"run": file.runs[-1]}])
+            file.append(lines)
+        done.update(_restore(evaluator, asked, lines))
+        progress(len(done) + len(bad) - malformed, len(records))
+        news.clear()
+    if not done:
+        raise DataError(
+            f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
+        )
+    kept = tuple(_only(done[record.id], arms) for record in records if record.id in done)
+    provenance = {
+        **header,
+        "arms": list(arms),
+        "tokens": {arm: sum(one.tokens[arm] for one in kept) for arm in arms},
+        "seconds": round(sum(one.seconds for one in kept), 3),
+        "answers": {"file": file.path.name, "sha256": sha256(file.path)},
+        "runs": file.runs,
+    }
+    result = Result(evaluator, kept, tuple(bad), provenance)
+    if processes.is_first():
+        (out / "scores.json").write_text(
+            json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        evaluator.write(kept, out)
+    return result
+
+
+def _ask_all(
+    assembly: Assembly,
+    evaluator: Evaluator[Any],
+    records: Sequence[Record],
+    arms: Sequence[str],
+    batch_size: int,
+    bad: list[BadRecord],
+    strict: bool,
+    say: Callable[[str], None],
+) -> Iterator[tuple[list[Answered], int]]:
+    """Answer records batch by batch, each with the batch size; pictures are read while the model answers."""
+    import torch
+
+    most, narrow = evaluator.max_new_tokens, False
+
+    def encode(record: Record) -> Prompt | BadRecord:
+        try:
+            return record, encode_prompt(assembly, record, most)
+        except DataError as error:
+            if strict:
+                raise
+            return BadRecord(record.where or record.id, error.sentence)
+
+    size, waiting = batch_size, list[Prompt]()
+    trains_vision = assembly.trains_vision
+    with ThreadPoolExecutor(1, "encoder") as pool:
+        stream = _ahead(pool, encode, records, batch_size)
+        while True:
+            while len(waiting) < size and (encoded := next(stream, None)) is not None:
+                if isinstance(encoded, BadRecord):
+                    bad.append(encoded)
+                    continue
+                waiting.append(encoded)
+                if not narrow and (left := room(assembly, encoded[1], most)) < most:
+                    narrow = True
+                    say(
+                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {most} for the answer to "
+                        f"'{encoded[0].id}'; longer answers are cut there"
+                    )
+            if not waiting:
+                return
+            chunk = waiting[:size]
+            try:
+                answered = _ask(assembly, evaluator, chunk, arms, trains_vision)
+            except torch.OutOfMemoryError:
+                answered = []
+            if answered:
+                yield answered, size
+                del waiting[:size]
+                continue
+            if len(chunk) == 1:
+                raise GraftworkError(
+                    "the device's memory does not hold even one question at a time; use a lower precision or a larger device"
+                )
+            size = len(chunk) // 2
+            torch.cuda.empty_cache()
+            say(f"{len(chunk)} questions at a time do not fit into the device's memory; going on with {size}")
+
+
+def _ahead(
+    pool: Executor, work: Callable[[Record], Prompt | BadRecord], records: Iterable[Record], depth: int
+) -> Iterator[Prompt | BadRecord]:
+    """The results of `work` in order, `depth` of them prepared in advance."""
+    futures: deque[Future[Prompt | BadRecord]] = deque()
+    for record in records:
+        futures.append(pool.submit(work, record))
+        if len(futures) > depth:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def _ask(
+    assembly: Assembly, evaluator: Evaluator[Any], prompts: Sequence[Prompt], arms: Sequence[str], trains_vision: bool
+) -> list[Answered]:
+    started = time.perf_counter()
+    encoded = [prompt for _, prompt in prompts]
+    features = None if trains_vision else look(assembly, prompts)
+    said: dict[str, Answers] = {}
+    for arm in arms:
+        with assembly.off() if arm == BASE else nullcontext():
+            seen = look(assembly, prompts) if trains_vision else features
+            said[arm] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=seen)
+    seconds = (time.perf_counter() - started) / len(prompts)
+    return [
+        Answered(
+            record,
+            {arm: said[arm].texts[row] for arm in arms},
+            {arm: evaluator.score(record, said[arm].texts[row]) for arm in arms},
+            {arm: said[arm].tokens[row] for arm in arms},
+            seconds,
+        )
+        for row, (record, _) in enumerate(prompts)
+    ]
+
+
+def look(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str, Any] | None:
+    """The towers' outputs for the pictures of all prompts, in order; prompts about the same picture share one look.
+
+    They can share it where every picture has the same number of views (one, or as many tiles), which is told by pixels.
+    """
+    import torch
+
+    distinct: dict[str, Prompt] = {}
+    for record, prompt in prompts:
+        distinct.setdefault(picture_key(record), (record, prompt))
+    views = {(part, len(value) / len(record.pictures)) for record, p in prompts for part, value in p.pixels.items()}
+    shared = len(distinct) < len(prompts) and len(views) == len(dict(views))
+    shown = list(distinct.values()) if shared else prompts
+    pixels = collate([prompt for _, prompt in shown], pad_id=assembly.processor.pad_id).to(assembly.device).pixels
+    if not pixels:
+        return None
+    with answering(assembly):
+        features: Mapping[str, Any] = assembly.model.see(pixels)
+        if not shared:
+            return features
+        places: dict[str, range] = {}
+        count = 0
+        for key, (record, _) in distinct.items():
+            places[key] = range(count, count := count + len(record.pictures))
+        index = [place for record, _ in prompts for place in places[picture_key(record)]]
+        repeated: Mapping[str, Any] = _repeat(features, torch.tensor(index, device=assembly.device), count)
+        return repeated
+
+
+def _repeat(features: Any, index: Tensor, count: int) -> Any:
+    """The outputs for the pictures at `index`, out of those for `count` pictures."""
+    if isinstance(features, Mapping):
+        return {name: _repeat(value, index, count) for name, value in features.items()}
+    if isinstance(features, list | tuple):
+        return [_repeat(value, index, count) for value in features]
+    return features.unflatten(0, (count, -1)).index_select(0, index).flatten(0, 1)
+
+
+def _header(
+    assembly: Assembly, evaluator: Evaluator[Any], arms: Sequence[str], identity: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "evaluator": evaluator.name,
+        "settings": dataclasses.asdict(evaluator.settings),
+        "max_new_tokens": evaluator.max_new_tokens,
+        "precision": assembly.precision,
+        **identity,
+        "arms": list(arms),
+    }
+
+
+def _describe_run(assembly: Assembly, batch_size: int) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name(assembly.device) if assembly.device.type == "cuda" else assembly.device.type
+    return {
+        "batch_size": batch_size,
+        "device": device,
+        "torch": str(torch.__version__),
+        "attention": assembly.attention_report(),
+    }
+
+
+def _line(one: Answered) -> dict[str, Any]:
+    return {
+        "id": one.record.id,
+        "group": one.group,
+        "question": one.record.question,
+        "reference": list(one.record.reference),
+        "pictures": [str(picture) for picture in one.record.pictures],
+        "answers": dict(one.answers),
+        "scores": {arm: score.value for arm, score in one.scores.items()},
+        "tokens": dict(one.tokens),
+        "seconds": round(one.seconds, 4),
+    }
+
+
+def _restore(
+    evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Answered]:
+    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
+    done: dict[str, Answered] = {}
+    for line in lines:
+        record = asked.get(line["id"])
+        if record and (line["question"], tuple(line["reference"])) == (record.question, record.reference):
+            scores = {arm: evaluator.score(record, text) for arm, text in line["answers"].items()}
+            done[record.id] = Answered(record, line["answers"], scores, line["tokens"], line["seconds"])
+    return done
+
+
+def _only(one: Answered, arms: Sequence[str]) -> Answered:
+    def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {arm: values[arm] for arm in arms}
+
+    return Answered(one.record, chosen(one.answers), chosen(one.scores), chosen(one.tokens), one.seconds)

@@ -1,0 +1,115 @@
+"""Answers of a model: greedy decoding of a padded batch with a cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.records import Record
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said, one entry for each prompt."""
+
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    """The generated ids, up to and without the stop id."""
+    tokens: tuple[int, ...]
+    """How many tokens were generated, the stop id included."""
+
+
+@contextmanager
+def answering(assembly: Assembly) -> Iterator[None]:
+    """While entered, the model computes as for an answer: without dropout or gradients, at the assembly's precision."""
+    import torch
+
+    training = [module for module in assembly.model.modules() if module.training]
+    assembly.model.eval()
+    try:
+        with torch.inference_mode(), assembly.autocast():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def encode_prompt(assembly: Assembly, record: Record, max_new_tokens: int) -> Encoded:
+    """The prompt of a record, its answer left out; DataError when it cannot be encoded or leaves no room for an answer."""
+    prompt = assembly.processor.encode(record.without_answer())
+    if room(assembly, prompt, max_new_tokens) < 1:
+        raise DataError(
+            f"the prompt of '{record.id}' has {len(prompt.input_ids)} tokens, and the model reads "
+            f"{context_of(assembly)}, so there is no room for an answer; shorten the question"
+        )
+    return prompt
+
+
+def room(assembly: Assembly, prompt: Encoded, max_new_tokens: int) -> int:
+    """How long the answer to a prompt may get: as long as is wanted, or to the end of what the model reads."""
+    context = context_of(assembly)
+    return min(max_new_tokens, context - len(prompt.input_ids)) if context else max_new_tokens
+
+
+def context_of(assembly: Assembly) -> int | None:
+    """How many tokens an assembled model reads; None when its configuration does not say."""
+    return context_length(assembly.plan.identity.model.config or {})
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model reads, as Hugging Face's configurations say it; None when they do not."""
+    tables = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    return next((table["max_position_embeddings"] for table in tables if table.get("max_position_embeddings")), None)
+
+
+def answer(
+    assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Mapping[str, Any] | None = None
+) -> Answers:
+    """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
+
+    `features` are the towers' outputs for the pictures of all prompts, in order, and save looking at them again.
+    """
+    import torch
+
+    processor, model, device = assembly.processor, assembly.model, assembly.device
+    batch = collate(prompts, pad_id=processor.pad_id, side="left").to(device)
+    stop = torch.tensor(sorted(processor.stop_ids), device=device)
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    longest = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
+    rooms = torch.tensor(longest, device=device)
+    steps: list[Tensor] = []
+    with answering(assembly):
+        cache = model.new_cache()
+        while True:
+            hidden = model(batch, features, cache)
+            token = model.logits(hidden[:, -1]).argmax(dim=-1)
+            steps.append(token)
+            finished = finished | torch.isin(token, stop) | (rooms <= len(steps))
+            if finished.all():
+                break
+            # A sequence that is as long as it may get is not extended, so that its positions stay among those that exist.
+            mask = torch.cat([batch.attention_mask, (rooms > len(steps))[:, None]], dim=1)
+            nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
+            batch, features = Batch(token[:, None], mask, nothing, token[:, None], {}), None
+    rows = torch.stack(steps, dim=1).tolist()
+    ids = [until_stop(row[:most], processor.stop_ids) for row, most in zip(rows, longest, strict=True)]
+    return Answers(
+        tuple(processor.decode(row) for row in ids),
+        tuple(ids),
+        tuple(min(len(row) + 1, most) for row, most in zip(ids, longest, strict=True)),
+    )
+
+
+def until_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[int, ...]:
+    """The ids before the first stop id."""
+    end = next((position for position, token in enumerate(ids) if token in stop_ids), len(ids))
+    return tuple(ids[:end])

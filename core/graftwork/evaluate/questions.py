@@ -1,0 +1,53 @@
+"""The questions of an evaluator: read, and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from graftwork import processes
+from graftwork.contracts.kinds import Evaluator
+from graftwork.contracts.records import BadRecord, Record, picture_key
+from graftwork.errors import DataError
+
+T = TypeVar("T")
+
+
+def read_questions(
+    evaluator: Evaluator[Any], *, limit: int | None = None, strict: bool = False
+) -> tuple[list[Record], list[BadRecord]]:
+    """The questions of an evaluator, and what is malformed among them. Raises DataError when there are none."""
+    records: dict[str, Record] = {}
+    bad: list[BadRecord] = []
+    for record in evaluator.records():
+        if isinstance(record, BadRecord):
+            bad.append(record)
+        elif record.id in records:
+            raise DataError(f"'{evaluator.name}' has two questions with the id '{record.id}'; give each its own")
+        else:
+            records[record.id] = record
+        if len(records) == limit:
+            break
+    if bad and strict:
+        raise DataError(
+            f"'{evaluator.name}' holds {len(bad)} malformed questions; mend them, or evaluate without strict data",
+            [f"{one.where}: {one.why}" for one in bad[:10]],
+        )
+    if not records:
+        first = f" (the first of {len(bad)} malformed ones: {bad[0].where}: {bad[0].why})" if bad else ""
+        raise DataError(f"'{evaluator.name}' holds no question{first}; check where it reads its data")
+    return list(records.values()), bad
+
+
+def by_picture(records: Sequence[Record]) -> list[Record]:
+    """The records with those about the same picture side by side, otherwise in their order."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(picture_key(record), []).append(record)
+    return [record for group in groups.values() for record in group]
+
+
+def neighbours(questions: Sequence[T]) -> list[T]:
+    """This process's part of questions, in which neighbours stay together: they are about the same picture."""
+    rank, count = processes.rank(), processes.count()
+    return list(questions[rank * len(questions) // count : (rank + 1) * len(questions) // count])

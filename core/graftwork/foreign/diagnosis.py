@@ -1,0 +1,367 @@
+"""What a folder is that Graftwork did not write, what is wrong with it, and what repairs it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from graftwork import weights
+from graftwork.contracts.external import Adapter, Adoption, Foreign, Wanted, broken
+from graftwork.contracts.kinds import ModelArchitecture, PeftMethod, VisionTower
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.verdict import Verdict
+from graftwork.errors import CheckpointError, GraftworkError, WeightsError
+from graftwork.foreign.searching import Search
+from graftwork.train.health import Health
+
+BASE = "base"
+"""The place of what a folder was trained from; the others are the model's parts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something that a folder needs from elsewhere."""
+
+    what: str
+    recorded: str
+    """The path or hub id that the folder names."""
+    found: Path | None
+    given: bool = False
+    """Whether its place was given, and not searched for."""
+    instead: str = ""
+    """What was found in its stead, a clause."""
+
+    def line(self) -> str:
+        """For a person."""
+        named = f"'{self.recorded}'" if self.recorded else "not recorded"
+        if self.found is None:
+            return named + ", not found" * bool(self.recorded) + (f": {self.instead}" if self.instead else "")
+        return named if str(self.found) == self.recorded else f"{named}, here {self.found}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a foreign folder is."""
+
+    folder: Path
+    said: str
+    """What it is, as a noun phrase."""
+    architecture: str = ""
+    """The model that reads it, as `Lookup.find` knows it; empty where none does."""
+    method: str = ""
+    adoption: Adoption | None = None
+    adapter: Adapter | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """`base` and every part of the model, where they are elsewhere."""
+    steps: int = 0
+    losses: tuple[float, ...] = ()
+    verdict: Verdict | None = None
+    """What its losses say; None where none were logged."""
+    inconsistent: tuple[str, ...] = ()
+    refused: str = ""
+    """Why it cannot be imported, and what would help: a sentence; empty when it can."""
+    search: tuple[Path, ...] = ()
+    """The folders below which was searched."""
+
+    @property
+    def command(self) -> str:
+        """The command that makes a checkpoint of it; empty when none does."""
+        if self.refused:
+            return ""
+        words = [
+            "graftwork",
+            "import",
+            shlex.quote(str(self.folder)),
+            "-o",
+            shlex.quote(f"{self.folder.name}-graftwork"),
+        ]
+        for path in self.search:
+            words.append(f"--search {shlex.quote(str(path))}")
+        for what, place in self.places.items():
+            if place.given or place in self.absent:
+                option = "--base" if what == BASE else f"--part {what}="
+                words.append(f"{option}{' ' * (what == BASE)}{shlex.quote(str(place.found)) if place.found else 'DIR'}")
+        return " ".join(words)
+
+    @property
+    def absent(self) -> list[Place]:
+        """What has to be found before it can be imported; a whole model needs no base."""
+        whole = self.adoption is not None and self.adoption.whole
+        return [p for p in self.places.values() if p.found is None and not (whole and p.what == BASE)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        adoption = self.adoption
+        return {
+            "folder": str(self.folder),
+            "what": self.said,
+            "model": self.architecture or None,
+            "method": self.method or None,
+            "facts": dict(adoption.facts) if adoption else {},
+            "trained_from": {
+                what: {"recorded": p.recorded, "found": str(p.found) if p.found else None, "instead": p.instead}
+                for what, p in self.places.items()
+            },
+            "steps": self.steps,
+            "losses": {"first": self.losses[0], "last": self.losses[-1], "logged": len(self.losses)}
+            if self.losses
+            else None,
+            "healthy": self.verdict.healthy if self.verdict else None,
+            "missing": list(adoption.missing) if adoption else [],
+            "inconsistent": list(self.inconsistent),
+            "refused": self.refused or None,
+            "command": self.command or None,
+        }
+
+
+def diagnose(
+    folder: Path,
+    lookup: Lookup,
+    *,
+    base: Path | None = None,
+    parts: Mapping[str, Path] | None = None,
+    search: Sequence[Path] = (),
+) -> Diagnosis:
+    """Say what a folder is. `base` and `parts` are where its base and its towers are, where that is known; `search` are
+    folders to look below. Raises CheckpointError where there is no folder, WeightsError for files that cannot be read."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder '{folder}'; correct the path")
+    found = _Diagnosing(Foreign(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
+    return replace(found, search=tuple(search))
+
+
+class _Diagnosing:
+    """The diagnosis of one folder."""
+
+    def __init__(
+        self, folder: Foreign, lookup: Lookup, base: Path | None, parts: dict[str, Path], search: Search
+    ) -> None:
+        self.folder, self.lookup, self.base, self.parts, self.search = folder, lookup, base, parts, search
+
+    def diagnosis(self) -> Diagnosis:
+        method, adapter = self.adapter()
+        architecture, adoption = self.adoption(self.folder, adapter)
+        if adoption is None and adapter is not None:
+            return self.bare(method, adapter)
+        if adoption is None:
+            return Diagnosis(self.folder.path, self.stranger(), refused=self.helpless())
+        recorded = (adapter.base if adapter else "") or adoption.base
+        return self.judged(architecture, method, adoption, adapter, self.places(architecture, adoption, recorded))
+
+    def adapter(self) -> tuple[str, Adapter | None]:
+        """The first method that finds an adapter, and the adapter."""
+        for name in self.lookup.names("peft"):
+            if found := self.method(name).adopt(self.folder):
+                return name, found
+        return "", None
+
+    def adoption(self, folder: Foreign, adapter: Adapter | None) -> tuple[str, Adoption | None]:
+        """The first model that makes something of a folder, and what."""
+        for name in self.lookup.names("model"):
+            model = self.model(name)
+            if found := model.adopt(folder, self.towers(model), adapter):
+                return name, found
+        return "", None
+
+    def method(self, name: str) -> PeftMethod[Any]:
+        method = cast(type[PeftMethod[Any]], self.lookup.find("peft", name).component)
+        return method(method.Settings())
+
+    def model(self, name: str) -> ModelArchitecture[Any]:
+        architecture = cast(type[ModelArchitecture[Any]], self.lookup.find("model", name).component)
+        return architecture(architecture.Settings())
+
+    def towers(self, model: ModelArchitecture[Any]) -> dict[str, VisionTower[Any]]:
+        """The default tower of each part of a model, as far as they are installed."""
+        installed = self.lookup.names("vision_tower")
+        return {part: self.tower(slot.default) for part, slot in model.parts.items() if slot.default in installed}
+
+    def tower(self, name: str, settings: Mapping[str, Any] | None = None) -> VisionTower[Any]:
+        tower = cast(type[VisionTower[Any]], self.lookup.find("vision_tower", name).component)
+        return tower(tower.Settings(**settings or {}))
+
+    def places(self, architecture: str, adoption: Adoption, recorded: str) -> dict[str, Place]:
+        """Where everything is that the folder needs from elsewhere."""
+        places = {}
+        fits = self.fits_base(adoption)
+        if not adoption.refused or recorded:
+
+            def guess(place: Path) -> str:
+                _, other = self.adoption(Foreign(place), None)
+                return fits(place) or ("" if other and other.refused else "it was trained itself")
+
+            places[BASE] = self.place(BASE, recorded, self.base, fits, guess)
+        for part, wanted in adoption.parts.items():
+            fitting = self.fits_part(self.model(architecture).parts[part].default or "", wanted)
+            places[part] = self.place(part, wanted.recorded, self.parts.get(part), fitting, fitting)
+        if unknown := sorted(self.parts.keys() - adoption.parts.keys()):
+            known = ", ".join(adoption.parts) or "none"
+            raise CheckpointError(
+                f"--part: the model in '{self.folder.path}' has no part '{unknown[0]}'; its parts are {known}"
+            )
+        return places
+
+    def place(
+        self, what: str, recorded: str, given: Path | None, fits: Callable[[Path], str], guess: Callable[[Path], str]
+    ) -> Place:
+        if given is None:
+            found, instead = self.search.find(recorded, fits, guess)
+            return Place(what, recorded, found, instead=instead)
+        option = "--base" if what == BASE else f"--part {what}"
+        where = weights.locate(str(given), Path.cwd(), where=option)
+        if reason := fits(where):
+            raise WeightsError(f"{option}: '{given}' is not what '{self.folder.path}' was trained with: {reason}")
+        return Place(what, recorded, where, given=True)
+
+    def fits_base(self, adoption: Adoption) -> Callable[[Path], str]:
+        def fits(place: Path) -> str:
+            try:
+                adoption.configure(place)
+                return "" if weights.tensor_files(place) else "it holds no weights"
+            except GraftworkError as error:
+                return error.sentence
+
+        return fits
+
+    def fits_part(self, name: str, wanted: Wanted) -> Callable[[Path], str]:
+        def fits(place: Path) -> str:
+            try:
+                tower = self.tower(name, wanted.settings)
+                width = sum(tower.describe(tower.configuration(place)).widths)
+            except GraftworkError as error:
+                return error.sentence
+            if wanted.width not in (None, width):
+                return f"its maps are {width} wide, and the folder was trained with {wanted.width}"
+            return "" if wanted.held or weights.tensor_files(place) else "it holds no weights"
+
+        return fits
+
+    def bare(self, method: str, adapter: Adapter) -> Diagnosis:
+        """An adapter without a word on its model, whose base must say all."""
+        if (refused := self.unfinished(method)) is not None:
+            said = f"an intermediate save of a run: {adapter.said}, and nothing else that the run trained"
+            return replace(self.judged("", method, None, adapter, {}, said), refused=refused)
+        said = f"a peft folder: {adapter.said}"
+
+        def fits(place: Path) -> str:
+            _, found = self.adoption(Foreign(place), None)
+            return "" if found else "no installed model reads it"
+
+        place = self.place(BASE, adapter.base, self.base, fits, fits)
+        if place.found is None:
+            return self.judged("", method, None, adapter, {BASE: place}, said)
+        architecture, of_base = self.adoption(Foreign(place.found), None)
+        assert of_base is not None
+        if of_base.refused:
+            refused = (
+                f"its base '{place.found}' is {of_base.said}, so it has no connector to see pictures with; if it comes from a run "
+                "that trained one, import the folder in which that run ended, else name a whole model with --base DIR"
+            )
+            return replace(self.judged("", method, None, adapter, {BASE: place}, said), refused=refused)
+        adoption = replace(
+            of_base,
+            said=said,
+            configure=self.model(architecture).configuration,
+            facts=[("adapter", adapter.said)],
+            tensors={},
+            whole=False,
+            has_processor=False,
+            missing=("everything but the adapter: it is its base's",),
+            inconsistent=(),
+        )
+        parts = {
+            part: wanted for part, wanted in self.places(architecture, adoption, adapter.base).items() if part != BASE
+        }
+        return self.judged(architecture, method, adoption, adapter, {BASE: place, **parts})
+
+    def unfinished(self, method: str) -> str | None:
+        """Why an intermediate save of transformers' Trainer cannot be used; None where the folder is no such save."""
+        parent = Foreign(self.folder.path.resolve().parent)
+        if not (LEFT_BY_TRAINER & self.folder.files and "config.json" in parent.files):
+            return None
+        reason = "it lacks the configuration and what the run trained besides its adapter, which are saved only when a run ends"
+        if any(path.is_dir() for path in self.folder.path.glob("global_step*")):
+            reason += "; DeepSpeed's own states lie in it, from which its zero_to_fp32.py gathers all tensors"
+        _, final = self.adoption(parent, self.method(method).adopt(parent))
+        if final is None or final.refused:
+            return f"{reason}; this run did not end, so there is nothing to import: resume it with what trained it"
+        return f"{reason}; import the run's own folder, '{parent.path}'"
+
+    def judged(
+        self,
+        architecture: str,
+        method: str,
+        adoption: Adoption | None,
+        adapter: Adapter | None,
+        places: Mapping[str, Place],
+        said: str = "",
+    ) -> Diagnosis:
+        """The diagnosis with a judgement on tensors, losses and paths."""
+        steps, losses = self.folder.history
+        verdict = judge(losses, adoption.vocabulary if adoption else 0)
+        faults = [*(adoption.inconsistent if adoption else ()), *(adapter.inconsistent if adapter else ())]
+        astray = [
+            "base" if place.what == BASE else f"{place.what} part"
+            for place in places.values()
+            if place.recorded and not Path(place.recorded).is_dir() and not weights.HUB_ID.fullmatch(place.recorded)
+        ]
+        if astray:
+            faults.append(f"the paths that it records lead nowhere from here: {', '.join(astray)}")
+        if verdict and not verdict.healthy:
+            faults += [f"its losses are not those of a working model: {reason}" for reason in verdict.reasons]
+        refused = (adapter.refused if adapter else "") or (adoption.refused if adoption else "")
+        if not refused and adoption and adoption.refused_on_plain and self.on_plain(places[BASE]):
+            refused = adoption.refused_on_plain
+        if not refused and adoption and not adoption.whole:
+            refused = broken(adoption.tensors)
+        return Diagnosis(
+            folder=self.folder.path,
+            said=said or (adoption.said if adoption else ""),
+            architecture=architecture,
+            method=method if adapter else "",
+            adoption=adoption,
+            adapter=adapter,
+            places=places,
+            steps=steps,
+            losses=tuple(losses),
+            verdict=verdict,
+            inconsistent=tuple(faults),
+            refused=refused,
+        )
+
+    def on_plain(self, base: Place) -> bool:
+        """Whether a folder's base is a plain language model, as far as is known."""
+        if base.found is None:
+            return True
+        _, found = self.adoption(Foreign(base.found), None)
+        return found is None or bool(found.refused)
+
+    def stranger(self) -> str:
+        """What can be said of a folder that no component knows."""
+        config = self.folder.json("config.json")
+        if kind := config.get("model_type"):
+            named = ", ".join(map(str, config.get("architectures") or [])) or "no class"
+            return f"a folder of the model type '{kind}' ({named})"
+        return "a folder that no installed model or method knows"
+
+    def helpless(self) -> str:
+        """Why nothing can be made of a folder that no component knows."""
+        models = ", ".join(self.lookup.names("model")) or "none"
+        return f"no installed model or method reads it (models: {models}); name another folder, or install a plugin that reads it"
+
+
+LEFT_BY_TRAINER = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+"""Files that transformers' Trainer leaves in an intermediate save."""
+
+
+def judge(losses: Sequence[float], vocabulary: int) -> Verdict | None:
+    """What the losses of a run say of it; None where they say nothing."""
+    if not losses or not vocabulary:
+        return None
+    health = Health(vocabulary)
+    for loss in losses:
+        health.saw(loss)
+    return health.verdict()

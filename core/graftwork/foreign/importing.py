@@ -1,0 +1,243 @@
+"""Making a checkpoint of a folder that Graftwork did not write: the same plan, the same construction path, the same proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftwork import weights
+from graftwork.build import compose
+from graftwork.build.filling import base_tensors
+from graftwork.checkpoint import store, verification
+from graftwork.checkpoint.manifest import Manifest
+from graftwork.config.resolve import resolve
+from graftwork.config.runfile import EMPTY, RunFile, Selection
+from graftwork.contracts.anatomy import modules_of, named_tensors, within
+from graftwork.contracts.external import Adoption
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan, TrainSettings
+from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.verdict import Verdict
+from graftwork.errors import CheckpointError
+from graftwork.foreign.diagnosis import BASE, Diagnosis
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+    from graftwork.weights import LazyTensor
+
+TEXTS = (("<image>\nWhat is it?", "It is a picture."), ("<image>\n1 2 3", "4 5 6"), ("What is it?", "I see nothing."))
+"""The conversations of the probe, which have to reach every part of a model and mean nothing."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint that was made of a foreign folder."""
+
+    folder: Path
+    manifest: Manifest
+    own: tuple[str, ...]
+    """The parts whose weights the checkpoint holds itself."""
+
+
+def import_folder(
+    diagnosis: Diagnosis, lookup: Lookup, out: Path, *, precision: str = "fp32", kernels: Sequence[str] = ()
+) -> Imported:
+    """Save what was diagnosed as a checkpoint in the new folder `out`.
+
+    `precision` is the one to prove it in, and to evaluate it in by default. `kernels` are the attention kernels to try.
+    Raises CheckpointError with the reason where it cannot be saved; nothing is ever left out in silence.
+    """
+    adoption = diagnosis.adoption
+    if diagnosis.refused:
+        raise CheckpointError(f"'{diagnosis.folder}' is {diagnosis.said}, and cannot be imported: {diagnosis.refused}")
+    if adoption is None or diagnosis.absent:
+        lines = [f"{place.what}: {place.line()}" for place in diagnosis.absent]
+        raise CheckpointError(
+            f"'{diagnosis.folder}' is {diagnosis.said}, and what it was trained from is not at hand: {diagnosis.command}",
+            lines,
+        )
+    importing = _Importing(diagnosis, adoption, lookup, precision)
+    plan = importing.plan(kernels)
+    assembly = compose.build(
+        plan, lookup, device="cpu", trained=importing.tensors(plan), processor_folder=importing.processor_folder
+    )
+    probe = verification.probe_tensors(
+        [assembly.processor.encode(record) for record in records()], assembly.processor.pad_id
+    )
+    verification.refuse_dead(assembly, *verification.probe_logits(assembly, probe))
+    written = store.save(
+        assembly,
+        out,
+        lookup,
+        step=diagnosis.steps,
+        steps=diagnosis.steps,
+        probe=probe,
+        health=diagnosis.verdict or Verdict(True, ("its losses were not recorded, so its health is not known",)),
+        data={"records": 0, "bad": [], "too_long": 0, "too_long_were": "left out", "stages": [], "groups": {}},
+        origin={"imported from": str(diagnosis.folder.resolve()), "imported tensors": importing.fingerprint()},
+    )
+    return Imported(out, written, tuple(part for part, choice in plan.identity.parts.items() if not choice.weights))
+
+
+def records() -> list[Record]:
+    """The probe's conversations, the first ones about a picture with different pixels everywhere."""
+    from PIL import Image
+
+    image = Image.linear_gradient("L").resize((120, 80))
+    drawn = Image.merge("RGB", (image, image.rotate(180), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(45)))
+    buffer = BytesIO()
+    drawn.save(buffer, "PNG")
+    return [
+        Record(
+            f"probe-{index}",
+            (Turn("user", asked), Turn("assistant", answered)),
+            (Picture(data=buffer.getvalue()),) * asked.count("<image>"),
+        )
+        for index, (asked, answered) in enumerate(TEXTS)
+    ]
+
+
+class _Importing:
+    """The plan and the tensors of one folder's checkpoint."""
+
+    def __init__(self, diagnosis: Diagnosis, adoption: Adoption, lookup: Lookup, precision: str) -> None:
+        self.diagnosis, self.adoption, self.lookup, self.precision = diagnosis, adoption, lookup, precision
+        self.base = diagnosis.places[BASE].found if BASE in diagnosis.places else None
+        self.folder = diagnosis.folder.resolve()
+
+    @property
+    def processor_folder(self) -> Path:
+        """Where the tokenizer is."""
+        return self.folder if self.adoption.has_processor or not self.base else self.base
+
+    def plan(self, kernels: Sequence[str]) -> Plan:
+        """The plan that the folder is the result of."""
+        adapter = self.diagnosis.adapter
+        shape = compose.build(
+            self.resolved((), (), None, kernels), self.lookup, meta=True, processor_folder=self.processor_folder
+        )
+        roles = shape.structure.roles
+        also_train = self.trained_roles(shape)
+        if adapter is None:
+            return self.resolved((), also_train, None, kernels)
+        on = tuple(role for role, modules in roles.items() if any(within(f"{m}.", modules) for m in adapter.modules))
+        chosen = modules_of(roles, on)
+        leaves = [leaf for leaf in shape.leaves if leaf in chosen or within(leaf, chosen)]
+        matrices = [leaf for leaf in leaves if shape.model.get_submodule(leaf).weight.dim() == 2]
+        peft = Selection(self.diagnosis.method, settings=adapter.settings(matrices), where="peft")
+        return self.resolved(on, also_train, peft, kernels)
+
+    def resolved(
+        self, on: tuple[str, ...], also_train: tuple[str, ...], peft: Selection | None, kernels: Sequence[str]
+    ) -> Plan:
+        """The plan with this PEFT method and these roles, configured as the folder and its base say."""
+        slots = self.lookup.find("model", self.diagnosis.architecture).component.parts  # type: ignore[attr-defined]
+        configured = self.folder if (self.folder / "config.json").is_file() else self.base
+        run = RunFile(
+            source=None,
+            folder=self.folder,
+            out=self.folder,
+            seed=0,
+            model=Selection(
+                self.diagnosis.architecture,
+                weights=str(self.base) if self.base else None,
+                config=str(configured),
+                where="model",
+            ),
+            parts={part: self.part(part) for part in slots},
+            peft=peft,
+            on=on,
+            also_train=also_train,
+            train=TrainSettings(precision=self.precision, force_precision=True),  # type: ignore[arg-type]
+        )
+        plan = resolve(run, self.lookup, kernels=kernels)
+        model = replace(plan.identity.model, config=dict(self.adoption.configure(self.base)))
+        return replace(plan, identity=replace(plan.identity, model=model))
+
+    def part(self, part: str) -> Selection:
+        """A part's tower, with its own folder's weights unless those in the foreign folder are what was used."""
+        where = f"model.parts.{part}"
+        if part not in self.adoption.parts:
+            return Selection(EMPTY, where=where)
+        place = str(self.diagnosis.places[part].found)
+        settings = dict(self.adoption.parts[part].settings)
+        if self.is_own(part):
+            return Selection("", settings, config=place, where=where)
+        return Selection("", settings, weights=place, where=where)
+
+    def is_own(self, part: str) -> bool:
+        """Whether a part has no base weights, so that the checkpoint holds it."""
+        wanted, place = self.adoption.parts[part], self.diagnosis.places[part].found
+        return wanted.held and (wanted.source == "here" or not (place and weights.tensor_files(place)))
+
+    def held(self, shape: Assembly) -> dict[str, LazyTensor]:
+        """The folder's tensors besides an adapter's own, without copies of what is taken from a tower's own folder."""
+        copies = [
+            module
+            for part, wanted in self.adoption.parts.items()
+            if wanted.source == "its folder" and not self.is_own(part)
+            for module in shape.structure.roles[f"vision.{part}"]
+        ]
+        return {name: read for name, read in self.adoption.tensors.items() if not within(name, copies)}
+
+    def trained_roles(self, shape: Assembly) -> tuple[str, ...]:
+        """The roles in which the folder has something that the base lacks or has otherwise."""
+        held, base = self.held(shape), base_tensors_of(shape)
+        frozen = {f"vision.{part}" for part in self.adoption.parts if self.is_own(part)}
+        lacking = [
+            role
+            for role in shape.fresh
+            if any(n not in held for n in named_tensors(shape.model) if within(n, shape.structure.roles[role]))
+        ]
+        if lacking:
+            raise CheckpointError(
+                f"'{self.diagnosis.folder}' is {self.diagnosis.said}, and lacks {' and '.join(lacking)}, which its base does not "
+                "have either; name the base that it was trained from with --base DIR",
+                self.adoption.missing,
+            )
+        return tuple(
+            role
+            for role, modules in shape.structure.roles.items()
+            if role not in frozen and any(differs(base.get(n), read) for n, read in held.items() if within(n, modules))
+        )
+
+    def tensors(self, plan: Plan) -> dict[str, Tensor]:
+        """Every tensor of the checkpoint, in fp32. CheckpointError unless the folder and its base have all of them, and
+        unless everything in the folder has a place among them or is the base's."""
+        shape = compose.build(plan, self.lookup, meta=True, processor_folder=self.processor_folder)
+        expected, base, held = shape.added(), base_tensors_of(shape), self.held(shape)
+        adapter = self.diagnosis.adapter
+        own = {**held, **(adapter.tensors if adapter else {})}
+        sources = {**base, **own}
+        lost = sorted(name for name, read in own.items() if name not in expected and differs(base.get(name), read))
+        missing = sorted(expected.keys() - sources.keys())
+        if lost or missing:
+            raise CheckpointError(
+                f"'{self.diagnosis.folder}' does not fit '{self.diagnosis.architecture}': {len(lost)} of its tensors have no place "
+                f"in the model, {len(missing)} are missing; nothing was saved",
+                [*(f"no place: {name}" for name in lost[:5]), *(f"missing: {name}" for name in missing[:5])],
+            )
+        values = {name: sources[name]() for name in expected}
+        return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+
+    def fingerprint(self) -> str:
+        """The sha256 over the sha256 of every file with tensors in the folder, in the order of their names."""
+        files = (file for file in self.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+        digests = (weights.sha256(file) for file in sorted(files))
+        return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
+
+
+def base_tensors_of(shape: Assembly) -> Mapping[str, LazyTensor]:
+    """The base's tensors by names in the model."""
+    return base_tensors(shape.plan.identity, shape.architecture, shape.towers, shape.structure, shapes_only=True)
+
+
+def differs(base: LazyTensor | None, other: LazyTensor) -> bool:
+    """Whether a tensor is not the base's."""
+    return base is None or not base().float().equal(other().float())

@@ -1,0 +1,172 @@
+"""Evaluating a checkpoint with several evaluators, and comparing it with its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from graftwork import processes
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import Opened, newest
+from graftwork.config.settings import parse
+from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.component import missing_packages
+from graftwork.contracts.events import Evaluated
+from graftwork.contracts.kinds import Evaluator
+from graftwork.contracts.lookup import Lookup
+from graftwork.errors import GraftworkError
+from graftwork.evaluate import evaluation
+from graftwork.evaluate.comparison import Comparison, compare
+from graftwork.evaluate.evaluation import Result
+from graftwork.evaluate.scores import ADAPTER, BASE
+from graftwork.jobs.messages import Answering, Listener, Message, ignore
+from graftwork.jobs.outcome import FEW, notes
+from graftwork.jobs.verify import open_for
+from graftwork.report import ReportContent, write_report
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a checkpoint is asked, how, and where the answers go."""
+
+    evaluators: Sequence[str] = ()
+    """Names of evaluators; by default those of the run."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from the recorded ones, of the only evaluator."""
+    limit: int | None = None
+    """The first so many questions only."""
+    batch_size: int = BATCH_SIZE
+    out: Path | None = None
+    """By default `evaluation` beside the checkpoint."""
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    lookup: Lookup,
+    arms: Sequence[str],
+    asked: Asked,
+    *,
+    listen: Listener = ignore,
+    **where: Any,
+) -> Iterator[tuple[Opened, Result, Path]]:
+    """Open a checkpoint once (see `open_checkpoint` for `where`), and run every evaluator on it. Collective."""
+    # Before the weights are opened, which takes long: a misspelt name should not.
+    plan = manifest.read(newest(checkpoint)).plan
+    recorded = plan.circumstance.evaluate
+    if not asked.evaluators and not recorded:
+        known = ", ".join(lookup.names("evaluator"))
+        raise GraftworkError(f"the run of '{checkpoint}' named no evaluator; name one with --on; installed: {known}")
+    names = asked.evaluators or tuple(dict.fromkeys(choice.label for choice in recorded))
+    settings = {choice.name: choice.settings for choice in recorded}
+    evaluators = [choose_evaluator(name, lookup, settings, asked.settings) for name in names]
+    for evaluator in evaluators:
+        if objections := list(evaluator.objections(plan)):
+            raise GraftworkError(
+                f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", objections
+            )
+    opened = open_for(checkpoint, lookup, listen=listen, **where)
+    for evaluator in evaluators:
+        folder = asked.out or opened.folder.parent / "evaluation"
+        if asked.out is None or len(evaluators) > 1:
+            folder /= evaluator.name
+        result = run_evaluation(
+            opened.assembly,
+            evaluator,
+            folder,
+            arms,
+            identity_of(opened),
+            batch_size=asked.batch_size,
+            limit=asked.limit,
+            listen=listen,
+        )
+        if processes.is_first():
+            lookup.emit(Evaluated(opened.folder.parent, evaluator.name, result.scores))
+        yield opened, result, folder
+
+
+def compare_checkpoint(
+    checkpoint: Path, lookup: Lookup, asked: Asked, *, listen: Listener = ignore, **where: Any
+) -> Iterator[tuple[Comparison, Path]]:
+    """Score a checkpoint and its base in one pass, and write a report for every evaluator. Collective."""
+    for opened, result, folder in evaluate_checkpoint(
+        checkpoint, lookup, (BASE, ADAPTER), asked, listen=listen, **where
+    ):
+        comparison = compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None)
+        if processes.is_first():
+            write_report(folder, report_of(opened, comparison))
+        yield comparison, folder
+
+
+def choose_evaluator(
+    name: str, lookup: Lookup, recorded: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Evaluator[Any]:
+    """The evaluator of that name with the settings that the run recorded for it, if any, and those that are set here."""
+    component = lookup.find("evaluator", name).component
+    if missing := missing_packages(component.requires):
+        raise GraftworkError(f"the evaluator '{name}' {missing}")
+    table = {**recorded.get(component.name, {}), **settings}
+    return cast("Evaluator[Any]", component(parse(component.Settings, table, where=name, folder=Path.cwd())))
+
+
+def identity_of(opened: Opened) -> dict[str, str]:
+    """The hashes that say whose answers these are: of the checkpoint, and of all base weights."""
+    identity = opened.manifest.plan.identity
+    choices = {"base": identity.model, **{f"base_{part}": choice for part, choice in identity.parts.items()}}
+    return {
+        "checkpoint": opened.sha256,
+        **{name: choice.weights.sha256 for name, choice in choices.items() if choice.weights},
+    }
+
+
+def run_evaluation(
+    assembly: Assembly,
+    evaluator: Evaluator[Any],
+    folder: Path,
+    arms: Sequence[str],
+    identity: Mapping[str, str],
+    *,
+    batch_size: int = BATCH_SIZE,
+    limit: int | None = None,
+    listen: Listener = ignore,
+) -> Result:
+    """Ask an evaluator's questions, and tell how far it is and what could not be asked."""
+    result = evaluation.evaluate(
+        assembly,
+        evaluator,
+        arms=arms,
+        out=folder,
+        identity=identity,
+        batch_size=batch_size,
+        limit=limit,
+        strict=assembly.plan.circumstance.strict_data,
+        progress=lambda done, total: listen(Answering(evaluator.name, done, total)),
+        say=lambda sentence: listen(Message(sentence)),
+    )
+    if result.bad:
+        total = len(result.answered) + len(result.bad)
+        listen(Message(f"{len(result.bad)} of {total} questions could not be asked:", "warning"))
+        for bad in result.bad[:FEW]:
+            listen(Message(f"  {bad.where}: {bad.why}", "warning"))
+    return result
+
+
+def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
+    """What a report of a comparison alone says."""
+    read = opened.manifest
+    identity = read.plan.identity
+    return ReportContent(
+        title=f"{identity.peft.name if identity.peft else 'training'} on {identity.model.name}",
+        verdict=read.health,
+        comparisons=[comparison],
+        plan=read.plan,
+        counts=read.counts,
+        kernels=comparison.provenance["runs"][-1]["attention"],
+        data=read.data.get("stages", ()),
+        proof={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)},
+        provenance=read.provenance,
+        notes=notes(read.data, read.fresh, read.probe.rounded),
+    )

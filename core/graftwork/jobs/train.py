@@ -1,0 +1,181 @@
+"""A whole run: fit it into memory, train, verify in a fresh process, compare with the base, and report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from graftwork import processes
+from graftwork.build import outline as outlines
+from graftwork.build.outline import Outline
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.store import checkpoints
+from graftwork.config.machine import Machine, probe
+from graftwork.config.restore import restore_component
+from graftwork.contracts.events import Evaluated
+from graftwork.contracts.kinds import Evaluator
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan
+from graftwork.errors import UnhealthyRun
+from graftwork.evaluate.comparison import Comparison, compare
+from graftwork.evaluate.scores import ADAPTER, BASE
+from graftwork.jobs.evaluate import identity_of, run_evaluation
+from graftwork.jobs.messages import Compared, Listener, Message, Rehearsing, Scored, ignore
+from graftwork.jobs.outcome import data_notes, memory_facts, notes
+from graftwork.jobs.verify import open_for, verify_in_fresh_process
+from graftwork.memory import budget
+from graftwork.memory.budget import Ladder
+from graftwork.report import ReportContent, write_report
+from graftwork.train import loop
+
+if TYPE_CHECKING:
+    from graftwork.train.loop import Outcome
+
+
+def train(
+    plan: Plan,
+    lookup: Lookup,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    listen: Listener = ignore,
+) -> Outcome:
+    """Carry out a plan, and write its checkpoints, answers and report into `out`; UnhealthyRun when its result should not
+    be used. Collective: several processes train and answer together, and the first one verifies and reports."""
+    here = probe()
+    ladder = None
+    if resume and (saved := checkpoints(out)):
+        plan = as_begun(plan, manifest.read(saved[-1]).plan)
+    else:
+        plan, ladder = fitted(plan, lookup, here, device or ("cuda" if here.cuda else "cpu"), listen)
+    outline = outlines.outline(plan, lookup, here)
+    kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
+    share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
+    listen(Message(f"{share}, attention: {kernels}"))
+    outcome = loop.train(plan, lookup, out, resume=resume, device=device, listen=listen)
+    finish(plan, lookup, outline, outcome, out, ladder, listen)
+    return outcome
+
+
+def as_begun(plan: Plan, begun: Plan) -> Plan:
+    """The plan with the memory strategies and the micro-batch that a run began with, as far as the plan still allows them."""
+    now, then = plan.circumstance, begun.circumstance
+    memory = then.memory if then.memory in now.rungs else now.memory
+    return budget.on_rung(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
+
+
+def fitted(
+    plan: Plan, lookup: Lookup, machine: Machine, device: str, listen: Listener = ignore
+) -> tuple[Plan, Ladder | None]:
+    """The plan with the memory strategies and micro-batch size that fit, and what was rehearsed to find them.
+
+    Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
+    """
+    card = device.startswith("cuda")
+    allowed = budget.allowance(plan, machine) if card else plan.circumstance.budget
+    if allowed is None:
+        return plan, None
+    ladder = budget.climb(
+        plan,
+        lookup,
+        machine,
+        device="cuda" if card else "cpu",
+        budget=allowed,
+        processes=processes.count(),
+        listen=lambda strategies: listen(Rehearsing(strategies)),
+    )
+    if ladder.best is None:
+        listen(Message(f"{ladder.why}; training begins all the same", "warning"))
+        return plan, None
+    listen(Message(f"memory: {ladder.why}"))
+    return budget.settled(plan, ladder), ladder
+
+
+def finish(
+    plan: Plan,
+    lookup: Lookup,
+    outline: Outline,
+    outcome: Outcome,
+    out: Path,
+    ladder: Ladder | None = None,
+    listen: Listener = ignore,
+) -> None:
+    """Verify, compare and report a run that ended; UnhealthyRun when its result should not be used. Collective."""
+    verdict = outcome.verdict
+    listen(Message(verdict.sentence(), "success" if verdict.healthy else "error"))
+    for line in data_notes(outcome.data):
+        listen(Message(line, "warning"))
+    proof: dict[str, Any] = {}
+    comparisons: list[Comparison] = []
+    if verdict.healthy:
+        mine = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
+        (facts, *_) = processes.gather(mine)
+        proof = {"reopened in a fresh process": True, **facts}
+        listen(
+            Message(
+                f"proven: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
+                f"(at most {facts['tolerance']:.3g} is rounding)"
+            )
+        )
+        comparisons = compare_all(plan, lookup, outcome.checkpoint, out, listen)
+    if processes.is_first():
+        write_report(out, report_content(plan, outline, outcome, ladder, proof, comparisons))
+    listen(Message(f"report: {out / 'report.html'}"))
+    if not verdict.healthy:
+        raise UnhealthyRun(
+            f"the run ended, and its result should not be used; the checkpoint is kept at '{outcome.checkpoint}'",
+            verdict.reasons,
+        )
+
+
+def report_content(
+    plan: Plan,
+    outline: Outline,
+    outcome: Outcome,
+    ladder: Ladder | None,
+    proof: dict[str, Any],
+    comparisons: list[Comparison],
+) -> ReportContent:
+    """What the report of a run says."""
+    read = manifest.read(outcome.checkpoint)
+    return ReportContent(
+        title=f"{plan.identity.peft.name if plan.identity.peft else 'training'} on {plan.identity.model.name}",
+        summary=comparisons[0].headline if comparisons else "",
+        verdict=outcome.verdict,
+        comparisons=comparisons,
+        log=outcome.log,
+        plan=read.plan,
+        counts=read.counts,
+        roles=[asdict(row) for row in outline.roles],
+        kernels=read.attention,
+        data=outcome.data["stages"],
+        proof=proof,
+        provenance=read.provenance,
+        notes=notes(outcome.data, read.fresh, read.probe.rounded),
+        memory=memory_facts(ladder, outcome.peak),
+        footprint=ladder.best.steps[-1].footprint if ladder and ladder.best else None,
+    )
+
+
+def compare_all(plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore) -> list[Comparison]:
+    """Ask base and adapter, in one pass, the questions of every evaluator of the plan."""
+    comparisons: list[Comparison] = []
+    if not plan.circumstance.evaluate:
+        return comparisons
+    opened = open_for(checkpoint, lookup, listen=listen)
+    arms = (BASE, ADAPTER) if opened.assembly.switchable else (ADAPTER,)
+    for choice in plan.circumstance.evaluate:
+        evaluator = cast(Evaluator[Any], restore_component(choice, lookup))
+        folder = out / "evaluation" / choice.name
+        result = run_evaluation(opened.assembly, evaluator, folder, arms, identity_of(opened), listen=listen)
+        if processes.is_first():
+            lookup.emit(Evaluated(out, choice.name, result.scores))
+        if len(arms) == 1:
+            listen(Message("There is no base to compare with: everything that was trained is new."))
+            listen(Scored(result))
+            continue
+        comparisons.append(compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None))
+        listen(Compared(comparisons[-1]))
+    return comparisons

@@ -1,0 +1,50 @@
+"""Opening a checkpoint, and verifying it in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.contracts.lookup import Lookup
+from graftwork.errors import CheckpointError
+from graftwork.jobs.messages import Listener, Message, ignore
+
+if TYPE_CHECKING:
+    from graftwork.checkpoint.store import Opened
+
+
+def open_for(folder: Path, lookup: Lookup, *, listen: Listener = ignore, **options: Any) -> Opened:
+    """Open a checkpoint (see `open_checkpoint`), and tell what is different about it."""
+    from graftwork.checkpoint.store import open_checkpoint
+
+    opened = open_checkpoint(folder, lookup, **options)
+    if opened.remark:
+        listen(Message(opened.remark, "warning"))
+    return opened
+
+
+def verify_in_fresh_process(folder: Path, lookup: Lookup) -> dict[str, Any]:
+    """Run `graftwork verify` on a checkpoint in another process, from another working directory; its facts.
+
+    Raises CheckpointError with what that process said.
+    """
+    command = [sys.executable, "-m", "graftwork", *lookup.options()]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [*command, "verify", str(folder.resolve()), "--json"],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise CheckpointError(
+            f"'{folder}' could not be reopened in a fresh process: {said[0].removeprefix('Error: ')}", said[1:]
+        )
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts

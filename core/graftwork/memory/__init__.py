@@ -1,0 +1,1 @@
+"""How much memory a plan needs, found out before it runs."""

@@ -1,0 +1,207 @@
+"""The rehearsal: a plan's own code takes steps on tensors that have a size and no content, and every byte is followed."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.build import compose
+from graftwork.config.machine import Machine
+from graftwork.config.sites import attention_sites, kernels_on
+from graftwork.contracts.batch import IGNORED, Encoded, collate
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.model import Processor
+from graftwork.contracts.plan import Choice, Plan, config_of
+from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.stepper import Stepper, stepper_for
+from graftwork.errors import GraftworkError
+from graftwork.memory import cuda
+from graftwork.memory.timeline import BATCH, FORWARD, PREPARATION, UPDATE, Footprint
+from graftwork.memory.tracking import Tracker
+
+if TYPE_CHECKING:
+    from graftwork.contracts.assembly import Assembly
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step needs."""
+
+    micro_batch: int
+    tokens: int
+    """Of each record."""
+    labels: int
+    """Of each record."""
+    footprint: Footprint
+    multiplications: int
+    """Floating-point operations of matrix products and convolutions for each record."""
+
+
+class Watched:
+    """An assembly, on real tensors or on fake ones, whose steps are followed."""
+
+    def __init__(
+        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, grain: int = 1
+    ) -> None:
+        """`example` is the record that the batches are made of; sizes are rounded up to multiples of `grain`."""
+        self.assembly, self.stepper, self.tracker, self.example, self.grain = assembly, stepper, tracker, example, grain
+
+    def take(self, micro_batch: int) -> Step:
+        """Measure a step from its last micro-batch on, when everything is there that a step can have: an optimizer's state,
+        and, where a batch has several micro-batches, the gradients of those before."""
+        stepper, tracker = self.stepper, self.tracker
+        if not stepper.optimizer.state:
+            self._first_update()
+        if micro_batch == stepper.settings.batch_size:
+            stepper.clear()
+        since, before = tracker.ledger.now + 1, tracker.multiplications
+        self._accumulate(micro_batch)
+        multiplications = tracker.multiplications - before
+        self._update()
+        return Step(
+            micro_batch,
+            len(self.example.input_ids),
+            self.example.labelled,
+            tracker.ledger.footprint(since, self.grain),
+            multiplications // micro_batch,
+        )
+
+    def _first_update(self) -> None:
+        """A step without its forward and backward pass: gradients of nought, which leave an optimizer's state as any do."""
+        import torch
+
+        for name, parameter in self.stepper.parameters.items():
+            parameter.grad = torch.zeros_like(parameter)
+            self.tracker.name_gradient(name, parameter)
+        self._update()
+
+    def _accumulate(self, micro_batch: int) -> None:
+        self.tracker.phase = BATCH
+        batch = collate([self.example] * micro_batch, pad_id=self.assembly.processor.pad_id)
+        self.tracker.phase = FORWARD
+        self.stepper.accumulate(
+            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.labelled
+        )
+
+    def _update(self) -> None:
+        self.tracker.phase = UPDATE
+        self.stepper.gradient_norm()
+        self.stepper.update()
+        self.tracker.name_optimizer_state(self.stepper)
+
+
+@contextmanager
+def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bool = False) -> Iterator[Watched]:
+    """Build a plan's model on the CPU and follow what happens to it; on `fake` tensors no number may be read."""
+    tracker = Tracker()
+    with tracker.following(answer if fake else None):
+        assembly = compose.build(plan, lookup, device="cpu", imagined=fake or plan.identity.model.weights is None)
+        if isinstance(assembly.processor, compose.NoProcessor):
+            assembly.processor = stand_in(assembly)
+        assembly.model.train()
+        tracker.name_weights(assembly)
+        tracker.phase = PREPARATION
+        stepper = stepper_for(assembly, plan.circumstance.train)
+        tracker.name_optimizer_state(stepper)
+        with tracker.looking_away():  # what a batch is made of waits in main memory
+            example = longest_record(assembly, longest or plan.circumstance.train.max_length)
+        yield Watched(assembly, stepper, tracker, example)
+
+
+@contextmanager
+def rehearsing(
+    plan: Plan, lookup: Lookup, machine: Machine, *, device: str, longest: int | None = None
+) -> Iterator[Watched]:
+    """Build a plan's model on fake tensors; no weight is read, and nothing is allocated.
+
+    `device` is `cuda` or `cpu`, whether it is here or not. `longest` is the length of the records in tokens, by default
+    the longest that the plan allows; every token that belongs to no picture is labelled.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")  # they were, or will be, given where the numbers are real
+        converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
+        # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
+        converter.set_tensor_memo = lambda *_: None
+        watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))
+        # Scaling the loss for fp16 changes no size, and asks whether a number is finite.
+        watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        if device == "cuda":
+            stack.enter_context(cuda.stand_in())
+            watched.grain = cuda.GRAIN
+            assembly = watched.assembly
+            sites = attention_sites(plan, assembly.architecture, assembly.towers, assembly.outputs)
+            chosen = {site.name: chosen.kernel for site, chosen in kernels_on(plan, sites, lookup, machine, "cuda")}
+            cuda.settle(assembly, watched.stepper, chosen)
+        gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
+        stack.callback(gc.unfreeze)
+        yield watched
+
+
+def answer(phase: str) -> float:
+    """The number that is read out of a tensor without content: an optimizer asks which step it takes.
+
+    Raises GraftworkError anywhere else, because what a model or strategy then does would depend on it.
+    """
+    if phase == UPDATE:
+        return 1.0
+    raise GraftworkError(
+        "the model or a memory strategy reads a number out of a tensor while it computes, which cannot be rehearsed; "
+        "let it decide by shapes and settings"
+    )
+
+
+def without_weights(plan: Plan) -> Plan:
+    """The plan with the same structure and random weights."""
+
+    def bare(choice: Choice) -> Choice:
+        return replace(choice, weights=None)
+
+    identity = plan.identity
+    parts = {part: bare(choice) for part, choice in identity.parts.items()}
+    return replace(plan, identity=replace(identity, model=bare(identity.model), parts=parts))
+
+
+def stand_in(assembly: Assembly) -> Processor:
+    """A processor with the tokenizer of the model's example, where its own is not there: no size depends on it."""
+    from tempfile import TemporaryDirectory
+
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    architecture = assembly.architecture
+    with TemporaryDirectory() as folder, unset_fake_temporarily():
+        architecture.example(Path(folder))
+        return architecture.processor(config_of(assembly.plan.identity.model), Path(folder), assembly.outputs)
+
+
+def longest_record(assembly: Assembly, longest: int) -> Encoded:
+    """A record with a picture and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
+    from io import BytesIO
+
+    import torch
+    from PIL import Image
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    file = BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "PNG")
+    turns = (Turn("user", "<image>\nWhat is this?"), Turn("assistant", "no"))
+    with unset_fake_temporarily():
+        example = assembly.processor.encode(Record("rehearsal", turns, (Picture(data=file.getvalue()),)))
+    if len(example.input_ids) > longest:
+        raise GraftworkError(
+            f"train.max_length is {longest}, and a picture with a short question already takes "
+            f"{len(example.input_ids)} tokens; allow more"
+        )
+    filler = longest - len(example.input_ids)
+    ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
+    seen = [*example.picture_positions, *[False] * filler]
+    labels = [IGNORED if pixel else token for pixel, token in zip(seen, ids, strict=True)]
+    pixels = {part: torch.zeros(value.shape, dtype=value.dtype) for part, value in example.pixels.items()}
+    return Encoded(ids, seen, labels, pixels)

@@ -1,0 +1,211 @@
+"""Follows every storage of a step, on real tensors and on fake ones, into a ledger."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from graftwork.memory.timeline import (
+    BACKWARD,
+    BUILD,
+    FORWARD,
+    FROZEN,
+    GRADIENTS,
+    OPTIMIZER,
+    PREPARATION,
+    TRAINED,
+    UPDATE,
+    Holding,
+    Ledger,
+    Moment,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+    from graftwork.contracts.stepper import Stepper
+
+MODULE = "graftwork_module"
+"""The key under which a node of the autograd graph remembers the module that made it."""
+
+
+class Tracker:
+    """Keeps a ledger of every storage that an operation of PyTorch makes while `following` is entered.
+
+    It sees what operators return. What a kernel takes for itself while it runs, and what a library keeps for good (the
+    workspaces of cuBLAS, the CUDA context), it does not see.
+    """
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.phase = BUILD
+        self.multiplications = 0
+        """Floating-point operations of matrix products and convolutions so far."""
+        self._alive: dict[int, tuple[weakref.ref[Any], Holding]] = {}
+        self._names: dict[int, str] = {}
+        self._within: list[str] = []
+        self._stretch, self._forwards = 0, True
+        self._away = False
+
+    @contextmanager
+    def following(self, answer: Callable[[str], float] | None = None) -> Iterator[None]:
+        """While entered, everything is followed. `answer` gives, for a phase, the number that code reads out of a tensor
+        that has none; it raises where there is no good answer."""
+        from torch.nn.modules import module
+
+        mode = _mode(self, answer)
+        with ExitStack() as stack:
+            for handle in (
+                module.register_module_forward_pre_hook(self._enter),
+                module.register_module_forward_hook(self._leave, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            stack.enter_context(mode)
+            yield
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While entered, nothing is followed."""
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
+
+    # What happens ---------------------------------------------------------------------------------------------------------
+
+    def happened(self, operation: str, made: object) -> None:
+        """An operation ran and returned what it `made`."""
+        import torch
+
+        if self._away:
+            return
+        backward = torch._C._current_graph_task_id() != -1
+        # While gradients are computed, a module's call, or a graph that is built, can only be a recomputation.
+        forwards = self.phase == FORWARD and (not backward or bool(self._within) or torch.is_grad_enabled())
+        if forwards != self._forwards:
+            self._forwards, self._stretch = forwards, self._stretch + 1
+        node: Any = torch._C._current_autograd_node() if backward else None
+        path = self._within[-1] if self._within else str(node.metadata.get(MODULE, "")) if node is not None else ""
+        phase = BACKWARD if backward and self.phase == FORWARD else self.phase
+        self.ledger.moments.append(Moment(phase, path, operation, self._stretch, forwards))
+        for tensor in tensors_in(made):
+            self.see(tensor, path, phase)
+
+    def see(self, tensor: Tensor, path: str, phase: str) -> Holding | None:
+        """The holding of a tensor's storage, which is new if it was not seen before."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse tensors, and wrappers without a storage of their own
+            return None
+        key, size = storage._cdata, storage.nbytes()
+        known = self._alive.get(key)
+        if known and known[1].size == size:
+            return known[1]
+        if known:  # it was resized
+            self._died(key, known[0])
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        holding = Holding(size, max(self.ledger.now, 0), phase, self._stretch, path, tuple(tensor.shape), dtype)
+        self.ledger.holdings.append(holding)
+        self._alive[key] = (weakref.ref(storage, partial(self._died, key)), holding)
+        return holding
+
+    def _died(self, key: int, reference: weakref.ref[Any]) -> None:
+        known = self._alive.get(key)
+        if known and known[0] is reference:
+            del self._alive[key]
+            known[1].died, known[1].last_stretch = self.ledger.now + 1, self._stretch
+
+    # What things are ------------------------------------------------------------------------------------------------------
+
+    def name_weights(self, assembly: Assembly) -> None:
+        """Learn the names of modules and weights, once the model is built; from now on gradients are known too."""
+        self._names = {id(module): name for name, module in assembly.model.named_modules()}
+        for value in assembly.base_values.values():
+            if holding := self.see(value, "", BUILD):
+                holding.size = 0  # it is in main memory, whatever the device
+        for name, tensor in (*assembly.model.named_parameters(), *assembly.model.named_buffers()):
+            if holding := self.see(tensor, name, BUILD):
+                holding.category, holding.path = (TRAINED if tensor.requires_grad else FROZEN), name
+                holding.shape = tuple(tensor.shape)
+        for name, parameter in assembly.trained().items():
+            hook: Any = parameter.register_post_accumulate_grad_hook
+            hook(partial(self.name_gradient, name))
+
+    def name_gradient(self, name: str, parameter: Tensor) -> None:
+        """Learn which tensor is a parameter's gradient."""
+        if parameter.grad is not None and (holding := self.see(parameter.grad, name, BACKWARD)):
+            holding.category, holding.path = GRADIENTS, name
+
+    def name_optimizer_state(self, stepper: Stepper) -> None:
+        """What an update made and did not drop is the optimizer's; its names are read where it has the usual place."""
+        for _, holding in self._alive.values():
+            if holding.phase in (PREPARATION, UPDATE) and not holding.category:
+                holding.category = OPTIMIZER
+        for name, parameter in stepper.parameters.items():
+            for key, value in stepper.optimizer.state.get(parameter, {}).items():
+                if hasattr(value, "untyped_storage") and (found := self.see(value, "", UPDATE)):
+                    found.category, found.path = OPTIMIZER, f"{name}.{key}"
+
+    # Where it happens -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, module: Any, inputs: Any) -> None:
+        self._sign(inputs)
+        self._within.append(self._names.get(id(module), type(module).__name__))
+
+    def _leave(self, module: Any, inputs: Any, output: Any) -> None:
+        self._sign(output)
+        self._within.pop()
+
+    def _sign(self, value: object) -> None:
+        """Write the module that is being computed into the nodes of the graph that nobody has signed yet."""
+        nodes: list[Any] = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
+        path = self._within[-1] if self._within else ""
+        while nodes:
+            node = nodes.pop()
+            if MODULE not in node.metadata:
+                node.metadata[MODULE] = path
+                nodes += [before for before, _ in node.next_functions if before is not None]
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor in a value, at any depth of its lists, tables and plain objects."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
+    """The mode in which PyTorch shows every operator to the tracker."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    number, device = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
+
+    class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is device:  # of a fake tensor, and so often that the way through all modes would take half the time
+                return args[0].fake_device
+            if func is number and answer is not None:
+                return type_of(args[0].dtype)(answer(tracker.phase))
+            made = func(*args, **(kwargs or {}))
+            if count := flop_registry.get(func.overloadpacket):
+                tracker.multiplications += count(*args, **(kwargs or {}), out_val=made)
+            tracker.happened(func.overloadpacket.__name__, made)
+            return made
+
+    def type_of(dtype: torch.dtype) -> type:
+        return float if dtype.is_floating_point else bool if dtype == torch.bool else int
+
+    return Following()  # type: ignore[no-untyped-call]

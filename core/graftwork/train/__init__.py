@@ -1,0 +1,1 @@
+"""The training loop, resuming, and the verdict on a run."""

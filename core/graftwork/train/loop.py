@@ -1,0 +1,371 @@
+"""The training loop: one, for every model, method and strategy."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import processes
+from graftwork.build import compose
+from graftwork.checkpoint import manifest, store, verification
+from graftwork.contracts.batch import Encoded, collate
+from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan, TrainSettings
+from graftwork.contracts.stepper import stepper_for
+from graftwork.contracts.verdict import Verdict
+from graftwork.data.sampling import Sampler, steps_for
+from graftwork.data.training_data import TrainingData, cut, gather
+from graftwork.errors import CheckpointError, DataError, GraftworkError
+from graftwork.memory import budget
+from graftwork.train import data_parallel
+from graftwork.train.health import Health
+from graftwork.train.resuming import keep_log, random_states, restore_random_states, resumable
+from graftwork.train.schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+
+LOG = "log.jsonl"
+MEASURING = 2
+"""The steps after which the memory of all others is known: from the second on there is an optimizer's state."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    checkpoint: Path
+    verdict: Verdict
+    assembly: Assembly
+    data: dict[str, Any]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    peak: int | None = None
+    """The most bytes that tensors took of the device; None on a device that does not say."""
+
+
+def train(
+    plan: Plan,
+    lookup: Lookup,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    listen: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Train a plan, and write its log and its checkpoints into `out`.
+
+    With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
+    those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
+    the plan's next rung, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
+    verdict says so. Collective: several processes share each step's records, and only the first writes and tells.
+    """
+    while True:
+        try:
+            return attempt(plan, lookup, out, resume=resume, device=device, listen=listen)
+        except OutOfMemory as error:
+            below = budget.below(plan) if error.early and processes.count() == 1 else None
+            if below is None:
+                raise
+            said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.described(below)}"
+        listen(MemoryRanOut(out, said))
+        plan = below
+        let_go()
+
+
+def let_go() -> None:
+    """Give back what a run that ran out of memory has left on its device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def attempt(
+    plan: Plan,
+    lookup: Lookup,
+    out: Path,
+    *,
+    resume: bool,
+    device: str | None,
+    listen: Callable[[Event], None],
+) -> Outcome:
+    """One try of `train`; OutOfMemory where the device's memory does not hold it."""
+    import torch
+
+    settings = plan.circumstance.train
+    found = store.checkpoints(out)
+    if found and not resume:
+        raise CheckpointError(
+            f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
+        )
+    start = found[-1] if found else None
+    if len(seen := dict.fromkeys(processes.gather(start.name if start else "none"))) > 1:
+        raise CheckpointError(
+            f"the processes do not see the same checkpoints in '{out}' ({', '.join(seen)}); name a "
+            "folder with --out that all machines share"
+        )
+    saved = resumable(start, plan) if start else None
+    if processes.is_first():
+        store.sweep(out)
+
+    budget.enforce(plan, device)
+    try:
+        assembly = compose.build(
+            plan,
+            lookup,
+            device=device,
+            trained=store.read_tensors(start / store.TENSORS) if start else None,
+            processor_folder=start / store.PROCESSOR if start else None,
+        )
+    except torch.OutOfMemoryError:
+        raise OutOfMemory("while the model was built", early=start is None) from None
+    data = gather(plan, lookup, assembly.processor)
+    steps = steps_for(len(data.records), settings.batch_size, settings.epochs, settings.steps)
+    if not assembly.trained():
+        raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
+    loop = Loop(plan, assembly, data, steps, out, lookup, listen)
+    if start and saved:
+        loop.restore(saved, start)
+    return loop.run()
+
+
+class OutOfMemory(GraftworkError):
+    """The device's memory does not hold the run; `early` while nothing is lost by beginning again."""
+
+    def __init__(self, when: str, *, early: bool) -> None:
+        super().__init__(
+            f"the device's memory ran out {when}; lower train.micro_batch_size or memory.budget, or name strategies in memory"
+        )
+        self.early = early
+
+
+class Loop:
+    """One run of optimizer steps over an assembled model."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        assembly: Assembly,
+        data: TrainingData,
+        steps: int,
+        out: Path,
+        lookup: Lookup,
+        listen: Callable[[Event], None],
+    ) -> None:
+
+        self.plan, self.assembly, self.data, self.steps, self.out, self.lookup = (
+            plan,
+            assembly,
+            data,
+            steps,
+            out,
+            lookup,
+        )
+        self.settings: TrainSettings = plan.circumstance.train
+        self.step = 0
+        self._listen = listen
+        self.stepper = stepper_for(assembly, self.settings)
+        self.health = Health(assembly.processor.vocabulary, assembly.precision, assembly.architecture.overflows_in)
+        self.sampler = Sampler(
+            data.lengths,
+            min(self.settings.batch_size, len(data.records)),
+            seed=plan.circumstance.seed,
+            by_length=self.settings.group_by_length,
+        )
+        self.log: list[dict[str, Any]] = []
+        self.probe = verification.probe_tensors(self.first_usable(), assembly.processor.pad_id)
+        self.filler = self.shortest_with_pictures() if self.stepper.lockstep else None
+
+    def run(self) -> Outcome:
+        """Take the remaining steps, save, and judge."""
+        import torch
+
+        remarks = [(strategy.name, strategy.remark(self.assembly)) for strategy in self.assembly.strategies]
+        said = tuple(f"{name}: {remark}" for name, remark in remarks if remark)
+        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, said))
+        self.assembly.model.train()
+        # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
+        if self.step == 0:
+            torch.manual_seed(self.plan.circumstance.seed + processes.rank())
+        folder = self.out / f"checkpoint-{self.step}"
+        if self.assembly.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.assembly.device)
+        self.out.mkdir(parents=True, exist_ok=True)
+        file = self.out / LOG if processes.is_first() else Path(os.devnull)
+        with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
+            upcoming = ahead.submit(self.encode_share, self.step)
+            while self.step < self.steps and not self.health.hopeless:
+                began = time.perf_counter()  # Waiting for data is part of a step's time.
+                later = self.step
+                while not (whole := data_parallel.tally(micro_batches := upcoming.result())).records:
+                    if (later := later + 1) == self.step + len(self.data.records):
+                        raise self.nothing_usable()
+                    upcoming = ahead.submit(self.encode_share, later)
+                if self.step + 1 < self.steps:
+                    upcoming = ahead.submit(self.encode_share, self.step + 1)
+                try:
+                    line = self.take_step(micro_batches, whole, began)
+                except torch.OutOfMemoryError:
+                    early = self.step < MEASURING and not store.checkpoints(self.out)
+                    raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
+                if self.step % self.settings.log_every == 0 or self.step == self.steps:
+                    self.log.append(line)
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                last = self.step == self.steps or self.health.hopeless
+                if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
+                    folder = self.save()
+        verdict = self.health.verdict()
+        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
+        return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
+
+    def encode_share(self, step: int) -> list[list[Encoded]]:
+        """This process's encoded records of a step, in micro-batches."""
+        examples = self.encode(data_parallel.own(self.sampler.batch(step)))
+        size = self.settings.micro_batch_size or max(1, len(examples))
+        return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+    def first_usable(self) -> list[Encoded]:
+        """All encoded records of the first step that has any that can be used."""
+        for step in range(len(self.data.records)):
+            if encoded := self.encode(self.sampler.batch(step)):
+                return encoded
+        raise self.nothing_usable()
+
+    def nothing_usable(self) -> DataError:
+        """What to raise when no record can be encoded."""
+        return DataError("no record of the data can be used", self.data.summary["bad"][-3:])
+
+    def shortest_with_pictures(self) -> Encoded:
+        """The shortest record with a picture that can be used; without pictures where there are none."""
+        records, lengths = self.data.records, self.data.lengths
+        for index in sorted(range(len(records)), key=lambda index: (not records[index].pictures, lengths[index])):
+            if encoded := self.encode([index]):
+                return encoded[0]
+        raise self.nothing_usable()
+
+    def encode(self, indices: Sequence[int]) -> list[Encoded]:
+        """Records by index, encoded; one whose picture cannot be read, or of which too little is left, is left out and
+        counted once."""
+        encoded = []
+        for index in indices:
+            record = self.data.records[index]
+            try:
+                encoded.append(cut(self.assembly.processor.encode(record), self.settings.max_length))
+            except DataError as error:
+                if self.plan.circumstance.strict_data:
+                    raise
+                self.data.leave_out([f"{record.where or record.id}: {error}"])
+        return encoded
+
+    def take_step(
+        self, micro_batches: Sequence[Sequence[Encoded]], whole: data_parallel.Tally, began: float
+    ) -> dict[str, Any]:
+        """One optimizer step, which `began` at that time, on this process's share of it; returns its line of the log."""
+        factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
+        self.stepper.set_rate(factor)
+        if self.filler:
+            micro_batches = data_parallel.in_step(micro_batches, whole, self.filler)
+        loss = 0.0
+        for number, examples in enumerate(micro_batches, 1):
+            batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
+            loss += float(self.stepper.accumulate(batch, whole.labelled, last=number == len(micro_batches)))
+        loss = sum(processes.gather(loss))
+        norm = float(self.stepper.gradient_norm())
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not skipped:
+            self.stepper.update()
+        self.stepper.clear()
+        self.health.saw(loss, skipped=skipped)
+        self.step += 1
+        event = StepTaken(
+            self.out,
+            step=self.step,
+            steps=self.steps,
+            loss=loss,
+            learning_rate=self.settings.learning_rate * factor,
+            gradient_norm=norm,
+            images=whole.images,
+            tokens=whole.tokens,
+            seconds=time.perf_counter() - began,
+            memory=self.memory(),
+        )
+        self.tell(event)
+        return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
+
+    def memory(self) -> int:
+        """The most bytes that tensors have taken of a card so far; 0 on a CPU."""
+        import torch
+
+        device = self.assembly.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+    def tell(self, event: Event) -> None:
+        """Tell the caller and every observer, once for all processes."""
+        if processes.is_first():
+            self._listen(event)
+            self.lookup.emit(event)
+
+    def save(self) -> Path:
+        """Save a complete checkpoint of now, and let the oldest go."""
+        folder = self.out / f"checkpoint-{self.step}"
+        for bad in processes.gather(self.data.summary["bad"]):
+            self.data.leave_out(bad)
+        store.save(
+            self.assembly,
+            folder,
+            self.lookup,
+            step=self.step,
+            steps=self.steps,
+            probe=self.probe,
+            health=self.health.verdict(),
+            data=self.data.recorded(),
+            optimizer=self.state(),
+        )
+        if processes.is_first():
+            for old in store.checkpoints(self.out)[: -self.settings.keep]:
+                store.remove(old)
+        self.tell(CheckpointSaved(self.out, self.step, folder))
+        return folder
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs besides the trained tensors, as tensors."""
+        import torch
+
+        state = self.stepper.state()
+        state |= random_states(self.assembly.device)
+        state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
+        state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
+        return state
+
+    def restore(self, saved: manifest.Manifest, start: Path) -> None:
+        """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
+        import torch
+
+        state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
+        self.step = saved.step
+        self.stepper.restore(state)
+        # A process that had no counterpart then starts from the seed, and differs from the others.
+        torch.manual_seed(self.plan.circumstance.seed + self.step + processes.rank())
+        restore_random_states(state, self.assembly.device)
+        self.health.losses = state["losses"].tolist()
+        self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
+        self.data.leave_out(saved.data["bad"])
+        if processes.is_first():
+            self.log = keep_log(self.out / LOG, self.step)
+
+
+LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")

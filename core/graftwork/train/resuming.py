@@ -1,0 +1,100 @@
+"""Resuming: whether a run may go on from a checkpoint, its random numbers, and what of its log still counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import processes
+from graftwork.checkpoint import manifest, store
+from graftwork.contracts.plan import Plan
+from graftwork.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def resumable(start: Path, plan: Plan) -> manifest.Manifest:
+    """The manifest of the checkpoint to go on from; it must be whole, and of the same plan."""
+    read = manifest.read(start)
+    manifest.check_files(read, start)
+    if store.OPTIMIZER + "/state.safetensors" not in read.files:
+        raise CheckpointError(f"'{start}' holds no optimizer state to resume from; start a new run with --out")
+    then, now = comparable(read.plan), comparable(store.with_fingerprints(plan, start))
+    if then != now:
+        differing = sorted(_differences(then, now))
+        raise CheckpointError(
+            f"'{start}' was trained with another plan, so it cannot be resumed; change it back, or name another folder with "
+            "--out",
+            differing[:10],
+        )
+    return read
+
+
+def comparable(plan: Plan) -> dict[str, Any]:
+    """What of a plan must be the same when a run is resumed: all but where weights are, the plugins' versions, and how a
+    batch is cut to fit a device."""
+
+    def bare(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
+        if key == "weights" and skipped:
+            return value and value["sha256"]
+        if key in ("settings", "config"):
+            skipped = ()  # What others have named means what they mean by it.
+        if isinstance(value, dict):
+            return {name: bare(name, inner, skipped) for name, inner in value.items() if name not in skipped}
+        return [bare("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
+
+    elsewhere = ("folder", "version", "attention", "evaluate", "rungs", "budget", "micro_batch_size")
+    result: dict[str, Any] = bare("", plan.to_json(), elsewhere)
+    return result
+
+
+def _differences(then: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        return [d for key in keys for d in _differences(then.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if then == now else [f"{path}: {then!r} then, {now!r} now"]
+
+
+def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
+    """Drop what a killed run logged after `step`; returns the lines that stay."""
+    kept = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # The line that was being written when the run was killed.
+        if line["step"] <= step:
+            kept.append(line)
+    work = file.with_suffix(".unfinished")
+    work.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    work.replace(file)
+    return kept
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Where the random numbers of every process are, by name. Collective."""
+    import torch
+
+    mine = {"random/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        mine["random/cuda"] = torch.cuda.get_rng_state(device)
+    states = enumerate(processes.gather(mine))
+    return {_of_process(name, rank): state for rank, found in states for name, state in found.items()}
+
+
+def restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Take up this process's random numbers where `random_states` found them; those it does not hold stay."""
+    import torch
+
+    if (drawn := state.get(_of_process("random/cpu", processes.rank()))) is not None:
+        torch.set_rng_state(drawn)
+    if device.type == "cuda" and (drawn := state.get(_of_process("random/cuda", processes.rank()))) is not None:
+        torch.cuda.set_rng_state(drawn, device)
+
+
+def _of_process(name: str, rank: int) -> str:
+    return f"{name}/{rank}" if rank else name

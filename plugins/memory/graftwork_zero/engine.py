@@ -1,0 +1,201 @@
+"""Training steps by a DeepSpeed engine, which is kept quiet and from compiling anything."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import processes
+from graftwork.contracts import Stepper, summed_loss
+from graftwork.errors import GraftworkError, PlanRefused
+from graftwork_zero import config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftwork.contracts import Assembly, Batch, TrainSettings
+    from graftwork_zero import ZeroSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(Stepper):
+    """Steps of DeepSpeed: its gradients, its clipping, and PyTorch's AdamW on what each process keeps."""
+
+    together = True
+    lockstep = True
+
+    def __init__(self, assembly: Assembly, settings: TrainSettings, zero: ZeroSettings) -> None:
+        import torch
+
+        super().__init__(assembly, settings)
+        self.norms = torch.zeros(len(self.parameters))
+        if type(self.optimizer) is not torch.optim.AdamW:
+            raise PlanRefused(
+                f"'zero' shares out the state of AdamW, and another memory strategy brings {type(self.optimizer).__name__}; "
+                "use one or the other"
+            )
+        given = config.read(zero.config)
+        packed = next((n for n, p in assembly.model.named_parameters() if not p.is_floating_point()), None)
+        if packed and config.stage_of(given, zero) == 3:
+            raise PlanRefused(
+                f"'zero' shares out floating-point weights in stage 3, and '{packed}' is quantised; use stage 2"
+            )
+        if clause := config.steps_contradiction(given, zero, settings, processes.count()):
+            raise PlanRefused(clause)
+        processes.form_group(assembly.device)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, and by it chooses the device
+        deepspeed = import_deepspeed()
+        self.adamw: Any = self.optimizer
+        try:
+            with quiet():
+                self.engine, self.optimizer, *_ = deepspeed.initialize(
+                    model=running_inside(assembly.model),
+                    optimizer=self.adamw,
+                    config=config.combined(given, zero, settings),
+                    dist_init_required=False,
+                )
+        except ValueError as error:  # pydantic's, of what DeepSpeed does not know
+            raise PlanRefused(
+                f"DeepSpeed refuses the configuration '{zero.config}'; correct it", str(error).splitlines()[:4]
+            ) from error
+        self.updated = False
+        assembly.running = self.engine
+
+    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
+        def compute() -> Tensor:
+            with self.assembly.autocast():
+                return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
+
+        self.engine.set_gradient_accumulation_boundary(last)
+        loss: Tensor = self.engine(compute)
+        # DeepSpeed averages over processes, and each loss is divided by the labels of all of them already.
+        self.engine.backward(loss * processes.count())
+        return loss.detach()
+
+    def gradient_norm(self) -> Tensor:
+        import torch
+        from deepspeed.utils import safe_get_full_grad
+
+        self.norms = torch.stack([safe_get_full_grad(parameter).norm() for parameter in self.parameters.values()])
+        return self.norms.norm()
+
+    def update(self) -> None:
+        self.engine.step()
+        self.updated = True
+
+    def clear(self) -> None:
+        if not self.updated:
+            from deepspeed.utils import safe_set_full_grad
+
+            # DeepSpeed drops a step with a gradient that is not finite itself, with all that it has gathered.
+            largest = int(self.norms.nan_to_num(math.inf).argmax())
+            parameter = list(self.parameters.values())[largest]
+            safe_set_full_grad(parameter, parameter.new_full(shape_of(parameter), math.inf))
+            self.engine.step()
+        self.updated = False
+
+    def state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = {}
+        for values in list(self.adamw.state.values())[:1]:  # none before the first step; they all count the same steps
+            for name, parameter in self.parameters.items():
+                state[f"{name}/step"] = values["step"].cpu().clone()
+                for key in MOMENTS:
+                    state[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).cpu().contiguous()
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        import torch
+
+        steps = [value for key, value in state.items() if key.endswith("/step")]
+        if not steps:
+            return
+        optimizer: Any = self.optimizer
+        sharded = hasattr(optimizer, "fp32_partitioned_groups_flat")
+        for flat in optimizer.fp32_partitioned_groups_flat if sharded else optimizer.single_partition_of_fp32_groups:
+            self.adamw.state[flat] = {"step": max(steps).clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        if not sharded:
+            optimizer._lazy_init_hp_params_optimizer_state()  # so that parameters know their places in these
+        for name, parameter in self.parameters.items():
+            for key in MOMENTS:
+                if (value := state.get(f"{name}/{key}")) is not None:
+                    set_moment(parameter, key, value.to(self.assembly.device))
+
+
+def set_moment(parameter: Any, key: str, value: Tensor) -> None:
+    """Put this process's part of a moment of AdamW where DeepSpeed keeps it."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if not hasattr(parameter, "ds_id"):
+        safe_set_full_optimizer_state(parameter, value, key)
+        return
+    # Parts are equally long, and the last one is filled up; DeepSpeed's own way to set a whole tensor forgets that.
+    size = parameter.ds_tensor.numel()
+    filled = value.new_zeros(size * processes.count())
+    filled[: value.numel()] = value.flatten()
+    safe_set_local_optimizer_state(parameter, filled[size * processes.rank() :][:size], key)
+
+
+def running_inside(model: nn.Module) -> nn.Module:
+    """A module around `model` whose forward runs what it is given: DeepSpeed fetches weights only within a forward."""
+    from torch import nn
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, work: Callable[[], Any]) -> Any:
+            return work()
+
+    return Inside()
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """The shape of a parameter, of which a process may have a part."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, which says nothing below an error, and refuses to compile."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    with quiet():
+        import deepspeed
+        from deepspeed.ops.op_builder.builder import OpBuilder
+
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        # Messages between CPUs go through gloo; DeepSpeed would compile a way through shared memory.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    OpBuilder.jit_load = refuse_to_compile
+    return deepspeed
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While entered, nothing is logged below an error, and nothing warned of: DeepSpeed tells what it finds and does."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def refuse_to_compile(builder: Any, verbose: bool = True) -> Any:
+    """Stands in for DeepSpeed's compilation at run time, which takes minutes and waits for ever on a killed one's lock."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    locks = [f"a compilation that was killed, or is running, holds '{lock}'" for lock in folder.glob("**/lock")]
+    raise GraftworkError(
+        f"DeepSpeed wants to compile its '{builder.name}'; leave out of its configuration what needs that, or install "
+        f"DeepSpeed with DS_BUILD_{builder.name.upper()}=1",
+        locks,
+    )

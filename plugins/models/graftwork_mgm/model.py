@@ -1,0 +1,239 @@
+"""MGM's modules: two vision towers, patch-info mining, connector and language model (Li et al. 2024, arXiv:2403.18814)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graftwork.attention import attend
+from graftwork.contracts import Batch, Structure, TowerOutput
+from graftwork_mgm import TOWERS
+from graftwork_mgm.backbones import Backbone
+
+
+class VisionLanguage(nn.Module):
+    """A language model that reads pictures (see `graftwork.model.VisionLanguageModel`).
+
+    Everything with weights sits inside the language model, under the names of published weights.
+    """
+
+    def __init__(self, language: Any, parts: Sequence[str], grid: int, overview: bool) -> None:
+        """`language` is transformers' model without a head, with towers, connector and mining's projections inside."""
+        super().__init__()
+        self.model = language
+        self.mining = Mining(language, grid, overview)
+        self.parts, self.views = tuple(parts), grid**2 + overview
+
+    def tower(self, part: str) -> nn.Module:
+        """The tower of a part."""
+        return self.get_submodule(TOWERS[part])
+
+    def see(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Every part's maps for the pictures; autograd keeps nothing of a tower that is not trained."""
+        return {part: self.tower(part)(pixels[part]) for part in self.parts} if pixels else {}
+
+    def train(self, mode: bool = True) -> VisionLanguage:
+        """Towers that are not trained stay in evaluation mode: their stochastic depth is for their own training."""
+        super().train(mode)
+        for part in self.parts:
+            tower = self.tower(part)
+            tower.train(mode and trained(tower))
+        return self
+
+    def forward(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+        """The final hidden states `[rows, tokens, width]`."""
+        embedded = self.model.embed_tokens(batch.input_ids)
+        features = self.see(batch.pixels) if features is None else features
+        if features:
+            # Gemma scales what enters it, pictures too; where transformers does so in the embedding, pictures miss it.
+            scale = getattr(self.model.embed_tokens, "scalar_embed_scale", 1.0)
+            tokens = (self.picture_tokens(features) * scale).to(embedded.dtype)
+            embedded = embedded.masked_scatter(batch.picture_positions.unsqueeze(-1), tokens)
+        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.model(
+            inputs_embeds=embedded,
+            attention_mask=batch.attention_mask,
+            position_ids=positions[:, -embedded.shape[1] :],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The vocabulary's scores `[..., vocabulary]`."""
+        head = getattr(self, "lm_head", self.model.embed_tokens)
+        return functional.linear(hidden, head.weight)
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        return transformers.DynamicCache(config=self.model.config)
+
+    def picture_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """`[pictures, tokens, width of the language model]` from the towers' maps."""
+        (low,) = features["low"]
+        low = low.unflatten(0, (-1, self.views))
+        tokens = self.mining(low, features["high"]) if "high" in features else low.flatten(3).transpose(2, 3)
+        projected: Tensor = self.model.mm_projector(tokens.flatten(1, 2))
+        return projected
+
+
+def pyramid(maps: Sequence[Tensor]) -> Tensor:
+    """All maps at the finest one's resolution, joined along the width."""
+    size = list(maps[0].shape[-2:])
+    return torch.cat([maps[0], *(scaled(coarse, size) for coarse in maps[1:])], dim=1)
+
+
+def scaled(maps: Tensor, size: list[int]) -> Tensor:
+    """`[…, *size]`, bilinearly and in fp32 whatever the maps' dtype."""
+    return functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False).to(maps.dtype)
+
+
+def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """`[pictures * rows * columns, pixels, width]`: windows and the pixels in them row by row."""
+    windows = maps.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
+    pictures, width, row, y, column, x = range(6)
+    return windows.permute(pictures, row, column, y, x, width).flatten(3, 4).flatten(0, 2)
+
+
+class Mining(nn.Module):
+    """Patch-info mining: every low patch looks at the high pixels that it covers.
+
+    Without upstream's replacement of NaN among the scores: a NaN is to be noticed.
+    """
+
+    def __init__(self, language: nn.Module, grid: int, overview: bool) -> None:
+        super().__init__()
+        self.grid, self.overview = grid, overview
+        self.owner = (language,)
+        """Whose the projections are, under published names; in a tuple, so that it is no child of this module."""
+
+    def forward(self, low: Tensor, high: Sequence[Tensor]) -> Tensor:
+        """`[pictures, views, patches, width]` from the low map `[pictures, views, width, rows, columns]` and the high ones.
+
+        Only what is given and what is returned is large by itself; what lies between is several times larger.
+        """
+        rows, columns = low.shape[-2:]
+        tokens = low.flatten(3).transpose(2, 3)
+        windows = cut(self.tiles(pyramid(high)), rows, columns)
+        query, key, value = (getattr(self.owner[0], f"vlm_uni_{name}_projector") for name in ("query", "aux", "val"))
+        mined = self.attend(query(tokens).flatten(0, 2), key(windows), value(windows))
+        return tokens + mined.view_as(tokens)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`[patches, width]` from queries of that shape and `[patches, pixels, width]` keys and values."""
+        scale = queries.shape[-1] ** -0.5
+        mined: Tensor = attend(self, queries[:, None, None], keys[:, None], values[:, None], causal=False, scale=scale)
+        return mined[:, 0, 0]
+
+    def tiles(self, whole: Tensor) -> Tensor:
+        """`[pictures * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
+        if self.grid == 1:
+            return whole
+        size = [side // self.grid for side in whole.shape[-2:]]
+        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [pictures, tiles, pixels, width]
+        views = views.transpose(2, 3).unflatten(3, size)
+        if self.overview:
+            views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
+        return views.flatten(0, 1)
+
+
+def trained(module: nn.Module) -> bool:
+    """Whether any parameter requires gradients."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def structure(
+    backbone: Backbone,
+    config: Mapping[str, Any],
+    towers: Mapping[str, nn.Module],
+    outputs: Mapping[str, TowerOutput],
+    attn_implementation: str,
+) -> Structure:
+    """The built model and its map."""
+    language = language_model(backbone, config["language"], attn_implementation)
+    model = VisionLanguage(language, tuple(towers), config["image_grid"], config["image_global"])
+    for part, tower in towers.items():
+        owner, _, name = TOWERS[part].rpartition(".")
+        model.get_submodule(owner).add_module(name, tower)
+    width = outputs["low"].widths[0]
+    language.add_module("mm_projector", connector(config["projector_type"], width, language.config.hidden_size))
+    if "high" in towers:
+        fine = sum(outputs["high"].widths)
+        for name, taken in (("query", width), ("aux", fine), ("val", fine)):
+            language.add_module(
+                f"vlm_uni_{name}_projector", nn.Sequential(nn.LayerNorm(taken), nn.Linear(taken, width))
+            )
+    # Checkpoints of before there were others than Gemma do not say that it is tied.
+    tied = config["language"].get("tie_word_embeddings", True)
+    if not tied:
+        model.add_module("lm_head", nn.Linear(language.config.hidden_size, language.config.vocab_size, bias=False))
+    layers = tuple(f"model.layers.{i}" for i in range(len(language.layers)))
+    vision = {f"vision.{part}": TOWERS[part] for part in towers}
+    return Structure(
+        model,
+        roles=roles(model, layers) | {name: (tower,) for name, tower in vision.items()},
+        blocks={
+            "language": layers,
+            **({"mining": ("mining",)} if "high" in towers else {}),
+            **{name: repeated(model, tower) for name, tower in vision.items()},
+        },
+        sites={"language": layers, "mining": ("mining",), **{name: (tower,) for name, tower in vision.items()}},
+        copies={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
+    )
+
+
+def language_model(backbone: Backbone, config: Mapping[str, Any], attn_implementation: str) -> Any:
+    """transformers' model without a head, in fp32 and with its own random initialisation."""
+    # A copy, because transformers writes into what it is given.
+    own = copy.deepcopy({key: config[key] for key in config if key != "hidden_act"})
+    settings = getattr(transformers, backbone.config)(**own)
+    # Set afterwards: transformers 5 takes Gemma's "gelu" for the tanh approximation, and MGM was trained with the exact one.
+    settings.hidden_act = config.get("hidden_act", settings.hidden_act)
+    return getattr(transformers, backbone.model)._from_config(settings, attn_implementation=attn_implementation)
+
+
+def connector(kind: str, width: int, hidden: int) -> nn.Module:
+    """The connector `kind` from the low tower's width to the language model's."""
+    if kind == "identity":
+        return nn.Identity()
+    layers: list[nn.Module] = [nn.Linear(width, hidden)]
+    if kind == "linear":
+        return layers[0]
+    for _ in range(int(kind.removeprefix("mlp").removesuffix("x_gelu")) - 1):
+        layers += [nn.GELU(), nn.Linear(hidden, hidden)]
+    return nn.Sequential(*layers)
+
+
+def roles(model: VisionLanguage, layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Role to the names of its modules, without the towers."""
+    norms = [f"{layer}.{name}" for layer in layers for name in ("input_layernorm", "post_attention_layernorm")]
+    found = {
+        "language.attention": tuple(f"{layer}.self_attn" for layer in layers),
+        "language.mlp": tuple(f"{layer}.mlp" for layer in layers),
+        "language.norms": (*norms, "model.norm"),
+        "language.embeddings": ("model.embed_tokens",),
+        "connector": ("model.mm_projector",),
+    }
+    if hasattr(model, "lm_head"):
+        found["language.head"] = ("lm_head",)
+    if "high" in model.parts:
+        found["mining"] = tuple(f"model.vlm_uni_{name}_projector" for name in ("query", "aux", "val"))
+    return found
+
+
+def repeated(model: nn.Module, tower: str) -> tuple[str, ...]:
+    """The repeated blocks of a tower: the members of its innermost lists of modules, for a stage would be half a tower."""
+    lists = [
+        name
+        for name, module in model.get_submodule(tower).named_modules(prefix=tower)
+        if isinstance(module, nn.ModuleList)
+    ]
+    innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    return tuple(f"{name}.{i}" for name in innermost for i in range(len(model.get_submodule(name))))

@@ -1,0 +1,185 @@
+"""MGM's prompt, labels, tokens and pixels: the only way from a record to tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+
+from graftwork.contracts import IGNORED, Encoded, Picture, Record, TowerOutput
+from graftwork.data import MAX_PIXELS, load
+from graftwork.errors import DataError, WeightsError
+from graftwork_mgm.backbones import Template
+
+PLACE = "<image>"
+PICTURE = -200
+"""Stands for a whole picture among token ids, until it is spread over its tokens."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a picture becomes pixels, and how many tokens it takes."""
+
+    low: TowerOutput
+    high: TowerOutput | None
+    aspect_ratio: str
+    """`pad` to a square of the mean colour, or cut the middle `square` out."""
+    grid: int
+    """The low tower sees `grid` x `grid` tiles of the picture."""
+    overview: bool
+    """Whether it sees the whole picture as well, before the tiles."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens for each picture."""
+        rows, columns = self.low.grids[0]
+        return rows * columns * (self.grid**2 + self.overview)
+
+    def pixels(self, picture: Picture) -> dict[str, torch.Tensor]:
+        """`high`: `[1, 3, size, size]`; `low`: `[tiles, 3, size, size]`, the whole if wanted, then the tiles row by row.
+
+        The low picture is interpolated from the normalised high one, as the published models were trained.
+        """
+        side = self.low.pixels.size
+        fine = self.normalised(load(picture), self.high.pixels.size if self.high else side * self.grid)
+        mosaic = resized(fine, side * self.grid)
+        tiles = mosaic[0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2).transpose(0, 1)
+        low = torch.cat([resized(mosaic, side), tiles]) if self.overview else tiles.contiguous()
+        return {"low": low, "high": fine} if self.high else {"low": low}
+
+    def normalised(self, image: Image.Image, size: int) -> torch.Tensor:
+        """An RGB picture as `[1, 3, size, size]`: made square, scaled bicubically, normalised."""
+        pixels = self.low.pixels
+        long, short = max(image.size), min(image.size)
+        pad = self.aspect_ratio == "pad"
+        if (long * long if pad else size * size * long // short) > 4 * MAX_PIXELS:
+            raise DataError(
+                f"a picture of {image.width} x {image.height} pixels is too narrow to be made square; cut it"
+            )
+        if pad:
+            square = Image.new("RGB", (long, long), tuple(int(255 * mean) for mean in pixels.mean))
+            square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
+            image, short = square, long
+        scaled = image.resize((size * image.width // short, size * image.height // short), Image.Resampling.BICUBIC)
+        left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+        array = numpy.asarray(scaled.crop((left, top, left + size, top + size)), dtype=numpy.float32) / 255
+        mean, std = (numpy.asarray(values, dtype=numpy.float32) for values in (pixels.mean, pixels.std))
+        array = (array - mean) / std
+        return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """`[1, 3, size, size]`, bilinear and without antialiasing."""
+    return torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+
+
+class MgmProcessor:
+    """Records to tokens, labels and pixels, and ids to text (see `graftwork.model.Processor`)."""
+
+    def __init__(self, tokenizer: Any, template: Template, pictures: Pictures, vocabulary: int) -> None:
+        self.tokenizer, self.template, self.pictures, self.vocabulary = tokenizer, template, pictures, vocabulary
+        if tokenizer.eos_token_id is None or (template.begins and tokenizer.bos_token_id is None):
+            raise WeightsError(
+                "the tokenizer names no bos_token or no eos_token; use the one that belongs to the model"
+            )
+        self.end = template.end or tokenizer.eos_token
+        if len(end := self._ids(self.end)) != 1:
+            raise WeightsError(
+                f"the template ends answers with '{self.end}', and the tokenizer has no such token; choose the model's template"
+            )
+        if tokenizer.vocab_size > vocabulary:
+            raise WeightsError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; use the model's own"
+            )
+        begins = template.begins or tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self.start = [tokenizer.bos_token_id] if begins else []
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.stop_ids = frozenset({*end, tokenizer.eos_token_id})
+        written = template.user + template.answer
+        special = (token for token in tokenizer.all_special_tokens if token in written)
+        self.controls = [tokenizer.eos_token, self.end, *special]
+
+    def encode(self, record: Record) -> Encoded:
+        """The tokens, labels and pixels of a record (see `graftwork.model.Processor`)."""
+        ids, places, labels = self._tokens(record)
+        seen = [self.pictures.pixels(picture) for picture in record.pictures]
+        pixels = {part: torch.cat([picture[part] for picture in seen]) for part in (seen[0] if seen else ())}
+        return Encoded(ids, places, labels, pixels)
+
+    def length(self, record: Record) -> int:
+        """How many tokens `encode` makes."""
+        return len(self._tokens(record)[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and surrounding space."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files; everything else is in the model's configuration."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _tokens(self, record: Record) -> tuple[list[int], list[bool], list[int]]:
+        """Token ids, picture positions and labels, every picture spread over its tokens."""
+        template = self.template
+        ids, labels = list(self.start), [IGNORED] * len(self.start)
+        texts = self._texts(record)
+        for number, (user, answer) in enumerate(zip_longest(texts[::2], texts[1::2])):
+            # A later turn is tokenised behind the end of the answer before, and that token dropped: some tokenizers
+            # put a space before the first word of a text, but not before one that follows a token.
+            before, known = (self.end + template.between, 1) if number else (template.system, 0)
+            asked = before + template.user.replace("{}", user)
+            prompt = turn = self._ids(asked)[known:]
+            if answer is not None:
+                # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
+                turn = self._ids(asked + template.answer.replace("{}", answer) + self.end)[known:]
+            ids += turn
+            labels += [IGNORED] * len(prompt) + turn[len(prompt) :]
+        if len(texts) % 2:
+            labels = [IGNORED] * len(ids)
+        times = [self.pictures.tokens if token == PICTURE else 1 for token in ids]
+        spread = [(token, label) for token, label, n in zip(ids, labels, times, strict=True) for _ in range(n)]
+        return (
+            [self.pad_id if token == PICTURE else token for token, _ in spread],
+            [token == PICTURE for token, _ in spread],
+            [IGNORED if token == PICTURE else label for token, label in spread],
+        )
+
+    def _texts(self, record: Record) -> list[str]:
+        """The texts of the turns from the user's first one, users and answers alternating, pictures put in front."""
+        turns = record.turns[1:] if record.turns and record.turns[0].role == "assistant" else record.turns
+        if not turns or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
+            raise DataError(f"in record '{record.id}' user and assistant do not take turns; mend it or leave it out")
+        if control := next((c for c in self.controls for turn in turns if c in turn.text), None):
+            raise DataError(f"record '{record.id}' has '{control}' in its text, which would end a turn; remove it")
+        texts = [turn.text for turn in turns]
+        texts = [f"{PLACE}\n{text.replace(PLACE, '').strip()}".strip() if PLACE in text else text for text in texts]
+        if (found := sum(PLACE in text for text in texts)) != len(record.pictures):
+            raise DataError(
+                f"record '{record.id}' has {len(record.pictures)} pictures and {found} turns with '{PLACE}'; make them agree"
+            )
+        return texts
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of a text whose pictures are one `PICTURE` each; what is around one is tokenised by itself."""
+        first, *others = (
+            self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in text.split(PLACE)
+        )
+        return [*first, *(token for part in others for token in (PICTURE, *part))]
+
+
+def load_tokenizer(folder: Path, slow: str) -> Any:
+    """The tokenizer in a folder: its tokenizer.json as it is, else its sentencepiece model read by the class `slow`."""
+    import transformers
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise WeightsError(f"'{folder}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there")
+    # Named by hand: AutoTokenizer would ask the model's class, which transformers does not know, for its own.
+    name = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else slow
+    return getattr(transformers, name).from_pretrained(folder, local_files_only=True)

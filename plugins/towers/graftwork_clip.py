@@ -1,0 +1,133 @@
+"""The vision tower `clip`: the image encoder of CLIP (Radford et al. 2021, arXiv:2103.00020), by transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.contracts import AttentionSite, PixelSettings, Site, TowerOutput, VisionTower, hookimpl, setting
+from graftwork.errors import WeightsError
+from graftwork.weights import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
+}
+"""What a CLIP configuration means where it is silent."""
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Which of the encoder's states are the output."""
+
+    select_layer: int = setting(
+        -2, "The hidden state to use: -1 is the last layer's, -2 the one before it, 0 the input"
+    )
+
+
+class Clip(VisionTower[ClipSettings]):
+    """CLIP's image encoder: one map of patch features, without the class token"""
+
+    name = "clip"
+    Settings = ClipSettings
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """The encoder's sizes and the pixels' mean and deviation, from a CLIP or CLIP-vision folder."""
+        whole = super().configuration(folder)
+        assert folder is not None
+        if whole.get("model_type", "clip") not in ("clip", "clip_vision_model"):
+            raise WeightsError(f"'{folder}' holds a '{whole['model_type']}', and 'clip' reads CLIP; name a CLIP folder")
+        vision = whole.get("vision_config", whole)
+        config = {key: vision.get(key, default) for key, default in DEFAULTS.items()}
+        if not 0 <= self._depth(config) <= config["num_hidden_layers"]:
+            raise WeightsError(
+                f"select_layer is {self.settings.select_layer}, and the encoder in '{folder}' has "
+                f"{config['num_hidden_layers']} layers; name one of them"
+            )
+        file = folder / "preprocessor_config.json"
+        pixels = read_json(file) if file.is_file() else {}
+        return {
+            **config,
+            "image_mean": pixels.get("image_mean", vision.get("image_mean", list(MEAN))),
+            "image_std": pixels.get("image_std", list(STD)),
+        }
+
+    def example(self, folder: Path) -> None:
+        """An encoder of three layers for pictures of 32 pixels."""
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+        config = {"model_type": "clip_vision_model", **sizes, "image_size": 32, "patch_size": 8}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
+        """One map; only pictures of the trained size fit the position embeddings."""
+        trained = config["image_size"]
+        if size not in (None, trained):
+            raise WeightsError(f"this CLIP takes pictures of {trained} pixels, not {size}; use another tower or size")
+        side = trained // config["patch_size"]
+        pixels = PixelSettings(trained, tuple(config["image_mean"]), tuple(config["image_std"]))
+        return TowerOutput((config["hidden_size"],), ((side, side),), pixels)
+
+    def sites(self, config: Mapping[str, Any]) -> Sequence[AttentionSite]:
+        """Self-attention over the patches and the class token."""
+        heads = config["num_attention_heads"]
+        head_dim = config["hidden_size"] // heads
+        return [AttentionSite("vision", head_dim, heads, heads, False, False, config["attention_dropout"])]
+
+    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+        """A module with transformers' CLIPVisionModel at `vision_model`; layers that are not needed are not computed."""
+        import torch
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        class ClipTower(torch.nn.Module):
+            def __init__(self, depth: int) -> None:
+                super().__init__()
+                self.vision_model = CLIPVisionModel._from_config(
+                    CLIPVisionConfig(**{key: config[key] for key in DEFAULTS}),
+                    attn_implementation=site.attn_implementation,
+                )
+                self.depth = depth
+
+            def forward(self, pixels: Tensor) -> list[Tensor]:
+                model = self.vision_model
+                hidden = model.pre_layrnorm(model.embeddings(pixels))
+                for layer in model.encoder.layers[: self.depth]:
+                    hidden = layer(hidden, None)
+                side = pixels.shape[-1] // config["patch_size"]
+                return [hidden[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
+
+        return ClipTower(self._depth(config))
+
+    def translate(self, name: str) -> str | None:
+        """From the names of CLIP and CLIP-vision folders, old and new, and of towers inside a larger model."""
+        name = name.removeprefix("vision_tower.").removeprefix("vision_model.")
+        known = name.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm."))
+        return f"vision_model.{name}" if known and not name.endswith("position_ids") else None
+
+    def _depth(self, config: Mapping[str, Any]) -> int:
+        """How many layers the selected state has passed."""
+        layer: int = self.settings.select_layer
+        return layer if layer >= 0 else config["num_hidden_layers"] + 1 + layer
+
+
+@hookimpl
+def vision_towers() -> list[type[VisionTower[Any]]]:
+    """The tower of this plugin."""
+    return [Clip]

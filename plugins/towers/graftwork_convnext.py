@@ -1,0 +1,165 @@
+"""The vision tower `openclip-convnext`: the trunk of OpenCLIP's ConvNeXt (Liu et al. 2022, arXiv:2201.03545)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.contracts import NoSettings, PixelSettings, Site, TowerOutput, VisionTower, hookimpl
+from graftwork.errors import WeightsError
+from graftwork.weights import read_json, shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+PUBLISHED: Mapping[str, dict[str, Any]] = {
+    "convnext_base": {"hidden_sizes": [128, 256, 512, 1024], "depths": [3, 3, 27, 3], "patch_size": 4},
+    "convnext_large": {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3], "patch_size": 4},
+    "convnext_xxlarge": {"hidden_sizes": [384, 768, 1536, 3072], "depths": [3, 4, 30, 3], "patch_size": 4},
+}
+"""The sizes of timm's models, for folders without weights."""
+NAMES = (
+    ("stem.0.", "embeddings.patch_embeddings."),
+    ("stem.1.", "embeddings.layernorm."),
+    ("stages.{}.downsample.", "stages.{}.downsampling_layer."),
+    ("stages.{}.blocks.{}.conv_dw.", "stages.{}.layers.{}.dwconv."),
+    ("stages.{}.blocks.{}.norm.", "stages.{}.layers.{}.layernorm."),
+    ("stages.{}.blocks.{}.mlp.fc", "stages.{}.layers.{}.pwconv"),
+    ("stages.{}.blocks.{}.gamma", "stages.{}.layers.{}.layer_scale_parameter"),
+)
+"""How names begin in timm, and in transformers."""
+SWAPPED = tuple((new, old) for old, new in NAMES)
+
+
+class OpenClipConvNext(VisionTower[NoSettings]):
+    """OpenCLIP's ConvNeXt trunk: the maps of its four stages, finest first"""
+
+    name = "openclip-convnext"
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """The sizes, from a config.json that has them, else from the tensors, else from the model's name in timm.
+
+        The folder's own name never matters. Reads the folders of open_clip and those that a model was written to.
+        """
+        if folder is None:
+            return super().configuration(folder)
+        explicit, clip = (_json_if_there(folder / name) for name in ("config.json", "open_clip_config.json"))
+        vision = clip.get("model_cfg", {}).get("vision_cfg", {})
+        sizes: Mapping[str, Any] | None = explicit
+        if "hidden_sizes" not in explicit:
+            sizes = sizes_of(shapes(folder)) or PUBLISHED.get(vision.get("timm_model_name"))
+        if not sizes:
+            raise WeightsError(
+                f"'{folder}' does not say what its ConvNeXt is: it has neither a config.json with hidden_sizes, nor tensors "
+                "named visual.trunk.*, nor an open_clip_config.json with a known timm_model_name; name another folder"
+            )
+        pixels = clip.get("preprocess_cfg", {})
+        widths = list(sizes["hidden_sizes"])
+        return {
+            "hidden_sizes": widths,
+            "depths": list(sizes["depths"]),
+            "patch_size": sizes["patch_size"],
+            # timm's convnext_xxlarge alone has another epsilon, which no file says.
+            "norm_eps": explicit.get("norm_eps", 1e-5 if widths[0] == 384 else 1e-6),
+            "drop_path_rate": explicit.get("drop_path_rate", vision.get("timm_drop_path") or 0.0),
+            "image_size": explicit.get("image_size", vision.get("image_size", 256)),
+            "image_mean": explicit.get("image_mean", pixels.get("mean", list(MEAN))),
+            "image_std": explicit.get("image_std", pixels.get("std", list(STD))),
+        }
+
+    def example(self, folder: Path) -> None:
+        """Four stages of one or two blocks for pictures of 64 pixels."""
+        config = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "patch_size": 4, "image_size": 64}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
+        """A map for each stage, each half as fine as the one before; the size must be a multiple of the coarsest step."""
+        size = size or config["image_size"]
+        steps = [config["patch_size"] * 2**stage for stage in range(len(config["depths"]))]
+        if size % steps[-1]:
+            raise WeightsError(
+                f"this ConvNeXt takes pictures whose side is a multiple of {steps[-1]} pixels, not {size}"
+            )
+        pixels = PixelSettings(size, tuple(config["image_mean"]), tuple(config["image_std"]))
+        return TowerOutput(tuple(config["hidden_sizes"]), tuple((size // step, size // step) for step in steps), pixels)
+
+    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+        """transformers' embeddings and stages of ConvNeXt, without the classifier's normalisation."""
+        import torch
+        from transformers import ConvNextConfig, ConvNextPreTrainedModel
+        from transformers.models.convnext.modeling_convnext import ConvNextEmbeddings, ConvNextStage
+
+        widths, depths = config["hidden_sizes"], config["depths"]
+        # transformers' own encoder reads its rates of stochastic depth out of a tensor, which fake tensors do not allow.
+        steps = max(sum(depths) - 1, 1)
+        rates = [config["drop_path_rate"] * block / steps for block in range(sum(depths))]
+
+        class ConvNextTower(ConvNextPreTrainedModel):
+            def __init__(self) -> None:
+                sizes = {key: config[key] for key in ("hidden_sizes", "depths", "patch_size", "image_size")}
+                super().__init__(ConvNextConfig(num_stages=len(depths), **sizes))
+                self.embeddings = ConvNextEmbeddings(self.config)
+                self.stages = torch.nn.ModuleList()
+                for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+                    before, stride = (widths[i - 1], 2) if i else (width, 1)
+                    own = rates[sum(depths[:i]) :][:depth]
+                    stage = ConvNextStage(self.config, before, width, stride=stride, depth=depth, drop_path_rates=own)
+                    self.stages.append(stage)
+                for module in self.modules():
+                    if isinstance(module, torch.nn.LayerNorm):
+                        module.eps = config["norm_eps"]  # transformers fixes it at 1e-6.
+                self.post_init()
+
+            def forward(self, pixels: Tensor) -> list[Tensor]:
+                maps = [self.embeddings(pixels.to(self.embeddings.patch_embeddings.weight.dtype))]
+                for stage in self.stages:
+                    maps.append(stage(maps[-1]))
+                return maps[1:]
+
+        return ConvNextTower()
+
+    def translate(self, name: str) -> str | None:
+        """From the names of open_clip folders, of timm's trunk inside a larger model, and of the module."""
+        name = name.removeprefix("visual.trunk.").removeprefix("vision_")
+        return rename(name, NAMES) or (name if rename(name, SWAPPED) else None)
+
+    def original(self, name: str) -> str:
+        """timm's name in an MGM folder: `vision_stem.*`, `vision_stages.*`."""
+        return f"vision_{rename(name, SWAPPED)}"
+
+
+def _json_if_there(file: Path) -> dict[str, Any]:
+    """A JSON file's content; empty when there is no such file."""
+    return read_json(file) if file.is_file() else {}
+
+
+def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+    """The name with its beginning replaced by the first pair that matches, where `{}` is a number; None if none does."""
+    for old, new in pairs:
+        if found := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
+            return new.format(*found.groups()) + name[found.end() :]
+    return None
+
+
+def sizes_of(found: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Widths, depths and patch size, from the names and shapes of open_clip's tensors; None where there is no trunk."""
+    trunk = {name.removeprefix("visual.trunk.").removeprefix("vision_"): shape for name, shape in found.items()}
+    widths, depths = [], []
+    while (shape := trunk.get(f"stages.{len(depths)}.blocks.0.conv_dw.weight")) is not None:
+        widths.append(shape[0])
+        blocks = re.compile(rf"stages\.{len(depths)}\.blocks\.\d+\.conv_dw\.weight")
+        depths.append(sum(blocks.fullmatch(name) is not None for name in trunk))
+    if not depths or "stem.0.weight" not in trunk:
+        return None
+    return {"hidden_sizes": widths, "depths": depths, "patch_size": trunk["stem.0.weight"][-1]}
+
+
+@hookimpl
+def vision_towers() -> list[type[VisionTower[Any]]]:
+    """The tower of this plugin."""
+    return [OpenClipConvNext]
