@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from graftwork.config import runfile
-from graftwork.config.machine import probe
+from graftwork.config.machine import detect_machine
 from graftwork.config.resolve import resolve
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 from graftwork.contracts import Plan
-from graftwork.memory.budget import on_rung, rehearse
+from graftwork.memory.budget import rehearse, with_candidate
 from graftwork.memory.rehearsal import rehearsing, watching
 from graftwork_registry import Catalog
 
@@ -135,7 +135,7 @@ def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
     ):
         with torch.profiler.record_function("measured"):
             watched.take(micro_batch)
-        waiting = [*watched.example.pixels.values(), *watched.assembly.base_values.values()]
+        waiting = [*watched.example.pixels.values(), *watched.assembly.base_copy.values()]
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     (measured,) = (event for event in events if event.name() == "measured")
     begins, ends = measured.start_ns(), measured.end_ns()
@@ -153,13 +153,13 @@ def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     from graftwork.contracts import collate, stepper_for
     from graftwork.memory.rehearsal import longest_record
 
-    with rehearsing(plan, catalog, probe(), device="cuda") as watched:
+    with rehearsing(plan, catalog, detect_machine(), device="cuda") as watched:
         predicted = watched.take(micro_batch).footprint.peak
     assembly = compose.build(plan, catalog, device="cuda")
     assembly.model.train()
-    stepper = stepper_for(assembly, plan.circumstance.train)
-    example = longest_record(assembly, plan.circumstance.train.max_length)
-    micro_batches = 1 if plan.circumstance.train.batch_size == micro_batch else 2
+    stepper = stepper_for(assembly, plan.run_context.train)
+    example = longest_record(assembly, plan.run_context.train.max_length)
+    micro_batches = 1 if plan.run_context.train.batch_size == micro_batch else 2
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
         for _ in range(micro_batches):
@@ -190,12 +190,12 @@ def main() -> None:
                 predicted, peak = on_card(plan, catalog, micro_batch)
                 errors.append(predicted / peak - 1)
                 print(
-                    f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | CUDA {shown_size(peak)} | {shown_error(errors[-1])} |"
+                    f"| {what} | {size} | {micro_batch} x {length} | {format_size(predicted)} | CUDA {format_size(peak)} | {shown_error(errors[-1])} |"
                 )
                 continue
             with collected():
-                fixed = on_rung(plan, plan.circumstance.memory, micro_batch)
-                predicted = rehearse(fixed, catalog, probe(), "cpu", None).peak or 0
+                fixed = with_candidate(plan, plan.run_context.memory, micro_batch)
+                predicted = rehearse(fixed, catalog, detect_machine(), "cpu", None).peak or 0
             with collected(), watching(plan, catalog) as watched:
                 tracked = watched.take(micro_batch).footprint.peak
             with collected():
@@ -203,8 +203,8 @@ def main() -> None:
             errors.append(predicted / tracked - 1)
             seen.append(predicted / peak - 1)
             print(
-                f"| {what} | {size} | {micro_batch} x {length} | {shown_size(predicted)} | {shown_size(tracked)} "
-                f"| {shown_error(errors[-1])} | {shown_size(peak)} | {shown_error(seen[-1])} |",
+                f"| {what} | {size} | {micro_batch} x {length} | {format_size(predicted)} | {format_size(tracked)} "
+                f"| {shown_error(errors[-1])} | {format_size(peak)} | {shown_error(seen[-1])} |",
                 flush=True,
             )
     for name, found in (("tracker" if seen else "max_memory_allocated", errors), ("allocator", seen)):

@@ -3,7 +3,7 @@
     python benchmarks/memory_targets.py
 
 Gemma-2B, CLIP-L at 336 pixels, ConvNeXt-L at 768, LoRA of rank 16 on all linear layers of the language model, connector and mining
-trained, bf16, records of 576 picture and 512 text tokens, all text labelled. No weights are needed. The plain way is the
+trained, bf16, records of 576 image and 512 text tokens, all text num_label_tokens. No weights are needed. The plain way is the
 same model with the loss of transformers: logits of every position, in fp32.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from graftwork.config import runfile
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 from graftwork.contracts import Found, MemoryStrategy, NoSettings, Stepper
 from graftwork.memory.rehearsal import rehearsing
 from graftwork_registry import Catalog
@@ -41,10 +41,10 @@ class AllLogits(MemoryStrategy[NoSettings]):
         from transformers.loss.loss_utils import ForCausalLMLoss
 
         class Plain(Stepper):
-            def accumulate(self, batch: Any, labelled: int) -> Any:
+            def accumulate(self, batch: Any, num_label_tokens: int) -> Any:
                 with self.assembly.autocast():
                     logits = self.assembly.model.logits(self.assembly.model(batch))
-                    loss = ForCausalLMLoss(logits, batch.labels, logits.shape[-1], num_items_in_batch=labelled)
+                    loss = ForCausalLMLoss(logits, batch.labels, logits.shape[-1], num_items_in_batch=num_label_tokens)
                 loss.backward()
                 return loss.detach()
 
@@ -68,15 +68,15 @@ class WithAllLogits:
 
 
 def main() -> None:
-    """Print a row for each rung."""
+    """Print a row for each candidate."""
     warnings.filterwarnings("ignore")
     lookup = WithAllLogits()
-    rungs = [argument.split(",") for argument in sys.argv[1:]] or RUNGS
+    candidates = [argument.split(",") for argument in sys.argv[1:]] or RUNGS
     print(
         "| strategies | micro-batch | peak | frozen weights | trained, gradients, optimizer | activations | temporaries |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for rung in rungs:
+    for candidate in candidates:
         table = {
             "model": {
                 "use": "mgm-gemma",
@@ -94,7 +94,7 @@ def main() -> None:
                 "rank": 16,
             },
             "attention": {"prefer": ["sdpa"]},
-            "memory": {"use": rung},
+            "memory": {"use": candidate},
             "data": {"source": [{"use": "easy-vqa"}]},
             "train": {"batch_size": 128, "max_length": 1088},
         }
@@ -106,13 +106,13 @@ def main() -> None:
                 trained = held["trained weights"] + held["gradients"] + held["optimizer state"]
                 shown = (held["frozen weights"], trained, held["activations"], held["temporaries"])
                 print(
-                    f"| {', '.join(rung) or 'none'} | {size} | {shown_size(step.peak)} | "
-                    f"{' | '.join(map(shown_size, shown))} |",
+                    f"| {', '.join(candidate) or 'none'} | {size} | {format_size(step.peak)} | "
+                    f"{' | '.join(map(format_size, shown))} |",
                     flush=True,
                 )
                 for thing in step.largest:
                     print(
-                        f"    {shown_size(thing.bytes)} {thing.category}: {thing.count} of {thing.path or 'the step'} "
+                        f"    {format_size(thing.bytes)} {thing.category}: {thing.count} of {thing.path or 'the step'} "
                         f"{thing.shape} {thing.dtype}",
                         file=sys.stderr,
                     )

@@ -30,7 +30,7 @@ from graftwork.build import compose
 from graftwork.config import runfile
 from graftwork.config.resolve import resolve
 from graftwork.contracts import Assembly, Batch, Stepper, collate, stepper_for
-from graftwork.data.training_data import gather
+from graftwork.data.training_data import load_training_data
 from graftwork_registry import Catalog
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-base"
@@ -68,7 +68,7 @@ def table(base: Path, options: argparse.Namespace, memory: Sequence[str], *, wei
         "memory": {"use": list(memory), "chunked-loss": {"labels": 32}}
         if "chunked-loss" in memory
         else {"use": [*memory]},
-        "data": {"source": [{"use": "easy-vqa", "split": "train", "kind": "open", "pictures": 16}]},
+        "data": {"source": [{"use": "easy-vqa", "split": "train", "kind": "open", "images": 16}]},
         "train": {"batch_size": options.batch_size, "precision": options.precision, "max_length": 512},
     }
 
@@ -117,23 +117,23 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def take_step(stepper: Stepper, batch: Batch, labelled: int) -> float:
+def take_step(stepper: Stepper, batch: Batch, num_label_tokens: int) -> float:
     """One step of training; its loss."""
-    loss = stepper.accumulate(batch, labelled)
+    loss = stepper.accumulate(batch, num_label_tokens)
     stepper.gradient_norm()
     stepper.update()
     stepper.clear()
     return float(loss)
 
 
-def peak_of(assembly: Assembly, stepper: Stepper, batch: Batch, labelled: int) -> int:
+def peak_of(assembly: Assembly, stepper: Stepper, batch: Batch, num_label_tokens: int) -> int:
     """The most bytes alive in a step, after one that has made the optimizer's state."""
     import graftwork_host_offload
 
     model = assembly.model
     if any(strategy.name == "host-offload" for strategy in assembly.strategies):
         model.forward = partial(graftwork_host_offload.forward, model, model.forward, 64 << 10, "cpu")
-    take_step(stepper, batch, labelled)
+    take_step(stepper, batch, num_label_tokens)
     state = [value for values in stepper.optimizer.state.values() for value in values.values()]
     watch = Watch([*model.parameters(), *model.buffers(), *state, *tree_leaves(vars(batch))])
     pack = graftwork_host_offload.Away.pack
@@ -147,7 +147,7 @@ def peak_of(assembly: Assembly, stepper: Stepper, batch: Batch, labelled: int) -
     graftwork_host_offload.Away.pack = watched  # type: ignore[method-assign]
     try:
         with watch:
-            take_step(stepper, batch, labelled)
+            take_step(stepper, batch, num_label_tokens)
     finally:
         graftwork_host_offload.Away.pack = pack  # type: ignore[method-assign]
     if "forward" in vars(model):
@@ -174,19 +174,19 @@ def main() -> None:
             plan = resolve(run, catalog)
             assembly = compose.build(plan, catalog, device="cpu")
             if variant == "plain":
-                records = gather(plan, catalog, assembly.processor).records[: options.batch_size]
+                records = load_training_data(plan, catalog, assembly.processor).records[: options.batch_size]
                 encoded = [assembly.processor.encode(record) for record in records]
                 batch = collate(encoded, pad_id=assembly.processor.pad_id)
-                labelled = sum(int(each.labelled) for each in encoded)
+                num_label_tokens = sum(int(each.num_label_tokens) for each in encoded)
             assembly.model.train()
-            stepper = stepper_for(assembly, plan.circumstance.train)
-            running[variant] = stepper, peak_of(assembly, stepper, batch, labelled)
+            stepper = stepper_for(assembly, plan.run_context.train)
+            running[variant] = stepper, peak_of(assembly, stepper, batch, num_label_tokens)
         seconds: dict[str, list[float]] = {variant: [] for variant in running}
-        for _ in range(options.rounds):
+        for _ in range(options.approximates):
             for variant, (stepper, _) in running.items():
                 began = time.process_time()
                 for _ in range(options.steps):
-                    take_step(stepper, batch, labelled)
+                    take_step(stepper, batch, num_label_tokens)
                 seconds[variant].append(time.process_time() - began)
     plain = running["plain"][1]
     shape = tuple(batch.input_ids.shape)
@@ -202,7 +202,7 @@ def main() -> None:
             flush=True,
         )
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.precision}, {shape} tokens, {labelled} labels"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.precision}, {shape} tokens, {num_label_tokens} labels"
     )
 
 

@@ -25,7 +25,7 @@ from graftwork.config import runfile
 from graftwork.config.resolve import resolve
 from graftwork.contracts import IGNORED, Encoded, Event, Plan, StepTaken, collate
 from graftwork.data.sampling import Sampler
-from graftwork.data.training_data import gather
+from graftwork.data.training_data import load_training_data
 from graftwork.train import loop
 from graftwork_registry import Catalog
 
@@ -69,7 +69,7 @@ class HuggingFace(torch.nn.Module):
         self.model = model
 
     def forward(self, batch: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The mean cross entropy of the labelled positions."""
+        """The mean cross entropy of the num_label_tokens positions."""
         logits = self.model.logits(self.model(batch))
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
@@ -84,10 +84,10 @@ def time_trainer(plan: Plan, catalog: Catalog, steps: int, batch_size: int) -> f
     from peft import LoraConfig, inject_adapter_in_model
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    bare = replace(plan, identity=replace(plan.identity, peft=None, on=(), also_train=()))
+    bare = replace(plan, model_spec=replace(plan.model_spec, peft=None, on=(), also_train=()))
     assembly = compose.build(bare, catalog)
-    data = gather(plan, catalog, assembly.processor)
-    sampler = Sampler(data.lengths, batch_size, seed=plan.circumstance.seed, by_length=True)
+    data = load_training_data(plan, catalog, assembly.processor)
+    sampler = Sampler(data.lengths, batch_size, seed=plan.run_context.seed, by_length=True)
     order = [index for step in range(steps) for index in sampler.batch(step)]
     targets = [
         f"{name}.{leaf}" if leaf else name
@@ -152,7 +152,7 @@ def main() -> None:
     plan = make_plan(catalog, options.steps, options.batch_size)
     images = (options.steps - 1) * options.batch_size
     ratios = []
-    for number in range(options.rounds):
+    for number in range(options.approximates):
         ours = images / time_graftwork(plan, catalog)
         theirs = images / time_trainer(plan, catalog, options.steps, options.batch_size)
         ratios.append(ours / theirs)

@@ -16,11 +16,11 @@ from graftwork.contracts import (
     AttentionCase,
     AttentionKernel,
     AttentionSite,
+    BuildContext,
     DataOperator,
     DataSource,
     Evaluator,
     Score,
-    Site,
     TowerOutput,
 )
 
@@ -103,7 +103,7 @@ class LiesAboutItsWidth(KitTower):
 class ForgetsItsNames(KitTower):
     """It does not know its own bias"""
 
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         return name if name.endswith("weight") else None
 
 
@@ -124,7 +124,7 @@ class InventsASite(KitTower):
 class ReadsWhileBuilding(KitTower):
     """It fills itself"""
 
-    def build(self, config: Mapping[str, Any], site: Site) -> Any:
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> Any:
         tower = super().build(config, site)
         # As a parameter that is filled in after it was made.
         tower.patches._parameters["bias"] = torch.nn.Parameter(torch.tensor([0.0] * config["width"]))
@@ -208,7 +208,7 @@ class YieldsTables(Lines):
 
 
 class ForgetsThePlace(Lines):
-    """A picture without its place in the text"""
+    """An image without its place in the text"""
 
     def records(self) -> Iterator[Record | BadRecord]:
         yield Record("a", (Turn("user", "<image>?"), Turn("assistant", "a")))

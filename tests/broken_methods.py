@@ -12,7 +12,7 @@ import torch
 from torch.func import functional_call
 
 from graftwork import NoSettings
-from graftwork.contracts import Adapter, Foreign, MemoryStrategy, PeftMethod, Rounding, cross_entropy
+from graftwork.contracts import Adapter, Approximation, ExternalFolder, MemoryStrategy, PeftMethod, cross_entropy
 from graftwork.errors import AdapterError
 
 # PEFT methods -----------------------------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ class Scale(PeftMethod[NoSettings]):
 
     name = "scale"
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
         linears = [m for m in map(model.get_submodule, targets) if isinstance(m, torch.nn.Linear)]
         if not linears:
             raise AdapterError("no linear layer")
@@ -32,7 +32,7 @@ class Scale(PeftMethod[NoSettings]):
             linear.hook = linear.register_forward_hook(_scale)
 
     @contextmanager
-    def off(self, model: Any) -> Iterator[None]:
+    def disable_adapter(self, model: Any) -> Iterator[None]:
         for linear in scaled(model):
             linear.off = True
         try:
@@ -62,15 +62,15 @@ def scaled(model: Any) -> list[Any]:
 class ClaimsEveryFolder(Scale):
     """Adopts whatever it is shown"""
 
-    def adopt(self, folder: Foreign) -> Adapter:
+    def import_from(self, folder: ExternalFolder) -> Adapter:
         return Adapter("an adapter", lambda targets: {}, {}, frozenset())
 
 
 class Widens(Scale):
     """Its outputs are fp32, whatever they were"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         for linear in scaled(model):
             linear.hook.remove()
             linear.hook = linear.register_forward_hook(lambda m, _, out: out if hasattr(m, "off") else out * m.factor)
@@ -79,16 +79,16 @@ class Widens(Scale):
 class TrainsWhatItDoesNotUse(Scale):
     """One of its parameters is for nothing"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         scaled(model)[0].spare = torch.nn.Parameter(torch.ones(1))
 
 
 class LearnsNothing(Scale):
-    """What it trains is multiplied by nought"""
+    """What it trains is multiplied by zero"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         for linear in scaled(model):
             linear.hook.remove()
             linear.hook = linear.register_forward_hook(lambda m, _, out: out + 0 * m.factor)
@@ -97,7 +97,7 @@ class LearnsNothing(Scale):
 class OffDoesNothing(Scale):
     """Its off does nothing"""
 
-    def off(self, model: Any) -> Any:
+    def disable_adapter(self, model: Any) -> Any:
         return nullcontext()
 
 
@@ -105,7 +105,7 @@ class StaysOff(Scale):
     """An error leaves it off"""
 
     @contextmanager
-    def off(self, model: Any) -> Iterator[None]:
+    def disable_adapter(self, model: Any) -> Iterator[None]:
         for linear in scaled(model):
             linear.off = True
         yield
@@ -136,23 +136,23 @@ class MergeLeavesItsFactors(Scale):
 class TrainsNeighbours(Scale):
     """It adapts what it was not asked to"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, [*targets, "blocks.1.out"], fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, [*targets, "blocks.1.out"], fresh=fresh)
 
 
 class UnfreezesTheHead(Scale):
     """It trains what it was not asked to"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         model.head.requires_grad_(True)
 
 
 class ChangesTheBase(Scale):
     """It halves the weights, and starts from twice as much"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         for linear in scaled(model):
             linear.weight.data /= 2
 
@@ -160,8 +160,8 @@ class ChangesTheBase(Scale):
 class ReplacesTheBase(Scale):
     """It makes new weights with the old values"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         for linear in scaled(model):
             linear.weight = torch.nn.Parameter(linear.weight.data.clone(), requires_grad=False)
 
@@ -171,8 +171,8 @@ class KeepsANumberToItself(Scale):
 
     drawn = itertools.count(1)
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         number = next(self.drawn)
         for linear in scaled(model):
             linear.hook.remove()
@@ -184,24 +184,24 @@ class KeepsANumberToItself(Scale):
 class GroupsHalf(Scale):
     """Its groups forget half of the parameters"""
 
-    def groups(self, parameters: Mapping[str, Any], learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, parameters: Mapping[str, Any], learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(parameters.values())[::2], "lr": learning_rate}]
 
 
 class AsksValues(Scale):
     """It looks at the weights even without values"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
-        super().apply(model, targets, fresh=fresh)
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
         assert float(scaled(model)[0].weight.sum()) != 0
 
 
 class RefusesNothing(Scale):
     """It silently does nothing where it cannot do anything"""
 
-    def apply(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
         try:
-            super().apply(model, targets, fresh=fresh)
+            super().inject(model, targets, fresh=fresh)
         except AdapterError:
             return
 
@@ -243,9 +243,9 @@ class WrapsModules(Nothing):
 class SaysWhatItRounds(Nothing):
     """It stores frozen weights in a few levels, and says so"""
 
-    rounds = Rounding("frozen weights are kept in a few levels", tolerance=0.5, outputs=True)
+    approximates = Approximation("frozen weights are kept in a few levels", tolerance=0.5, outputs=True)
 
-    def compress(self, assembly: Any) -> None:
+    def quantize(self, assembly: Any) -> None:
         for parameter in assembly.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = (parameter.data * 64).round() / 64
@@ -262,13 +262,13 @@ class RoundsAndLearnsNothing(SaysWhatItRounds):
 class RoundsMoreThanItSays(RoundsTheBase):
     """It rounds the head by far more than it says"""
 
-    rounds = Rounding("the head is kept in many levels", tolerance=1e-3, outputs=True)
+    approximates = Approximation("the head is kept in many levels", tolerance=1e-3, outputs=True)
 
 
 class SaysThatItsOutputsStay(RoundsTheBase):
     """It rounds what it says that it does not"""
 
-    rounds = Rounding("the optimizer's state is rounded", tolerance=0.5, outputs=False)
+    approximates = Approximation("the optimizer's state is rounded", tolerance=0.5, outputs=False)
 
 
 class ForgetsTheLastLabel(Nothing):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from graftwork.cli.scaffold import render
-from graftwork.contracts import IGNORED, AttentionSite, Batch, Part, Record
+from graftwork.contracts import IGNORED, AttentionSite, Batch, Record, TowerSlot
 from graftwork_registry import Catalog
 
 
@@ -27,14 +27,14 @@ def sound() -> Any:
         return Catalog.discover(files=[path], disable=["*"]).find("model", "acme").component
 
 
-def adopting(adoption: Any) -> Any:
+def adopting(import_plan: Any) -> Any:
     """The model that gives this answer to every foreign folder."""
 
     class Changed(sound()):
         """A model that claims folders"""
 
-        def adopt(self, folder: Any, towers: Any, adapter: Any) -> Any:
-            return adoption
+        def import_from(self, folder: Any, towers: Any, adapter: Any) -> Any:
+            return import_plan
 
     return Changed
 
@@ -101,7 +101,7 @@ def ignores_features(forward: Any) -> Any:
 
 
 def sees_nothing(forward: Any) -> Any:
-    """Pictures are grey."""
+    """Images are grey."""
 
     def grey(batch: Batch) -> Batch:
         return replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
@@ -109,7 +109,7 @@ def sees_nothing(forward: Any) -> Any:
     return lambda batch, features=None, cache=None: forward(grey(batch), None, cache)
 
 
-def puts_pictures_last(see: Any) -> Any:
+def puts_images_last(see: Any) -> Any:
     """The first dimension of its features counts places."""
     return lambda pixels: {"eye": see(pixels)["eye"].transpose(0, 1)}
 
@@ -136,17 +136,17 @@ def prompts_otherwise(processor: Any, record: Record) -> Any:
     encoded = processor.encode(record)
     if record.turns[-1].role == "assistant":
         return encoded
-    more = {"input_ids": 34, "labels": IGNORED, "picture_positions": False}
+    more = {"input_ids": 34, "labels": IGNORED, "image_token_mask": False}
     return replace(encoded, **{name: [*getattr(encoded, name), value] for name, value in more.items()})
 
 
 def shrinks_pixels(processor: Any, record: Record) -> Any:
-    """Pictures are half as large as the tower takes."""
+    """Images are half as large as the tower takes."""
     encoded = processor.encode(record)
     return replace(encoded, pixels={part: pixels[..., ::2, ::2] for part, pixels in encoded.pixels.items()})
 
 
-def swallows_broken_pictures(processor: Any, record: Record) -> Any:
+def swallows_broken_images(processor: Any, record: Record) -> Any:
     """What cannot be read is left out."""
     try:
         return processor.encode(record)
@@ -192,20 +192,20 @@ class InventsASite(sound()):
         return [AttentionSite("language", 8, 2, 2, True, True)]
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-        return replace(super().build(config, towers, outputs, site), sites={"language": ("gate",)})
+        return replace(super().build(config, towers, outputs, site), attention_modules={"language": ("gate",)})
 
 
 class HidesASite(InventsASite):
     """It does not say where it attends"""
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-        return replace(super().build(config, towers, outputs, site), sites={})
+        return replace(super().build(config, towers, outputs, site), attention_modules={})
 
 
 class NeedsWhatItCallsOptional(sound()):
     """Its only part may be empty, and then there is a role without a module"""
 
-    parts: ClassVar = {"eye": Part("What looks", default=None)}
+    parts: ClassVar = {"eye": TowerSlot("What looks", default=None)}
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
         if towers:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from tiny_runs import COMPONENTS
 
 from graftwork.checkpoint.store import open_checkpoint
-from graftwork.contracts import DictLookup, NoSettings, Picture, Record, Site, Structure, TowerOutput, Turn, VisionTower
+from graftwork.contracts import (
+    BuildContext,
+    DictLookup,
+    Image,
+    NoSettings,
+    Record,
+    Structure,
+    TowerOutput,
+    Turn,
+    VisionTower,
+)
 from graftwork.foreign.diagnosis import diagnose
 from graftwork.foreign.importing import import_folder
 from graftwork.weights import LazyTensor, open_weights
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
 LOOKUP = DictLookup(*COMPONENTS)
 GOLDEN = Path(__file__).parent / "golden"
 TOWER_FOLDERS = {"low": GOLDEN / "clip", "high": GOLDEN / "convnext"}
-QUESTION = Record("q", (Turn("user", "<image>\nWhat shape?"),), (Picture(GOLDEN / "images" / "0001.png"),))
+QUESTION = Record("q", (Turn("user", "<image>\nWhat shape?"),), (Image(GOLDEN / "images" / "0001.png"),))
 
 
 @dataclass
@@ -70,8 +80,8 @@ def small(folder: Path, *, high: bool = True, tokenizer: Path | None = None, **s
     tower_configs = {part: tower.configuration(TOWER_FOLDERS[part]) for part, tower in towers.items()}
     config = architecture.configuration(folder)
     outputs = architecture.describe_towers(config, {part: (towers[part], tower_configs[part]) for part in towers})
-    modules = {part: tower.build(tower_configs[part], Site()) for part, tower in towers.items()}
-    structure = architecture.build(config, modules, outputs, Site())
+    modules = {part: tower.build(tower_configs[part], BuildContext()) for part, tower in towers.items()}
+    structure = architecture.build(config, modules, outputs, BuildContext())
     structure.model.eval()
     processor = architecture.processor(config, tokenizer or folder, outputs)
     assert isinstance(processor, MgmProcessor)
@@ -84,7 +94,7 @@ def tower_tensors(towers: Mapping[str, VisionTower[Any]]) -> dict[str, LazyTenso
         f"{TOWERS[part]}.{translated}": tensor
         for part, tower in towers.items()
         for name, tensor in open_weights(TOWER_FOLDERS[part]).items()
-        if (translated := tower.translate(name))
+        if (translated := tower.module_name(name))
     }
 
 

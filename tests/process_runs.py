@@ -62,7 +62,7 @@ learning_rate = 1e-2
 precision = "fp32"
 max_length = 128
 """
-"""Steps whose five records never share out evenly, one of them without any picture, and one broken picture."""
+"""Steps whose five records never share out evenly, one of them without any image, and one broken image."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Runs:
     def train(self, out: str, processes: int, changes: Sequence[str] = (), *options: str) -> str:
         """Train, which must succeed; returns what was said."""
         launched = self.start_training(out, processes, changes, *options)
-        said, errors = launched.said()
+        said, errors = launched.description()
         assert launched.process.returncode == 0, said + errors
         assert errors == "" and not (self.folder / "torch_extensions").exists()
         return said

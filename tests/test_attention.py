@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork import SUPPORTED, GraftworkError, NoSettings, Support, unsupported
-from graftwork.attention import kernels
+from graftwork.attention.kernels import Binding, bind, choose
 from graftwork.attention.definition import attend, plain_attention
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.contracts import AttentionCase, AttentionKernel, AttentionSite
@@ -48,8 +48,8 @@ class Misbuilt(Plain):
         raise ImportError("undefined symbol: _ZN3c10\nand more lines")
 
 
-def binding(*kernels: type[AttentionKernel[NoSettings]]) -> kernels.Binding:
-    return kernels.Binding(SITE, [(kernel.name, kernel(NoSettings())) for kernel in kernels])
+def binding(*kernels: type[AttentionKernel[NoSettings]]) -> Binding:
+    return Binding(SITE, [(kernel.name, kernel(NoSettings())) for kernel in kernels])
 
 
 def tensors(dtype: torch.dtype = torch.float32, queries: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,14 +67,14 @@ PADDING = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
 def test_the_first_kernel_that_supports_the_case_is_chosen_and_the_others_say_why() -> None:
     case = AttentionCase(SITE, "float32", "cpu")
     kernels = binding(Unpadded, Plain, Misbuilt).kernels
-    assert kernels.choose(case, kernels) == kernels.Chosen("plain", (("unpadded", "some keys are padding"),))
-    assert kernels.choose(case, kernels[:1]) == kernels.Chosen(None, (("unpadded", "some keys are padding"),))
+    assert choose(case, kernels) == kernels.Chosen("plain", (("unpadded", "some keys are padding"),))
+    assert choose(case, kernels[:1]) == kernels.Chosen(None, (("unpadded", "some keys are padding"),))
 
 
 def test_a_bound_module_uses_its_kernels_and_is_otherwise_unchanged() -> None:
     module, bound = nn.Linear(2, 2), binding(Plain)
     before = list(module.state_dict()), list(module.children())
-    kernels.bind([module], bound)
+    bind([module], bound)
     output = attend(module, *tensors(), causal=True)
     assert (list(module.state_dict()), list(module.children())) == before
     torch.testing.assert_close(output, attend(nn.Linear(2, 2), *tensors(), causal=True))
@@ -85,11 +85,11 @@ def test_a_bound_module_uses_its_kernels_and_is_otherwise_unchanged() -> None:
 
 def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_the_report_says_so() -> None:
     module, bound = nn.Identity(), binding(Unpadded, Plain)
-    kernels.bind([module], bound)
+    bind([module], bound)
     for _ in range(3):
         attend(module, *tensors(), padding=PADDING, causal=True)
     attend(module, *tensors(), causal=True)
-    assert kernels.report({"language": bound}) == {
+    assert usage_XX {
         "language": {
             "ran": {"plain": 3, "unpadded": 1},
             "fallbacks": ["unpadded passed over at language: some keys are padding"],
@@ -99,7 +99,7 @@ def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_the_report_sa
 
 def test_a_kernel_whose_library_does_not_load_is_passed_over() -> None:
     module, bound = nn.Identity(), binding(Misbuilt, Plain)
-    kernels.bind([module], bound)
+    bind([module], bound)
     attend(module, *tensors())
     attend(module, *tensors())
     assert bound.ran == {"plain": 2}
@@ -108,7 +108,7 @@ def test_a_kernel_whose_library_does_not_load_is_passed_over() -> None:
 
 def test_without_a_kernel_for_the_case_the_error_gives_every_reason() -> None:
     module = nn.Identity()
-    kernels.bind([module], binding(Misbuilt, Unpadded))
+    bind([module], binding(Misbuilt, Unpadded))
     with pytest.raises(GraftworkError) as caught:
         attend(module, *tensors(), padding=PADDING)
     assert str(caught.value) == (
@@ -129,7 +129,7 @@ def test_the_kernels_are_asked_about_the_tensors_that_really_come() -> None:
             return SUPPORTED
 
     module = nn.Identity()
-    kernels.bind([module], binding(Curious))
+    bind([module], binding(Curious))
     q, k, v = tensors(torch.float64)
     attend(module, q, k, v, padding=PADDING, causal=True, dropout=0.5)
     attend(module, q[:, :, -1:].requires_grad_(), k, v, causal=True)
@@ -149,7 +149,7 @@ def test_under_autocast_all_tensors_get_its_dtype_and_otherwise_that_of_the_valu
 # Models of transformers -----------------------------------------------------------------------------------------------
 
 
-def gemma(implementation: str, kernel: type[AttentionKernel[NoSettings]] = Plain) -> tuple[Any, kernels.Binding]:
+def gemma(implementation: str, kernel: type[AttentionKernel[NoSettings]] = Plain) -> tuple[Any, Binding]:
     """A tiny Gemma whose eight heads share one key head, bound to one kernel."""
     from transformers import GemmaConfig, GemmaForCausalLM
 
@@ -159,7 +159,7 @@ def gemma(implementation: str, kernel: type[AttentionKernel[NoSettings]] = Plain
     config = GemmaConfig(**sizes, num_attention_heads=8, num_key_value_heads=1, pad_token_id=0)
     model = GemmaForCausalLM._from_config(config, attn_implementation=implementation).eval()
     bound = binding(kernel)
-    kernels.bind(model.modules(), bound)
+    bind(model.modules(), bound)
     return model, bound
 
 
@@ -230,7 +230,7 @@ def test_clip_sees_all_patches_with_transformers_own_result() -> None:
         torch.manual_seed(0)
         model = CLIPVisionModel._from_config(config, attn_implementation=implementation)
         bound = binding(Unpadded)
-        kernels.bind(model.modules(), bound)
+        bind(model.modules(), bound)
         results.append(model(pixels).last_hidden_state)
     torch.testing.assert_close(*results)
     assert bound.ran == {"unpadded": 2}

@@ -1,4 +1,4 @@
-"""The budget: sizes, rungs, micro-batches, what happens when memory runs out, and that none of it changes what is learned."""
+"""The budget: sizes, candidates, micro-batches, what happens when memory runs out, and that none of it changes what is learned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_runs import COMPONENTS, LORA, plan_of, run_table
 from graftwork.cli import main
 from graftwork.config.machine import Machine
 from graftwork.config.runfile import parse_run
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 from graftwork.contracts import DictLookup, Event, MemoryRanOut, MemoryStrategy, NoSettings, Plan, Stepper
 from graftwork.errors import GraftworkError
 from graftwork.jobs.outcome import memory_facts
@@ -43,10 +43,10 @@ class Greedy(MemoryStrategy[NoSettings]):
         largest = self.largest
 
         class Limited(Stepper):
-            def accumulate(self, batch: Any, labelled: int, **options: Any) -> Any:
+            def accumulate(self, batch: Any, num_label_tokens: int, **options: Any) -> Any:
                 if self.optimizer.state and len(batch.input_ids) > largest:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, labelled, **options)
+                return super().accumulate(batch, num_label_tokens, **options)
 
         return Limited(assembly, settings)
 
@@ -71,10 +71,10 @@ class Late(MemoryStrategy[NoSettings]):
                 super().update()
                 self.steps += 1
 
-            def accumulate(self, batch: Any, labelled: int, **options: Any) -> Any:
+            def accumulate(self, batch: Any, num_label_tokens: int, **options: Any) -> Any:
                 if self.steps == 2:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, labelled, **options)
+                return super().accumulate(batch, num_label_tokens, **options)
 
         return Third(assembly, settings)
 
@@ -109,11 +109,14 @@ LOOKUP = DictLookup(*COMPONENTS, Greedy, Frugal, Late, Odd, Shared)
 def test_a_run_file_holds_a_budget_and_rungs_with_the_settings_of_their_strategies(tmp_path: Path) -> None:
     memory = {"budget": "24 GiB", "try": [[], ["checkpointing"]], "checkpointing": {"of": ["language", "vision.low"]}}
     run = parse_run(run_table(None) | {"memory": memory}, tmp_path)
-    assert (run.budget, run.rungs) == (24 << 30, ((), ("checkpointing",)))
+    assert (run.budget, run.candidates) == (24 << 30, ((), ("checkpointing",)))
     plan = plan_of(None, tmp_path, {"memory": memory})
-    assert plan.circumstance.memory == [] and plan.circumstance.budget == 24 << 30
-    assert [[choice.name for choice in rung] for rung in plan.circumstance.rungs] == [[], ["checkpointing"]]
-    assert plan.circumstance.rungs[1][0].settings == {"of": ["language", "vision.low"]}
+    assert plan.run_context.memory == [] and plan.run_context.budget == 24 << 30
+    assert [[choice.name for choice in candidate] for candidate in plan.run_context.candidates] == [
+        [],
+        ["checkpointing"],
+    ]
+    assert plan.run_context.candidates[1][0].settings == {"of": ["language", "vision.low"]}
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
@@ -132,7 +135,7 @@ def test_mistakes_in_the_memory_table_are_said(tmp_path: Path, memory: dict[str,
     assert mistake.partition(";")[0] in str(caught.value)
 
 
-# The ladder -----------------------------------------------------------------------------------------------------------
+# The search -----------------------------------------------------------------------------------------------------------
 
 
 def footprint(peak: int) -> Footprint:
@@ -177,43 +180,45 @@ def test_a_micro_batch_that_needs_more_than_it_should_is_halved() -> None:
     assert take.taken == [1, 2, 16, 8]
 
 
-def climbed(base: Path, folder: Path, limit: int | None, memory: dict[str, Any], **train: Any) -> budget.Ladder:
+def climbed(
+    base: Path, folder: Path, limit: int | None, memory: dict[str, Any], **train: Any
+) -> budget.CandidateSearch:
     changes = {"memory": memory, "train.batch_size": 16} | {f"train.{key}": value for key, value in train.items()}
-    return budget.climb(plan_of(base, folder, changes, LOOKUP), LOOKUP, CPU, device="cpu", budget=limit)
+    return budget.search_candidates(plan_of(base, folder, changes, LOOKUP), LOOKUP, CPU, device="cpu", budget=limit)
 
 
 def test_the_first_rung_that_fits_is_taken_with_the_largest_micro_batch(base: Path, tmp_path: Path) -> None:
     memory = {"try": [[], ["checkpointing"]]}
     free = climbed(base, tmp_path, None, memory, micro_batch_size=4)
     assert free.fits is None and free.taken == 0
-    plain, saving = (rung.peak for rung in free.rungs)
+    plain, saving = (candidate.peak for candidate in free.candidates)
     assert plain and saving and saving < plain
     tight = climbed(base, tmp_path, (plain + saving) // 2, memory, micro_batch_size=4)
     assert (tight.fits, tight.taken) == (True, 1)
     assert tight.why.startswith("checkpointing (the first that fits into ")
     assert ", 4 of 16 records at a time, 4 times for each step: " in tight.why
     wide = climbed(base, tmp_path, 1 << 30, memory)
-    assert wide.taken == 0 and [rung.steps[-1].micro_batch for rung in wide.rungs] == [16, 16]
+    assert wide.taken == 0 and [candidate.steps[-1].micro_batch for candidate in wide.candidates] == [16, 16]
     assert wide.why.startswith(
         "no memory strategy (the fastest, and it fits into 1.0 GiB), 16 of 16 records at a time: "
     )
 
 
 def test_where_nothing_fits_the_least_is_said_and_what_to_do(base: Path, tmp_path: Path) -> None:
-    ladder = climbed(base, tmp_path, 1 * MIB, {"try": [[], ["checkpointing"]]})
-    assert ladder.fits is False and ladder.best
-    assert ladder.why == f"no rung fits into 1.0 MiB: the least needs {shown_size(ladder.best.peak or 0)}"
+    search = climbed(base, tmp_path, 1 * MIB, {"try": [[], ["checkpointing"]]})
+    assert search.fits is False and search.best
+    assert search.why == f"no candidate fits into 1.0 MiB: the least needs {format_size(search.best.peak or 0)}"
     with pytest.raises(GraftworkError) as caught:
-        budget.settled(plan_of(base, tmp_path), ladder)
+        budget.chosen_plan(plan_of(base, tmp_path), search)
     sentence, *lines = str(caught.value).splitlines()
-    assert sentence == f"{ladder.why}; add strategies to memory.try, shorten train.max_length, or use a larger device"
+    assert sentence == f"{search.why}; add strategies to memory.try, shorten train.max_length, or use a larger device"
     assert [line.split(":")[0].strip() for line in lines] == ["none", "checkpointing"]
 
 
 def test_a_rung_that_cannot_be_rehearsed_is_passed_over_with_its_reason(base: Path, tmp_path: Path) -> None:
-    ladder = climbed(base, tmp_path, 1 << 30, {"try": [["odd"], []]}, micro_batch_size=1)
-    assert ladder.taken == 1
-    assert ladder.rungs[0].problem == "its code does not run on fake tensors (TypeError: what is this?)"
+    search = climbed(base, tmp_path, 1 << 30, {"try": [["odd"], []]}, micro_batch_size=1)
+    assert search.taken == 1
+    assert search.candidates[0].problem == "its code does not run on fake tensors (TypeError: what is this?)"
 
 
 def test_what_one_process_cannot_show_is_said_by_the_strategys_arithmetic(base: Path, tmp_path: Path) -> None:
@@ -228,10 +233,10 @@ def test_what_one_process_cannot_show_is_said_by_the_strategys_arithmetic(base: 
 def test_a_budget_and_a_card_both_limit(tmp_path: Path) -> None:
     plan, limited = plan_of(None, tmp_path), plan_of(None, tmp_path, {"memory.budget": "12 GiB"})
     card = Machine(devices=("card",), device_bytes=24 << 30, cuda=True)
-    assert budget.allowance(plan, CPU) is None
-    assert budget.allowance(plan, card) == 23 << 30
-    assert budget.allowance(limited, card) == budget.allowance(limited, CPU) == 12 << 30
-    assert budget.allowance(limited, CPU, "8 GiB") == 7 << 30
+    assert budget.budget_bytes(plan, CPU) is None
+    assert budget.budget_bytes(plan, card) == 23 << 30
+    assert budget.budget_bytes(limited, card) == budget.budget_bytes(limited, CPU) == 12 << 30
+    assert budget.budget_bytes(limited, CPU, "8 GiB") == 7 << 30
 
 
 # What is trained ------------------------------------------------------------------------------------------------------
@@ -241,9 +246,9 @@ def test_the_result_is_the_same_on_every_rung_and_with_every_micro_batch(base: P
     memory = {"try": [[], ["checkpointing"]]}
     plan = plan_of(base, tmp_path, {"memory": memory, "train.steps": 2, "peft": LORA | {"dropout": 0.0}})
     results = []
-    for number, (rung, size) in enumerate(((0, 4), (0, 2), (1, 1))):
-        chosen = budget.on_rung(plan, plan.circumstance.rungs[rung], size)
-        assert chosen.identity == plan.identity and chosen.circumstance.train.batch_size == 4
+    for number, (candidate, size) in enumerate(((0, 4), (0, 2), (1, 1))):
+        chosen = budget.with_candidate(plan, plan.run_context.candidates[candidate], size)
+        assert chosen.model_spec == plan.model_spec and chosen.run_context.train.batch_size == 4
         outcome = train(chosen, LOOKUP, tmp_path / str(number), device="cpu")
         results.append({name: value.detach().clone() for name, value in outcome.assembly.trained().items()})
     for other in results[1:]:
@@ -253,9 +258,9 @@ def test_the_result_is_the_same_on_every_rung_and_with_every_micro_batch(base: P
 def test_a_resumed_run_may_be_cut_otherwise_and_must_have_the_same_strategies(tmp_path: Path) -> None:
     memory = {"try": [[], ["checkpointing"]]}
     plan = plan_of(None, tmp_path, {"memory": memory})
-    plain, saving = plan.circumstance.rungs
-    assert comparable(budget.on_rung(plan, plain, 1)) == comparable(plan_of(None, tmp_path))
-    assert comparable(budget.on_rung(plan, saving)) != comparable(plan)
+    plain, saving = plan.run_context.candidates
+    assert comparable(budget.with_candidate(plan, plain, 1)) == comparable(plan_of(None, tmp_path))
+    assert comparable(budget.with_candidate(plan, saving)) != comparable(plan)
 
 
 # When memory runs out -------------------------------------------------------------------------------------------------
@@ -274,7 +279,7 @@ def test_where_memory_runs_out_early_the_next_rung_is_taken_and_then_smaller_mic
     ]
     assert [row["step"] for row in outcome.log] == [1, 2, 3]
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
-    assert [choice.name for choice in outcome.assembly.plan.circumstance.memory] == ["frugal"]
+    assert [choice.name for choice in outcome.assembly.plan.run_context.memory] == ["frugal"]
 
 
 @pytest.mark.parametrize(("name", "step"), [("greedy", 2), ("late", 3)])
@@ -326,7 +331,7 @@ def test_a_plan_says_what_fits_and_its_exit_status_whether(tmp_path: Path) -> No
     result = CliRunner().invoke(main, ["plan", str(file), "--device-memory", "2 GiB"])
     assert result.exit_code == 0, result.output
     for said in (
-        "memory of a step, rehearsed for a CUDA card with records of 128 tokens, 16 of them a picture's and all others labelled",
+        "memory of a step, rehearsed for a CUDA card with records of 128 tokens, 16 of them an image's and all others num_label_tokens",
         "fits, taken",
         "fullest: ",
         "frozen weights",
@@ -338,8 +343,8 @@ def test_a_plan_says_what_fits_and_its_exit_status_whether(tmp_path: Path) -> No
     assert result.exit_code == 3
     memory = json.loads(result.output)["memory"]
     assert (memory["fits"], memory["taken"], memory["budget"]) == (False, None, MIB)
-    assert [rung["strategies"] for rung in memory["rungs"]] == [[], ["checkpointing"]]
-    assert set(memory["rungs"][0]["steps"][0]["footprint"]["categories"]) == set(CATEGORIES)
+    assert [candidate["strategies"] for candidate in memory["candidates"]] == [[], ["checkpointing"]]
+    assert set(memory["candidates"][0]["steps"][0]["footprint"]["categories"]) == set(CATEGORIES)
 
 
 def test_a_size_that_is_none_is_refused_before_anything_is_built(tmp_path: Path) -> None:
@@ -356,15 +361,15 @@ def test_the_report_draws_a_step_and_says_what_was_predicted_and_measured() -> N
     assert drawn.count("<polygon") == len(CATEGORIES) and "3.0 GiB where it is fullest" in drawn
     assert all(f"</i>{name}</span>" in drawn for name in CATEGORIES)
     assert 'points="0.0,100.0 500.0,100.0 1000.0,100.0 1000.0,300.0 500.0,300.0 0.0,300.0"' in drawn  # frozen weights
-    ladder = budget.Ladder("cuda", None, (budget.Rung((), (Step(1, 8, 4, found, 7),)),), 0, "it fits")
-    assert memory_facts(ladder, 3 << 30) == {
+    search = budget.CandidateSearch("cuda", None, (budget.Candidate((), (Step(1, 8, 4, found, 7),)),), 0, "it fits")
+    assert memory_facts(search, 3 << 30) == {
         "rehearsed": "it fits",
         "predicted peak": "3.0 GiB",
         "measured peak": "3.0 GiB",
     }
-    assert memory_facts(ladder, None)["measured peak"] == "not measured: PyTorch keeps no account of a CPU's memory"
+    assert memory_facts(search, None)["measured peak"] == "not measured: PyTorch keeps no account of a CPU's memory"
     assert memory_facts(None, None) == {}
-    content = ReportContent("a run", memory=memory_facts(ladder, 3 << 30), footprint=found)
+    content = ReportContent("a run", memory=memory_facts(search, 3 << 30), footprint=found)
     assert drawn in render_page(content) and "predicted peak" in render_page(content)
     assert "measured peak" in render_markdown(content)
     assert json.loads(json.dumps(content.to_json()))["footprint"]["peak"] == 3 << 30

@@ -29,7 +29,7 @@ SETTINGS = {
     "textvqa": [
         f"textvqa.questions={QUESTIONS}",
         f"textvqa.annotations={GOLDEN / 'textvqa' / 'TextVQA_0.5.1_val.json'}",
-        "textvqa.images=pictures",
+        "textvqa.images=images",
     ],
 }
 """What installed plugins are told with `--set`, beside their defaults."""
@@ -204,9 +204,9 @@ def installed(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("plugin", ENTRY_POINTS)
 def test_every_installed_plugin_passes(plugin: str, installed: None) -> None:
     Path("records.json").write_text(json.dumps(RECORDS))
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     for line in QUESTIONS.read_text(encoding="utf-8").splitlines():
-        Path("pictures", json.loads(line)["image"]).touch()
+        Path("images", json.loads(line)["image"]).touch()
     done = graftwork("check", plugin, "--json", *(f"--set={override}" for override in SETTINGS.get(plugin, [])))
     said = json.loads(done.stdout)
     assert not [outcome for outcome in said["outcomes"] if outcome["state"] == "failed"]

@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import COMPONENTS, METHODS, Run, logits_of, plan_of
 
 from graftwork.checkpoint import manifest, store
-from graftwork.checkpoint.store import OPTIMIZER, PROBE, PROCESSOR, TENSORS, checkpoints, newest, open_checkpoint
+from graftwork.checkpoint.store import (
+    GOLDEN_INPUTS,
+    OPTIMIZER,
+    PROCESSOR,
+    TENSORS,
+    checkpoints,
+    newest,
+    open_checkpoint,
+)
 from graftwork.contracts import Choice, DictLookup
 from graftwork.errors import AdapterError, CheckpointError, GraftworkError, WeightsError
 from graftwork.train.loop import train
@@ -25,7 +33,7 @@ from graftwork_lora import Lora
 FILES = (
     manifest.FILE,
     TENSORS,
-    PROBE,
+    GOLDEN_INPUTS,
     f"{PROCESSOR}/tokenizer.json",
     f"{PROCESSOR}/tokenizer_config.json",
     f"{OPTIMIZER}/state.safetensors",
@@ -91,9 +99,9 @@ def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
 def test_a_reopened_model_computes_the_same_bits(run_of: Callable[[str], Run], opened: Opening, method: str) -> None:
     run = run_of(method)
     again = opened(run.checkpoint)
-    assert again.proof.error == 0.0
-    assert again.proof.comparable
-    assert again.proof.distance == again.manifest.probe.distance > 0.0
+    assert again.verification.error == 0.0
+    assert again.verification.comparable
+    assert again.verification.distance == again.manifest.golden.distance > 0.0
     (on, off), (expected, without) = logits_of(again.assembly), logits_of(run.outcome.assembly)
     assert on.equal(expected)
     assert off.equal(without)
@@ -110,21 +118,21 @@ def test_what_identifies_a_checkpoint_is_the_hash_of_its_manifest(trained: Run, 
 
 
 def test_a_checkpoint_can_be_moved(copy: Path, opened: Opening) -> None:
-    assert opened(copy).proof.error == 0.0
+    assert opened(copy).verification.error == 0.0
 
 
 def test_a_checkpoint_opens_from_any_working_directory_by_a_relative_path(
     copy: Path, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(copy.parent)
-    assert opened(Path("copy")).proof.error == 0.0
+    assert opened(Path("copy")).verification.error == 0.0
 
 
 def test_another_kernel_computes_the_same(trained: Run, lookup: DictLookup, opened: Opening) -> None:
     eager = Choice("attention", "eager", "dictionary", "dictionary", "0")
     again = opened(trained.checkpoint, attention={"*": [eager]})
-    assert 0.0 <= again.proof.error <= again.proof.tolerance
-    assert again.assembly.attention_report()["language"]["ran"].keys() == {"eager"}
+    assert 0.0 <= again.verification.error <= again.verification.tolerance
+    assert again.assembly.kernel_usage()["language"]["ran"].keys() == {"eager"}
 
 
 def test_checkpoints_are_sorted_by_their_step(tmp_path: Path) -> None:
@@ -158,7 +166,7 @@ def beside(base: Path, lookup: DictLookup, tmp_path: Path) -> Path:
 
 def test_checkpoint_and_base_can_be_moved_together(beside: Path, opened: Opening) -> None:
     moved = Path(shutil.move(beside, beside.with_name("moved")))
-    assert opened(moved / "out").proof.error == 0.0
+    assert opened(moved / "out").verification.error == 0.0
 
 
 def test_a_base_that_was_moved_alone_must_be_named(beside: Path, opened: Opening) -> None:
@@ -168,7 +176,7 @@ def test_a_base_that_was_moved_alone_must_be_named(beside: Path, opened: Opening
         f"the base weights '{beside / 'base'}' are not at '{folder}/../../base' or '{beside / 'base'}'; name their folder "
         "with --base-weights DIR"
     )
-    assert opened(folder, base=elsewhere).proof.error == 0.0
+    assert opened(folder, base=elsewhere).verification.error == 0.0
     said = refusal(opened, folder, WeightsError, base=beside / "nowhere")
     assert f"are not at '{beside / 'nowhere'}'; name their folder with --base-weights DIR" in said
 
@@ -177,7 +185,7 @@ def test_a_part_that_was_moved_alone_must_be_named(beside: Path, opened: Opening
     elsewhere = Path(shutil.move(beside / "low", beside.with_name("elsewhere")))
     folder = newest(beside / "out")
     assert refusal(opened, folder, WeightsError).endswith("; name their folder with --part low=DIR")
-    assert opened(folder, parts={"low": elsewhere}).proof.error == 0.0
+    assert opened(folder, parts={"low": elsewhere}).verification.error == 0.0
     said = refusal(opened, folder, parts={"lwo": elsewhere})
     assert said == "the model has no part 'lwo'; its parts are low, high"
 
@@ -185,7 +193,7 @@ def test_a_part_that_was_moved_alone_must_be_named(beside: Path, opened: Opening
 def test_a_base_that_differs_in_one_byte_is_refused(beside: Path, opened: Opening) -> None:
     file = beside / "base" / "model.safetensors"
     rewrite(file, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
-    sha256 = manifest.read(newest(beside / "out")).plan.identity.model.weights.sha256  # type: ignore[union-attr]
+    sha256 = manifest.read(newest(beside / "out")).plan.model_spec.model.weights.sha256  # type: ignore[union-attr]
     wanted = (
         f"'{beside / 'base'}' does not hold the base weights that the checkpoint was trained on ('{beside / 'base'}', "
         f"sha256 {sha256[:12]}…); name the right folder with --base-weights DIR"
@@ -197,14 +205,14 @@ def test_a_base_that_differs_in_one_byte_is_refused(beside: Path, opened: Openin
 def test_the_original_place_serves_where_something_else_lies_at_the_relative_one(
     base: Path, trained: Run, opened: Opening, tmp_path: Path
 ) -> None:
-    relative = manifest.read(trained.checkpoint).plan.identity.model.weights.relative  # type: ignore[union-attr]
+    relative = manifest.read(trained.checkpoint).plan.model_spec.model.weights.relative  # type: ignore[union-attr]
     copy = tmp_path / "a" / "b" / "c"
     shutil.copytree(trained.checkpoint, copy)
     other = (copy / relative).resolve()
     assert other != base
     other.mkdir(parents=True)
     (other / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    assert opened(copy).proof.error == 0.0
+    assert opened(copy).verification.error == 0.0
 
 
 # It is not intact -----------------------------------------------------------------------------------------------------
@@ -257,9 +265,9 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(copy: Path, opened: Openin
 
 
 def test_a_link_out_of_the_folder_is_refused(copy: Path, opened: Opening) -> None:
-    shutil.move(copy / PROBE, copy.parent / PROBE)
-    (copy / PROBE).symlink_to(copy.parent / PROBE)
-    assert refusal(opened, copy) == f"'{copy / PROBE}' is a link that leads out of its folder; refused"
+    shutil.move(copy / GOLDEN_INPUTS, copy.parent / GOLDEN_INPUTS)
+    (copy / GOLDEN_INPUTS).symlink_to(copy.parent / GOLDEN_INPUTS)
+    assert refusal(opened, copy) == f"'{copy / GOLDEN_INPUTS}' is a link that leads out of its folder; refused"
 
 
 @pytest.mark.parametrize("name", ["../copy/probe.safetensors", "/etc/hostname", "a/../../b"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graftwork_chunked_loss
-from graftwork.contracts import Choice, Circumstance, DictLookup, Identity, Plan, TrainSettings, cross_entropy
+from graftwork.contracts import Choice, DictLookup, ModelSpec, Plan, RunContext, TrainSettings, cross_entropy
 from graftwork.train.loop import train
 from graftwork_chunked_loss import ChunkedLoss, ChunkedLossSettings
 
@@ -133,9 +133,9 @@ def test_a_run_with_it_takes_the_steps_of_a_run_without(run: PlanOf, tmp_path: A
 
 
 def test_fp16_is_refused_with_the_reason() -> None:
-    settings = Circumstance(train=TrainSettings(precision="fp16"))
-    plan = Plan(Identity(Choice("model", "none", "none", "none", "0")), settings)
+    settings = RunContext(train=TrainSettings(precision="fp16"))
+    plan = Plan(ModelSpec(Choice("model", "none", "none", "none", "0")), settings)
     (strategy,) = graftwork_chunked_loss.memory_strategies()
-    assert [*strategy(ChunkedLossSettings()).objections(plan)] == [
+    assert [*strategy(ChunkedLossSettings()).validate(plan)] == [
         "its gradients exist before fp16's loss scaling could keep them from vanishing; use bf16 or fp32"
     ]

@@ -35,7 +35,7 @@ class Files(DataSource[FilesSettings]):
     name = "acme-files"
     Settings = FilesSettings
     def records(self): return iter(())
-    def objections(self, plan):
+    def validate(self, plan):
         """to plans that have [no] path"""
         return ()
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_runs import Run
 
 from graftwork.checkpoint import manifest
-from graftwork.checkpoint.store import PROBE, TENSORS
+from graftwork.checkpoint.store import GOLDEN_INPUTS, TENSORS
 from graftwork.cli import Session, main
 from graftwork.errors import CheckpointError
 from graftwork.jobs.verify import verify_in_fresh_process
@@ -73,8 +73,8 @@ def test_inspect_says_what_a_checkpoint_is(trained: Run, base: Path) -> None:
 def test_inspect_needs_neither_the_base_nor_the_plugins(copy: Path) -> None:
     content = json.loads((copy / manifest.FILE).read_text(encoding="utf-8"))
     del content["seal"]
-    content["plan"]["identity"]["peft"].update(name="acme", plugin="acme", distribution="acme-graft", version="3")
-    content["plan"]["identity"]["model"]["weights"].update(path="/nowhere", relative="nowhere")
+    content["plan"]["model_spec"]["peft"].update(name="acme", plugin="acme", distribution="acme-graft", version="3")
+    content["plan"]["model_spec"]["model"]["weights"].update(path="/nowhere", relative="nowhere")
     (copy / manifest.FILE).write_text(json.dumps(content | {"seal": manifest.seal(content)}), encoding="utf-8")
     assert "at /nowhere" in fine("inspect", copy)
     said = error("verify", copy)
@@ -84,14 +84,14 @@ def test_inspect_needs_neither_the_base_nor_the_plugins(copy: Path) -> None:
 def test_inspect_as_json_is_the_manifest(trained: Run) -> None:
     content = json.loads(fine("inspect", trained.checkpoint, "--json"))
     assert content["step"] == 4
-    assert content["plan"]["identity"]["peft"]["name"] == "lora"
+    assert content["plan"]["model_spec"]["peft"]["name"] == "lora"
     assert content["tensors"].keys() == load_file(trained.checkpoint / TENSORS).keys()
 
 
 def test_inspect_says_what_is_not_intact(copy: Path) -> None:
-    damage(copy / PROBE)
+    damage(copy / GOLDEN_INPUTS)
     said = error("inspect", copy)
-    assert f"Not intact: '{copy / PROBE}' was changed after it was written" in said
+    assert f"Not intact: '{copy / GOLDEN_INPUTS}' was changed after it was written" in said
 
 
 def test_what_is_no_checkpoint_is_refused_by_every_command(tmp_path: Path) -> None:

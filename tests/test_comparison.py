@@ -1,4 +1,4 @@
-"""Differences are paired and drawn by picture, p values are exact, and forgetting is said in words."""
+"""Differences are paired and drawn by image, p values are exact, and forgetting is said in words."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_vlm import Quiz, question
 
-from graftwork.contracts import Answered, BadRecord, Score
+from graftwork.contracts import BadRecord, Prediction, Score
 from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import Row, majority_answer, shown, shown_change, shown_p, shown_ratio, tabulate
+from graftwork.evaluate.scores import Row, format_change, format_p, format_ratio, majority_answer, shown, tabulate
 from graftwork.evaluate.statistics import Interval, interval, mcnemar, resample_sums
 
 
 def answered(
-    name: str, base: float, adapter: float, *, picture: str = "", group: str = "", reference: str = "yes"
-) -> Answered:
+    name: str, base: float, adapter: float, *, image: str = "", group: str = "", reference: str = "yes"
+) -> Prediction:
     scores = {"base": Score(base, group), "adapter": Score(adapter, group)}
     tokens = {"base": 1, "adapter": 1}
-    record = question(name, "is it", picture=picture, group=group, reference=reference)
-    return Answered(record, {"base": f"b{base}", "adapter": f"a{adapter}"}, scores, tokens, 0.1)
+    record = question(name, "is it", image=image, group=group, reference=reference)
+    return Prediction(record, {"base": f"b{base}", "adapter": f"a{adapter}"}, scores, tokens, 0.1)
 
 
-def result(ones: Sequence[Answered], quiz: Quiz | None = None) -> Result:
+def result(ones: Sequence[Prediction], quiz: Quiz | None = None) -> Result:
     return Result(quiz or Quiz(), tuple(ones), (), {})
 
 
-def overall(ones: Sequence[Answered]) -> Row:
+def overall(ones: Sequence[Prediction]) -> Row:
     return tabulate(Quiz(), ones)[0]
 
 
-def compared(ones: Sequence[Answered], trained: Sequence[str] | None = None) -> Comparison:
+def compared(ones: Sequence[Prediction], trained: Sequence[str] | None = None) -> Comparison:
     return compare(result(ones), trained)
 
 
@@ -93,10 +93,10 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= hits <= 198
 
 
-def test_questions_about_one_picture_do_not_make_a_score_surer() -> None:
-    single = [answered(str(n), n % 2, (n % 3) / 2, picture=f"{n}.png") for n in range(30)]
-    tenfold = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, picture=f"{n}.png") for n in range(30) for k in range(10)]
-    apart = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, picture=f"{n}-{k}.png") for n in range(30) for k in range(10)]
+def test_questions_about_one_image_do_not_make_a_score_surer() -> None:
+    single = [answered(str(n), n % 2, (n % 3) / 2, image=f"{n}.png") for n in range(30)]
+    tenfold = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, image=f"{n}.png") for n in range(30) for k in range(10)]
+    apart = [answered(f"{n}-{k}", n % 2, (n % 3) / 2, image=f"{n}-{k}.png") for n in range(30) for k in range(10)]
     assert overall(tenfold).scores == overall(single).scores
     assert overall(tenfold).difference == overall(single).difference
     wide, narrow = overall(tenfold).scores["base"], overall(apart).scores["base"]
@@ -133,22 +133,22 @@ def test_rows_hold_the_metric_then_the_groups_with_what_was_gained_and_lost() ->
     assert whole.difference is not None and whole.difference.value == 0.25
     assert whole.p == mcnemar(2, 1)
     assert colour.scores["base"] == Interval(0, 0, 0)
-    assert colour.ratio is None, "a ratio to nought means nothing"
+    assert colour.ratio is None, "a ratio to zero means nothing"
     assert shape.ratio is not None and shape.ratio.value == 0.5
 
 
 def test_a_ratio_has_no_interval_where_a_resample_of_the_base_has_no_right_answer() -> None:
     ones = [answered(str(n), float(n == 0), 1) for n in range(6)]
     assert overall(ones).ratio == Interval(6.0)
-    assert compared(ones).remarks[0] == (
+    assert compared(ones).notes[0] == (
         "The adapter scores 6.00 times the base; an interval of this ratio cannot be given, because the base's score may be "
-        "nought."
+        "zero."
     )
 
 
 def test_a_ratio_to_nought_is_undefined_in_words() -> None:
-    remarks = compared([answered(str(n), 0, float(n == 0)) for n in range(6)]).remarks
-    assert remarks[0] == "A ratio to the base is undefined, because the base scores nought."
+    notes = compared([answered(str(n), 0, float(n == 0)) for n in range(6)]).notes
+    assert notes[0] == "A ratio to the base is undefined, because the base scores zero."
 
 
 def test_the_interval_of_a_ratio_is_about_fiellers() -> None:
@@ -170,25 +170,27 @@ def test_the_interval_of_a_ratio_is_about_fiellers() -> None:
     assert row.ratio.value == pytest.approx(adapter.mean() / base.mean())
     assert (row.ratio.low, row.ratio.high) == pytest.approx((low, high), abs=0.05 * (high - low))
     independent = 1.96 * row.ratio.value * (0.24 / 600) ** 0.5 * (1 / base.mean() ** 2 + 1 / adapter.mean() ** 2) ** 0.5
-    assert row.ratio.high - row.ratio.low < 0.8 * 2 * independent, "the arms are drawn together"
+    assert row.ratio.high - row.ratio.low < 0.8 * 2 * independent, "the variants are drawn together"
 
 
 def test_questions_that_could_not_be_asked_are_in_a_second_denominator() -> None:
     ones = [answered("1", 0, 1), answered("2", 1, 1)]
-    comparison = compare(Result(Quiz(), tuple(ones), (BadRecord("file:1", "no picture"),) * 2, {}))
-    assert comparison.remarks[1] == (
-        "2 of 4 questions could not be asked; with nought for them the mean score is 25.0% (base) and 50.0% (adapter)."
+    comparison = compare(Result(Quiz(), tuple(ones), (BadRecord("file:1", "no image"),) * 2, {}))
+    assert comparison.notes[1] == (
+        "2 of 4 questions could not be asked; with zero for them the mean score is 25.0% (base) and 50.0% (adapter)."
     )
 
 
 def test_an_arm_that_always_says_the_same_is_noticed() -> None:
     ones = [answered(str(n), float(n % 2), 1, reference=str(n)) for n in range(4)]
-    assert compared(ones).remarks[1:] == ("The adapter gave one and the same answer to every question: 'a1'.",)
-    assert len(compared([answered(str(n), 1, 1) for n in range(4)]).remarks) == 1, "all references are the same as well"
+    assert compared(ones).notes[1:] == ("The adapter gave one and the same answer to every question: 'a1'.",)
+    assert len(compared([answered(str(n), 1, 1) for n in range(4)]).notes) == 1, "all references are the same as well"
 
 
 def test_one_arm_alone_has_scores_and_no_difference() -> None:
-    ones = [Answered(o.record, {"adapter": ""}, {"adapter": o.scores["adapter"]}, {}, 0) for o in [answered("1", 0, 1)]]
+    ones = [
+        Prediction(o.record, {"adapter": ""}, {"adapter": o.scores["adapter"]}, {}, 0) for o in [answered("1", 0, 1)]
+    ]
     row = tabulate(Quiz(), ones)[0]
     assert row.scores["adapter"].value == 1
     assert (row.difference, row.p) == (None, None)
@@ -226,11 +228,11 @@ def test_the_majority_answer_is_the_most_common_reference_and_is_scored_by_the_e
 
 
 def test_flips_are_the_questions_that_one_arm_alone_answers() -> None:
-    ones = [answered("up", 0, 1, picture="a.png"), answered("down", 0.6, 0.4), answered("same", 0, 0.3)]
+    ones = [answered("up", 0, 1, image="a.png"), answered("down", 0.6, 0.4), answered("same", 0, 0.3)]
     comparison = compared(ones)
     assert [(flip.id, flip.gained) for flip in comparison.flips] == [("up", True), ("down", False)]
-    assert str(comparison.flips[0].picture) == "a.png"
-    assert comparison.flips[1].picture is None
+    assert str(comparison.flips[0].image) == "a.png"
+    assert comparison.flips[1].image is None
 
 
 def test_what_was_not_trained_on_and_fell_is_said_in_a_sentence() -> None:
@@ -246,7 +248,7 @@ def test_what_was_not_trained_on_and_fell_is_said_in_a_sentence() -> None:
         "count, which was not trained on, did not change measurably: 50.0% before, 50.0% after ("
     )
     assert comparison.headline.startswith("Accuracy rose from 48.9% to ")
-    assert "on 180 questions about 180 pictures; always answering 'yes' scores 100.0%." in comparison.headline
+    assert "on 180 questions about 180 images; always answering 'yes' scores 100.0%." in comparison.headline
 
 
 def test_without_known_training_groups_nothing_is_said_of_forgetting() -> None:
@@ -257,8 +259,8 @@ def test_without_known_training_groups_nothing_is_said_of_forgetting() -> None:
 
 
 def test_a_comparison_is_plain_json() -> None:
-    content = json.loads(json.dumps(compared([answered("1", 0, 1, picture="p.png")]).to_json(), allow_nan=False))
-    assert content["flips"][0]["picture"] == "p.png"
+    content = json.loads(json.dumps(compared([answered("1", 0, 1, image="p.png")]).to_json(), allow_nan=False))
+    assert content["flips"][0]["image"] == "p.png"
     assert content["rows"][0]["difference"]["value"] == 1
 
 
@@ -266,9 +268,9 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert shown(0.9314, True) == "93.1%"
     assert shown(1432.06, False) == "1,432.1"
     assert shown(None, True) == "–"
-    assert shown_change(Interval(-0.521, -0.6, -0.441), True) == "-52.1 [-60.0, -44.1]"
-    assert shown_change(Interval(3.0), False) == "+3.0"
-    assert shown_change(Interval(-0.0001), True) == "+0.0"
-    assert shown_ratio(Interval(0.534, 0.48, 0.59)) == "0.53 [0.48, 0.59]"
-    assert (shown_ratio(Interval(2.0)), shown_ratio(None)) == ("2.00 (no interval)", "undefined")
-    assert (shown_p(0.0004), shown_p(0.0214), shown_p(None)) == ("< 0.001", "0.021", "–")
+    assert format_change(Interval(-0.521, -0.6, -0.441), True) == "-52.1 [-60.0, -44.1]"
+    assert format_change(Interval(3.0), False) == "+3.0"
+    assert format_change(Interval(-0.0001), True) == "+0.0"
+    assert format_ratio(Interval(0.534, 0.48, 0.59)) == "0.53 [0.48, 0.59]"
+    assert (format_ratio(Interval(2.0)), format_ratio(None)) == ("2.00 (no interval)", "undefined")
+    assert (format_p(0.0004), format_p(0.0214), format_p(None)) == ("< 0.001", "0.021", "–")

@@ -11,7 +11,7 @@ import pytest
 
 from graftwork.cli.scaffold import render
 from graftwork.conformance import CHECKS, examine
-from graftwork.contracts import KINDS, Adoption
+from graftwork.contracts import KINDS, ImportPlan
 from graftwork_registry import Catalog
 
 LINES = '{"question": "Is it?", "answer": "yes"}\n{"question": "Is it not?", "answer": "no"}\n'
@@ -19,7 +19,7 @@ SETTINGS = {"data_source": {"path": "lines.jsonl"}, "evaluator": {"path": "lines
 
 BROKEN = {
     "a claim on every folder": (
-        models.adopting(Adoption("a model", lambda base: {})),
+        models.adopting(ImportPlan("a model", lambda base: {})),
         "a strangers folder is left alone",
         "'adopt' must return None for a folder",
     ),
@@ -49,17 +49,17 @@ BROKEN = {
     ),
     "padding": (
         models.computing(models.ignores_padding),
-        "padding and neighbours change nothing",
+        "padding and contiguous_slice change nothing",
         "padding on the left and other rows must change nothing",
     ),
     "no cache": (models.computing(models.forgets_the_cache), "a cache changes nothing", "use the cached keys"),
     "no features": (models.computing(models.ignores_features), "features can be kept", "must stand for the pixels"),
     "places first": (
-        models.computing(models.puts_pictures_last, "see"),
+        models.computing(models.puts_images_last, "see"),
         "features can be kept",
-        "must count pictures",
+        "must count images",
     ),
-    "blind": (models.computing(models.sees_nothing), "pictures are seen", "at its first token nothing changes"),
+    "blind": (models.computing(models.sees_nothing), "images are seen", "at its first token nothing changes"),
     "half a model": (models.WritesHalf, "what is written reads back", "the weights lack"),
     "rounded": (models.WritesRounded, "what is written reads back", "the logits are .* away"),
     "another setting": (models.ForgetsASetting, "what is written reads back", "must have the same configuration"),
@@ -71,16 +71,16 @@ BROKEN = {
     "small pixels": (
         models.processing(encode=models.shrinks_pixels),
         "pixels are what the parts take",
-        r"\[pictures, 3, 32, 32\], and they are \(1, 3, 16, 16\)",
+        r"\[images, 3, 32, 32\], and they are \(1, 3, 16, 16\)",
     ),
     "too many labels": (
         models.processing(encode=models.labels_everything),
-        "answers are labelled and nothing else",
+        "answers are num_label_tokens and nothing else",
         "label every assistant turn alone",
     ),
     "no stop": (
         models.processing(encode=models.labels_no_stop),
-        "answers are labelled and nothing else",
+        "answers are num_label_tokens and nothing else",
         "without one the model never ends",
     ),
     "another prompt": (
@@ -93,10 +93,10 @@ BROKEN = {
         "decoding gives the text alone",
         "'red' becomes 'RED'",
     ),
-    "a picture that is none": (
-        models.processing(encode=models.swallows_broken_pictures),
+    "an image that is none": (
+        models.processing(encode=models.swallows_broken_images),
         "what cannot be read is a data error",
-        "must raise DataError for a picture that is none",
+        "must raise DataError for an image that is none",
     ),
     "a pickle": (
         models.processing(save=lambda processor, folder: (folder / "tokenizer.pkl").write_bytes(b"")),

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.contracts import BadRecord, Picture, Record, Turn
-from graftwork.data.datafiles import find_picture, lacking, make_records, member, read_json, read_json_lines, required
+from graftwork.contracts import BadRecord, Image, Record, Turn
+from graftwork.data.datafiles import (
+    find_image,
+    make_records,
+    member,
+    missing_files,
+    read_json,
+    read_json_lines,
+    required,
+)
 from graftwork.errors import DataError
 
 
@@ -20,11 +28,11 @@ class Paths:
 
 def test_a_path_that_is_not_set_or_leads_nowhere_is_objected_to(tmp_path: Path) -> None:
     settings = Paths(there=tmp_path / "gone")
-    assert list(lacking(settings, "here", "there")) == [
+    assert list(missing_files(settings, "here", "there")) == [
         "'here' is not set",
         f"'there' is '{tmp_path / 'gone'}', which does not exist",
     ]
-    assert list(lacking(Paths(here=tmp_path), "here")) == []
+    assert list(missing_files(Paths(here=tmp_path), "here")) == []
     assert required(Paths(here=tmp_path), "here") == tmp_path
     with pytest.raises(DataError, match="'here' is not set; set it"):
         required(settings, "here")
@@ -66,13 +74,13 @@ def test_true_is_no_integer() -> None:
         member({"n": True}, "n", int)
 
 
-def test_a_picture_lies_within_its_folder(tmp_path: Path) -> None:
+def test_an_image_lies_within_its_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").touch()
-    assert find_picture(tmp_path, "in/a.png") == Picture(tmp_path / "in" / "a.png")
+    assert find_image(tmp_path, "in/a.png") == Image(tmp_path / "in" / "a.png")
     for name in ["", str(tmp_path / "in" / "a.png"), "../a.png", "in/../../a.png"]:
         with pytest.raises(DataError, match="does not lie within"):
-            find_picture(tmp_path / "in", name)
+            find_image(tmp_path / "in", name)
     for name in ["b.png", "in", "x" * 5000, "a\0b"]:
-        with pytest.raises(DataError, match="there is no picture"):
-            find_picture(tmp_path, name)
+        with pytest.raises(DataError, match="there is no image"):
+            find_image(tmp_path, name)

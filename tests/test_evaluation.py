@@ -11,19 +11,19 @@ import pytest
 import torch
 from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 
-from graftwork.contracts import Answered, BadRecord, Picture, Record, Turn
+from graftwork.contracts import BadRecord, Image, Prediction, Record, Turn
 from graftwork.errors import DataError, GraftworkError
-from graftwork.evaluate.evaluation import Result, evaluate, look
+from graftwork.evaluate.evaluation import Result, evaluate, image_features
 from graftwork.evaluate.generation import answer, encode_prompt
 from graftwork.evaluate.questions import read_questions
 from graftwork.weights import sha256
 
-IDENTITY = {"checkpoint": "c0ffee", "base": "ba5e"}
+HASHES = {"checkpoint": "c0ffee", "base": "ba5e"}
 QUESTIONS = [
     question(
         f"q{number}",
         f"what is {'xyz'[number % 3]}",
-        picture=f"{number // 2 % 3}.png",
+        image=f"{number // 2 % 3}.png",
         group="abc"[number % 3],
         reference="a",
     )
@@ -33,7 +33,7 @@ BOTH = ("base", "adapter")
 
 
 def run(out: Path, assembly: TinyAssembly | None = None, quiz: Quiz | None = None, **changes: Any) -> Result:
-    options = {"out": out, "identity": IDENTITY, "batch_size": 4, "arms": BOTH} | changes
+    options = {"out": out, "hashes": HASHES, "batch_size": 4, "variants": BOTH} | changes
     return evaluate(assembly or tiny_assembly(), quiz or Quiz(*QUESTIONS), **options)  # type: ignore[arg-type]
 
 
@@ -48,12 +48,12 @@ def test_each_arm_gives_the_answers_that_the_model_gives_alone(tmp_path: Path) -
     for one in result.answered:
         prompt = [encode_prompt(assembly, one.record, 4)]
         assert one.answers["adapter"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
-        with assembly.off():
+        with assembly.disable_adapter():
             assert one.answers["base"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
     assert any(one.answers["base"] != one.answers["adapter"] for one in result.answered)
 
 
-def test_a_picture_is_looked_at_once_for_all_its_questions_and_both_arms(tmp_path: Path) -> None:
+def test_an_image_is_looked_at_once_for_all_its_questions_and_both_arms(tmp_path: Path) -> None:
     assembly = tiny_assembly()
     run(tmp_path, assembly)
     assert len(QUESTIONS) == 12
@@ -66,7 +66,7 @@ def test_towers_that_are_trained_look_again_for_the_base(tmp_path: Path) -> None
     assert assembly.model.seen == 6
 
 
-def test_questions_with_and_without_pictures_may_be_mixed(tmp_path: Path) -> None:
+def test_questions_with_and_without_images_may_be_mixed(tmp_path: Path) -> None:
     mixed = [QUESTIONS[0], question("plain", "what"), QUESTIONS[1], QUESTIONS[4], question("bare", "who is it")]
     result = run(tmp_path, quiz=Quiz(*mixed))
     assembly = tiny_assembly()
@@ -76,18 +76,18 @@ def test_questions_with_and_without_pictures_may_be_mixed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("tiles", "looks"), [([3, 3, 6, 3, 3], 4), ([3, 2, 6, 3, 2], 6)])
-def test_pictures_in_several_views_share_a_look_where_all_have_as_many(tiles: list[int], looks: int) -> None:
+def test_images_in_several_views_share_a_look_where_all_have_as_many(tiles: list[int], looks: int) -> None:
     assembly = tiny_assembly()
-    pictures = [("a",), ("b",), ("c", "d"), ("a",), ("b",)]
+    images = [("a",), ("b",), ("c", "d"), ("a",), ("b",)]
     prompts = []
-    for number, (names, count) in enumerate(zip(pictures, tiles, strict=True)):
-        record = Record(str(number), (Turn("user", "hm"),), tuple(Picture(Path(name)) for name in names))
+    for number, (names, count) in enumerate(zip(images, tiles, strict=True)):
+        record = Record(str(number), (Turn("user", "hm"),), tuple(Image(Path(name)) for name in names))
         prompt = assembly.processor.encode(record)
         prompt.pixels["tiles"] = torch.arange(count * 3.0).reshape(count, 3) + sum(map(ord, names))
         prompts.append((record, prompt))
-    seen = look(assembly, prompts)
+    seen = image_features(assembly, prompts)
     assert assembly.model.seen == looks
-    each = [assembly.model.see(prompt.pixels) for _, prompt in prompts]
+    each = [assembly.model.encode_images(prompt.pixels) for _, prompt in prompts]
     assert seen is not None
     assert torch.equal(seen["tiles"], torch.cat([one["tiles"] for one in each]))
     assert torch.allclose(seen["eye"][0], torch.cat([one["eye"][0] for one in each]))
@@ -98,7 +98,7 @@ def test_the_file_tells_who_answered_and_how_much_work_it_was(tmp_path: Path) ->
     header, first, described, *_ = lines(tmp_path)
     assert header["checkpoint"] == "c0ffee"
     assert header["evaluator"] == "quiz"
-    assert first["run"]["attention"] == {"language": {"plain": 8}}, "both arms decoded four tokens by then"
+    assert first["run"]["attention"] == {"language": {"plain": 8}}, "both variants decoded four tokens by then"
     assert first["run"]["batch_size"] == 4
     assert described["question"] == "<image>what is x"
     assert described["reference"] == ["a"]
@@ -111,11 +111,11 @@ def test_scores_json_holds_the_scores_of_the_answers(tmp_path: Path) -> None:
     result = run(tmp_path)
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in content["rows"]] == ["accuracy", "a", "b", "c"]
-    for arm in BOTH:
-        right = [one.answers[arm][:1] == "a" for one in result.answered]
-        assert content["rows"][0]["scores"][arm]["value"] == pytest.approx(sum(right) / 12)
-        assert content["rows"][0]["scores"][arm]["low"] <= content["rows"][0]["scores"][arm]["value"]
-        assert result.scores[arm]["a"] == pytest.approx(sum(right[::3]) / 4)
+    for variant in BOTH:
+        right = [one.answers[variant][:1] == "a" for one in result.answered]
+        assert content["rows"][0]["scores"][variant]["value"] == pytest.approx(sum(right) / 12)
+        assert content["rows"][0]["scores"][variant]["low"] <= content["rows"][0]["scores"][variant]["value"]
+        assert result.scores[variant]["a"] == pytest.approx(sum(right[::3]) / 4)
     assert content["answered"] == 12
 
 
@@ -149,23 +149,23 @@ def test_a_finished_evaluation_asks_nothing_again(tmp_path: Path) -> None:
 def test_one_arm_is_taken_from_a_file_that_holds_both(tmp_path: Path) -> None:
     both = run(tmp_path, limit=6)
     assembly = tiny_assembly()
-    one = run(tmp_path, assembly, arms=("adapter",))
+    one = run(tmp_path, assembly, variants=("adapter",))
     assert one.scores.keys() == {"adapter"}
     assert len(assembly.processor.encoded) == 6
     assert [o.answers["adapter"] for o in one.answered][:6] == [o.answers["adapter"] for o in both.answered]
 
 
 def test_an_arm_that_was_not_asked_for_is_not_asked_because_another_file_has_it(tmp_path: Path) -> None:
-    run(tmp_path, identity=IDENTITY | {"checkpoint": "other"})
+    run(tmp_path, model_spec=HASHES | {"checkpoint": "other"})
     assembly = tiny_assembly()
-    run(tmp_path, assembly, arms=("adapter",))
-    assert lines(tmp_path)[0]["arms"] == ["adapter"]
+    run(tmp_path, assembly, variants=("adapter",))
+    assert lines(tmp_path)[0]["variants"] == ["adapter"]
     assert lines(tmp_path)[2]["answers"].keys() == {"adapter"}
 
 
 def test_a_question_that_has_changed_is_asked_again(tmp_path: Path) -> None:
     run(tmp_path)
-    changed = [question("q0", "something else", picture="0.png", group="a", reference="a"), *QUESTIONS[1:]]
+    changed = [question("q0", "something else", image="0.png", group="a", reference="a"), *QUESTIONS[1:]]
     assembly = tiny_assembly()
     result = run(tmp_path, assembly, Quiz(*changed))
     assert assembly.processor.encoded == ["q0"]
@@ -175,7 +175,7 @@ def test_a_question_that_has_changed_is_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"identity": IDENTITY | {"checkpoint": "other"}}, "checkpoint"),
+        ({"hashes": HASHES | {"checkpoint": "other"}}, "checkpoint"),
         ({"quiz": Quiz(*QUESTIONS, hard=True)}, "settings"),
         ({"assembly": tiny_assembly(precision="bf16")}, "precision"),
     ],
@@ -276,7 +276,7 @@ def test_a_limit_takes_the_first_questions_and_reads_no_further() -> None:
 class Handing(Quiz):
     """A benchmark with a file to hand in"""
 
-    def write(self, answered: Sequence[Answered], folder: Path) -> None:
+    def write(self, answered: Sequence[Prediction], folder: Path) -> None:
         (folder / "hand-in.txt").write_text(" ".join(one.record.id for one in answered), encoding="utf-8")
 
 
@@ -288,8 +288,10 @@ def test_a_benchmark_writes_its_own_file_once_all_is_answered(tmp_path: Path) ->
 def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path: Path) -> None:
     result = run(tmp_path, quiz=Quiz(*QUESTIONS, *[BadRecord(f"f:{n}", "odd") for n in range(4)]))
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
-    for arm in BOTH:
-        assert content["mean_with_unanswered_as_nought"][arm] == pytest.approx(result.scores[arm]["accuracy"] * 12 / 16)
+    for variant in BOTH:
+        assert content["mean_with_unanswered_as_zero"][variant] == pytest.approx(
+            result.scores[variant]["accuracy"] * 12 / 16
+        )
 
 
 def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_path: Path) -> None:
@@ -304,9 +306,9 @@ def test_that_answers_are_cut_where_the_model_reads_no_further_is_said_once(tmp_
 def test_scores_name_the_models_the_tokens_the_time_and_the_hash_of_the_answers(tmp_path: Path) -> None:
     run(tmp_path)
     said = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["provenance"]
-    assert {name: said[name] for name in IDENTITY} == IDENTITY
+    assert {name: said[name] for name in HASHES} == HASHES
     written = lines(tmp_path)[2:]
-    assert said["tokens"] == {arm: sum(line["tokens"][arm] for line in written) for arm in BOTH}
+    assert said["tokens"] == {variant: sum(line["tokens"][variant] for line in written) for variant in BOTH}
     assert min(said["tokens"].values()) >= len(QUESTIONS)
     assert said["seconds"] == pytest.approx(sum(line["seconds"] for line in written), abs=0.01)
     file = tmp_path / said["answers"]["file"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import plan_of
 
 from graftwork.build import compose
-from graftwork.build.filling import census, initialise, place
+from graftwork.build.filling import check_keys, initialise, place
 from graftwork.contracts import DTYPES, Assembly, DictLookup, named_tensors, within
 from graftwork.errors import AdapterError, WeightsError
 
@@ -60,9 +60,9 @@ def test_every_tensor_of_the_model_is_the_one_in_the_file(base: Path, lookup: Di
         ).items()
     }
     found = named_tensors(assembly.model)
-    assert found.keys() == stored.keys() == assembly.from_base
+    assert found.keys() == stored.keys() == assembly.base_keys
     assert all(found[name].equal(stored[name]) for name in stored)
-    assert assembly.fresh == ()
+    assert assembly.newly_initialised == ()
     assert not assembly.trained()
 
 
@@ -91,7 +91,7 @@ def test_a_tensor_of_another_shape_is_refused(altered: Any, lookup: DictLookup) 
 def test_a_role_that_may_be_missing_starts_fresh_and_is_reported(altered: Any, lookup: DictLookup) -> None:
     folder = altered(without=("model.mm_projector.", "model.vlm_uni_"))
     assembly = built(folder, lookup)
-    assert assembly.fresh == ("connector", "mining")
+    assert assembly.newly_initialised == ("connector", "mining")
     weight = assembly.model.get_parameter(CONNECTOR)
     assert weight.std() > 0
     assert weight.isfinite().all()
@@ -106,7 +106,7 @@ def test_half_of_such_a_role_is_refused(altered: Any, lookup: DictLookup) -> Non
 
 def test_what_a_fresh_role_starts_with_is_in_the_checkpoint_even_when_frozen(altered: Any, lookup: DictLookup) -> None:
     assembly = built(altered(without="model.mm_projector."), lookup, changes={})
-    assert CONNECTOR in assembly.added()
+    assert CONNECTOR in assembly.state_to_save()
     assert CONNECTOR not in assembly.trained()
 
 
@@ -174,8 +174,14 @@ def test_meta_reads_nothing_and_knows_every_shape(base: Path, lookup: DictLookup
     changes = {"peft.also_train": ["connector"]}
     shaped, whole = built(base, lookup, changes=changes, meta=True), built(base, lookup, changes=changes)
     assert all(parameter.is_meta for parameter in shaped.model.parameters())
-    assert {n: t.shape for n, t in shaped.added().items()} == {n: t.shape for n, t in whole.added().items()}
-    assert (shaped.fresh, shaped.from_base, shaped.of_method) == (whole.fresh, whole.from_base, whole.of_method)
+    assert {n: t.shape for n, t in shaped.state_to_save().items()} == {
+        n: t.shape for n, t in whole.state_to_save().items()
+    }
+    assert (shaped.newly_initialised, shaped.base_keys, shaped.adapter_parameters) == (
+        whole.newly_initialised,
+        whole.base_keys,
+        whole.adapter_parameters,
+    )
 
 
 def test_tied_tensors_stay_tied() -> None:
@@ -215,9 +221,9 @@ def test_a_name_lies_within_a_module_only_at_a_dot() -> None:
 
 def test_a_census_counts_what_is_missing_unknown_and_of_another_shape() -> None:
     expected = {"a": torch.zeros(2), "b": torch.zeros(2, 3), "c": torch.zeros(1)}
-    census(expected, {"a": (2,), "b": (2, 3), "c": (1,)})
+    check_keys(expected, {"a": (2,), "b": (2, 3), "c": (1,)})
     with pytest.raises(AdapterError) as caught:
-        census(expected, {"a": (2,), "b": (3, 2), "d": (1,)})
+        check_keys(expected, {"a": (2,), "b": (3, 2), "d": (1,)})
     assert caught.value.sentence == (
         "the adapter does not fit its model: 1 of 3 expected tensors match, 1 are missing, 1 are unknown, 1 have another "
         "shape; nothing was loaded"

@@ -11,10 +11,10 @@ from graftwork.errors import DataError
 from graftwork.evaluate.generation import answer, context_length, encode_prompt, until_stop
 
 QUESTIONS = [
-    question("a", "what is it", picture="one.png"),
+    question("a", "what is it", image="one.png"),
     question("b", "hm"),
-    question("c", "which of the many colours is it", picture="two.png"),
-    question("d", "is it red", picture="one.png"),
+    question("c", "which of the many colours is it", image="two.png"),
+    question("d", "is it red", image="one.png"),
 ]
 
 
@@ -30,7 +30,7 @@ def answer_alone(assembly: TinyAssembly, prompt: Encoded, most: int) -> tuple[in
             break
         batch.input_ids = torch.cat([batch.input_ids, torch.tensor([[token]])], dim=1)
         batch.attention_mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
-        batch.picture_positions = torch.cat([batch.picture_positions, torch.tensor([[False]])], dim=1)
+        batch.image_token_mask = torch.cat([batch.image_token_mask, torch.tensor([[False]])], dim=1)
     return tuple(said)
 
 
@@ -65,7 +65,7 @@ def test_some_answers_of_the_test_above_end_early_and_some_do_not() -> None:
 def test_features_that_are_given_are_not_computed_again() -> None:
     assembly = tiny_assembly()
     prompts = [encode_prompt(assembly, QUESTIONS[0], 4)]
-    features = assembly.model.see(prompts[0].pixels)
+    features = assembly.model.encode_images(prompts[0].pixels)
     looks = assembly.model.seen
     with_features = answer(assembly, prompts, max_new_tokens=4, features=features)
     assert assembly.model.seen == looks

@@ -18,7 +18,7 @@ def judged(losses: list[float], skipped: int = 0, **options: object) -> Verdict:
     """The verdict on a run with these losses, the first of which were skipped."""
     health = Health(VOCABULARY, **options)  # type: ignore[arg-type]
     for step, loss in enumerate(losses):
-        health.saw(loss, skipped=step < skipped)
+        health.update(loss, skipped=step < skipped)
     return health.verdict()
 
 
@@ -122,12 +122,12 @@ def test_a_precision_that_overflows_is_unhealthy_even_when_the_loss_falls() -> N
 def test_a_run_is_hopeless_after_many_skipped_steps_in_a_row() -> None:
     health = Health(VOCABULARY)
     for _ in range(GIVE_UP_AFTER - 1):
-        health.saw(math.nan, skipped=True)
-    assert not health.hopeless
-    health.saw(1.0)
+        health.update(math.nan, skipped=True)
+    assert not health.should_abort
+    health.update(1.0)
     assert health.skipped_in_a_row == 0
     for _ in range(GIVE_UP_AFTER):
-        assert not health.hopeless
-        health.saw(math.nan, skipped=True)
-    assert health.hopeless
+        assert not health.should_abort
+        health.update(math.nan, skipped=True)
+    assert health.should_abort
     assert health.skipped == 2 * GIVE_UP_AFTER - 1

@@ -127,11 +127,11 @@ def test_on_a_cpu_it_does_nothing_and_says_so_and_on_a_gpu_it_is_in_the_way() ->
     here: Any = SimpleNamespace(device=torch.device("cpu"), structure=SimpleNamespace(model=model))
     strategy.prepare(here)
     assert "forward" not in vars(model)
-    assert strategy.remark(here) == "does nothing, for the model is on the CPU already"
+    assert strategy.note(here) == "does nothing, for the model is on the CPU already"
     here.device = torch.device("cuda")
     strategy.prepare(here)
     assert vars(model)["forward"].args[2:] == (2048, "cuda")
-    assert strategy.remark(here) == ""
+    assert strategy.note(here) == ""
 
 
 @pytest.mark.gpu

@@ -85,16 +85,20 @@ def test_a_refused_folder_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_the_run_recorded_is_in_the_checkpoint(tmp_path: Path) -> None:
     manifest = bring_in(GOLDEN / "lora", tmp_path / "out").manifest
-    identity = manifest.plan.identity
-    assert (identity.on, identity.also_train) == (("language.attention", "language.mlp"), ("connector", "mining"))
-    assert identity.peft is not None
-    assert identity.peft.settings["target_modules"] == []
-    assert (identity.peft.settings["rank"], identity.peft.settings["alpha"], identity.peft.settings["dropout"]) == (
+    model_spec = manifest.plan.model_spec
+    assert (model_spec.on, model_spec.also_train) == (("language.attention", "language.mlp"), ("connector", "mining"))
+    assert model_spec.peft is not None
+    assert model_spec.peft.settings["target_modules"] == []
+    assert (
+        model_spec.peft.settings["rank"],
+        model_spec.peft.settings["alpha"],
+        model_spec.peft.settings["dropout"],
+    ) == (
         16,
         32,
         0.1,
     )
-    assert manifest.fresh == ("connector", "mining")
+    assert manifest.newly_initialised == ("connector", "mining")
     assert (manifest.step, manifest.health.healthy) == (240, True)
     assert manifest.provenance["imported from"] == str(GOLDEN / "lora")
     assert len(manifest.provenance["imported tensors"]) == 64
@@ -104,18 +108,18 @@ def test_an_adapter_of_some_layers_stays_one_of_those(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     change(run / "adapter_model.bin", lambda name, tensor: tensor if "q_proj" in name or "v_proj" in name else None)
     manifest = bring_in(run, tmp_path / "few").manifest
-    identity = manifest.plan.identity
-    assert identity.on == ("language.attention",)
-    assert identity.peft is not None
-    assert identity.peft.settings["target_modules"] == ["q_proj", "v_proj"]
+    model_spec = manifest.plan.model_spec
+    assert model_spec.on == ("language.attention",)
+    assert model_spec.peft is not None
+    assert model_spec.peft.settings["target_modules"] == ["q_proj", "v_proj"]
     change(run / "adapter_model.bin", lambda name, tensor: tensor if ".layers.1." in name else None)
-    identity = bring_in(run, tmp_path / "fewer").manifest.plan.identity
-    assert identity.peft is not None
-    assert identity.peft.settings["target_modules"] == [
+    model_spec = bring_in(run, tmp_path / "fewer").manifest.plan.model_spec
+    assert model_spec.peft is not None
+    assert model_spec.peft.settings["target_modules"] == [
         "model.layers.1.self_attn.q_proj",
         "model.layers.1.self_attn.v_proj",
     ]
-    assert opened(tmp_path / "fewer").proof.error == 0.0
+    assert opened(tmp_path / "fewer").verification.error == 0.0
 
 
 def test_an_adapter_in_safetensors_is_the_same(tmp_path: Path) -> None:
@@ -140,8 +144,8 @@ def test_a_vocabulary_with_added_tokens_fits_its_base(tmp_path: Path) -> None:
 
 def test_a_whole_model_on_its_base_is_what_differs_from_it(tmp_path: Path) -> None:
     imported = bring_in(GOLDEN / "merged", tmp_path / "out")
-    identity = imported.manifest.plan.identity
-    assert identity.also_train == ("language.attention", "language.mlp", "connector", "mining")
+    model_spec = imported.manifest.plan.model_spec
+    assert model_spec.also_train == ("language.attention", "language.mlp", "connector", "mining")
     assert imported.own == ("low",)
     held = {name.split(".")[1] for name in imported.manifest.tensors}
     assert held == {
@@ -158,12 +162,12 @@ def test_a_whole_model_without_a_base_is_held_whole(tmp_path: Path) -> None:
     run = run_folder(tmp_path, "full", prefix="/nowhere")
     parts = {"low": GOLDEN / "clip", "high": GOLDEN / "convnext"}
     manifest = bring_in(run, tmp_path / "out", None, parts).manifest
-    assert manifest.plan.identity.model.weights is None
+    assert manifest.plan.model_spec.model.weights is None
     assert "model.embed_tokens.weight" in manifest.tensors
     shutil.rmtree(run)
     checkpoint = opened(tmp_path / "out")
-    assert checkpoint.proof.error == 0.0
-    assert not checkpoint.assembly.switchable
+    assert checkpoint.verification.error == 0.0
+    assert not checkpoint.assembly.can_disable
 
 
 def test_a_trained_tower_is_kept_and_called_trained(tmp_path: Path) -> None:
@@ -172,7 +176,7 @@ def test_a_trained_tower_is_kept_and_called_trained(tmp_path: Path) -> None:
         run / "mm_projector.bin", lambda name, tensor: tensor * 1.5 if "vision_tower.vision_tower" in name else tensor
     )
     manifest = bring_in(run, tmp_path / "out").manifest
-    assert manifest.plan.identity.also_train == ("connector", "mining", "vision.low")
+    assert manifest.plan.model_spec.also_train == ("connector", "mining", "vision.low")
     name = "model.vision_tower.vision_model.embeddings.class_embedding"
     stored = load_file(tmp_path / "out" / "tensors.safetensors")[name]
     original = torch.load(run / "mm_projector.bin", weights_only=True)
@@ -222,9 +226,9 @@ def test_a_peft_folder_works_on_a_whole_model(tmp_path: Path) -> None:
         edit(whole / "config.json", **{key: str(GOLDEN / part)})
     edit(run / "adapter_config.json", base_model_name_or_path=str(whole))
     manifest = import_folder(diagnose(run, LOOKUP), LOOKUP, tmp_path / "out").manifest
-    assert manifest.plan.identity.model.weights is not None
-    assert manifest.plan.identity.model.weights.path == str(whole)
-    assert (manifest.plan.identity.also_train, manifest.fresh, len(manifest.tensors)) == ((), (), 28)
+    assert manifest.plan.model_spec.model.weights is not None
+    assert manifest.plan.model_spec.model.weights.path == str(whole)
+    assert (manifest.plan.model_spec.also_train, manifest.newly_initialised, len(manifest.tensors)) == ((), (), 28)
 
 
 # Back to upstream -----------------------------------------------------------------------------------------------------
@@ -255,9 +259,9 @@ def test_a_whole_folder_for_upstream_comes_back_without_loss(tmp_path: Path, tow
     assert index["weight_map"].keys() == shapes(tmp_path / "mgm").keys()
 
     imported = import_folder(diagnose(tmp_path / "mgm", LOOKUP), LOOKUP, tmp_path / "back").manifest
-    assert imported.plan.identity.model.weights is not None
+    assert imported.plan.model_spec.model.weights is not None
     there, back = opened(tmp_path / "back").assembly, load_file(tmp_path / "mgm" / "model.safetensors")
-    for name, tensor in there.added().items():
+    for name, tensor in there.state_to_save().items():
         published = name.replace("model.vision_tower.", "model.vision_tower.vision_tower.")
         assert tensor.equal(back[published]), name
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from graftwork.config.machine import Machine, probe, requires_reason
-from graftwork.config.resolve import missing_requirements
-from graftwork.contracts import Requires
+from graftwork.config.machine import Machine, detect_machine, unmet_requirement
+from graftwork.contracts import Requires, missing_requirements
 
 
 def test_requirements_are_asked_of_metadata() -> None:
@@ -17,13 +16,13 @@ def test_requirements_are_asked_of_metadata() -> None:
 
 
 def test_a_component_without_requirements_suits_every_machine() -> None:
-    assert requires_reason(Requires(), Machine()) is None
-    assert requires_reason(Requires(cuda=(9, 0)), Machine(("NVIDIA H100",), (9, 0), cuda=True)) is None
+    assert unmet_requirement(Requires(), Machine()) == ""
+    assert unmet_requirement(Requires(cuda=(9, 0)), Machine(("NVIDIA H100",), (9, 0), cuda=True)) == ""
 
 
 def test_this_machine_is_probed_once() -> None:
-    machine = probe()
-    assert machine is probe()
+    machine = detect_machine()
+    assert machine is detect_machine()
     assert machine.cuda == bool(machine.devices) == (machine.capability is not None)
     assert machine.cores >= 1
     assert machine.memory_bytes > 1 << 28

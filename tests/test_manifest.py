@@ -15,8 +15,8 @@ from tiny_runs import Run
 
 from graftwork.checkpoint import manifest
 from graftwork.checkpoint.manifest import FILE, FileEntry, Manifest, TensorEntry
-from graftwork.checkpoint.verification import ProbeFacts
-from graftwork.contracts import Choice, Identity, Plan, Verdict
+from graftwork.checkpoint.verification import GoldenFacts
+from graftwork.contracts import Choice, ModelSpec, Plan, Verdict
 from graftwork.errors import CheckpointError
 
 JSON = some.recursive(
@@ -138,12 +138,12 @@ def test_a_folder_without_one_is_no_checkpoint(tmp_path: Path) -> None:
 def test_every_mistake_of_a_sealed_manifest_is_said(folder: Path, whole: bytes) -> None:
     content = json.loads(whole)
     del content["seal"]
-    content["step"], content["plan"]["identity"]["on"] = "4", [1]
+    content["step"], content["plan"]["model_spec"]["on"] = "4", [1]
     said = read(folder, content)
     assert isinstance(said, str)
     first, *details = said.split("\n")
     assert first == f"'{folder / FILE}' is not a manifest that this version can read"
-    assert [line.split(":")[0].strip() for line in details] == ["step", "plan.identity.on.0"]
+    assert [line.split(":")[0].strip() for line in details] == ["step", "plan.model_spec.on.0"]
 
 
 def written(folder: Path, one: Manifest) -> Manifest:
@@ -158,7 +158,9 @@ def written(folder: Path, one: Manifest) -> Manifest:
         NAMES, some.builds(TensorEntry, some.lists(some.integers(0, 10**9)).map(tuple), some.text())
     ),
     files=some.dictionaries(NAMES, some.builds(FileEntry, some.integers(0, 10**15), some.text())),
-    probe=some.builds(ProbeFacts, some.text(), some.text(), some.floats(allow_nan=False), some.floats(allow_nan=False)),
+    probe=some.builds(
+        GoldenFacts, some.text(), some.text(), some.floats(allow_nan=False), some.floats(allow_nan=False)
+    ),
     health=some.builds(
         Verdict, some.booleans(), some.lists(some.text()).map(tuple), some.none() | some.floats(allow_nan=False)
     ),
@@ -170,18 +172,18 @@ def test_what_is_written_is_read(
     step: int,
     tensors: dict[str, TensorEntry],
     files: dict[str, FileEntry],
-    probe: ProbeFacts,
+    probe: GoldenFacts,
     health: Verdict,
     provenance: dict[str, str],
     settings_: dict[str, Any],
 ) -> None:
-    plan = Plan(Identity(Choice("model", "m", "p", "d", "1", settings=settings_), on=("language",)))
+    plan = Plan(ModelSpec(Choice("model", "m", "p", "d", "1", settings=settings_), on=("language",)))
     one = Manifest("0.1", step, step, plan, tensors, files, probe, {"total": 1}, health, ("a",), provenance=provenance)
     assert written(folder, one) == one
 
 
 def test_what_is_not_a_number_survives(folder: Path, trained: Run) -> None:
-    probe = ProbeFacts("fp32", "cpu", distance=math.nan, largest=math.inf)
+    probe = GoldenFacts("fp32", "cpu", distance=math.nan, largest=math.inf)
     again = written(folder, replace(manifest.read(trained.checkpoint), probe=probe)).probe
     assert math.isnan(again.distance)
     assert again.largest == math.inf

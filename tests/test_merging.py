@@ -80,7 +80,7 @@ def test_what_the_base_lacked_is_in_the_merged_weights(base: Path, lookup: DictL
     certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
     assert (certificate.new, certificate.changed) == (4, 28 + 12)
     whole = compose.build(plan_of(tmp_path / "merged", tmp_path, {"peft": None}), lookup, device="cpu")
-    assert whole.fresh == ()
+    assert whole.newly_initialised == ()
     close(logits_of(whole)[0], expected)
 
 
@@ -289,5 +289,5 @@ def test_what_fails_while_exporting_leaves_nothing(trained: Run, lookup: DictLoo
 
 def test_merging_leaves_the_checkpoint_as_it_was(trained: Run, lookup: DictLookup, tmp_path: Path) -> None:
     merged(trained.checkpoint, tmp_path / "merged", lookup)
-    assert opened(trained.checkpoint, lookup).proof.error == 0.0
+    assert opened(trained.checkpoint, lookup).verification.error == 0.0
     assert len(checkpoints(trained.out)) == 1

@@ -14,7 +14,7 @@ from golden_table import MEASURED
 from mgm_folders import GOLDEN, Small, base_with_trained_connector, imported, published, small, with_lora
 from torch.nn import functional
 
-from graftwork.contracts import IGNORED, Assembly, Batch, Encoded, Picture, Record, Turn, collate
+from graftwork.contracts import IGNORED, Assembly, Batch, Encoded, Image, Record, Turn, collate
 
 Built = Small | Assembly
 Close = Callable[[str, Any, Any, float], None]
@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def off(assembly: Assembly) -> Assembly:
     """With its adapter off, for good."""
-    LEFT_OFF.enter_context(assembly.off())
+    LEFT_OFF.enter_context(assembly.disable_adapter())
     return assembly
 
 
@@ -80,7 +80,7 @@ def inputs() -> Any:
 def question(inputs: Any, i: int) -> Record:
     """The i-th question of the golden inputs."""
     text, image = str(inputs[f"question.{i}"]), str(inputs[f"image.{i}"]).rpartition("/")[2]
-    return Record(f"q{i}", (Turn("user", f"<image>\n{text}"),), (Picture(GOLDEN / "images" / image),))
+    return Record(f"q{i}", (Turn("user", f"<image>\n{text}"),), (Image(GOLDEN / "images" / image),))
 
 
 def encoded(model: Built, inputs: Any) -> list[Encoded]:
@@ -107,7 +107,7 @@ def greedy(model: Built, examples: list[Encoded], steps: int) -> list[list[int]]
 
 
 def text_only(ids: Any) -> Encoded:
-    """Tokens without a picture."""
+    """Tokens without an image."""
     tokens = [int(token) for token in ids]
     return Encoded(tokens, [False] * len(tokens), [IGNORED] * len(tokens), {})
 
@@ -125,22 +125,22 @@ def test_pixels_equal_the_published_ones(inputs: Any, aspect_ratio: str, i: int)
 def test_prompt_tokens_equal_the_published_ones(inputs: Any) -> None:
     model = published()
     for i, example in enumerate(encoded(model, inputs)):
-        ids = np.where(example.picture_positions, -200, example.input_ids)
+        ids = np.where(example.image_token_mask, -200, example.input_ids)
         once = [int(t) for k, t in enumerate(ids) if t != -200 or ids[k - 1] != -200]
         assert once == inputs[f"input_ids.{i}"].ravel().tolist()
-        assert sum(example.picture_positions) == 16
+        assert sum(example.image_token_mask) == 16
 
 
-def test_picture_tokens_equal_the_published_ones(
+def test_image_tokens_equal_the_published_ones(
     case: tuple[str, Built], inputs: Any, expected: Any, close: Close
 ) -> None:
     name, model = case
     golden = "lora" if name == "lora_off" else name
     pixels = collate(encoded(model, inputs), pad_id=0).pixels
     with torch.no_grad():
-        tokens = model.model.picture_tokens(model.model.see(pixels))
+        tokens = model.model.image_tokens(model.model.encode_images(pixels))
     wanted = np.concatenate([expected[f"{golden}.image_tokens.{i}"].reshape(-1, *tokens.shape[1:]) for i in range(3)])
-    close("picture tokens", tokens, wanted, 1e-5)
+    close("image tokens", tokens, wanted, 1e-5)
 
 
 def test_logits_equal_the_published_ones(case: tuple[str, Built], inputs: Any, expected: Any, close: Close) -> None:
@@ -164,8 +164,8 @@ def test_the_loss_of_a_batch_padded_on_the_right_is_the_published_one(
 ) -> None:
     name, model = case
     batch = collate(encoded(model, inputs), pad_id=0)
-    labels = batch.input_ids.masked_fill(batch.picture_positions | ~batch.attention_mask, IGNORED)
-    # The published numbers ignore the first five ids, where a picture was still one id.
+    labels = batch.input_ids.masked_fill(batch.image_token_mask | ~batch.attention_mask, IGNORED)
+    # The published numbers ignore the first five ids, where an image was still one id.
     labels[:, :4] = IGNORED
     loss = functional.cross_entropy(run(model, batch)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     close("loss of a batch", loss, expected[f"{name}.batch.loss"], 1e-5)
@@ -179,7 +179,7 @@ def test_greedy_answers_of_a_batch_padded_on_the_left_are_the_published_ones(
     close("ids of greedy answers", answers, [expected[f"{name}.free_ids.{i}"].tolist() for i in range(3)], 0)
 
 
-def test_rows_with_and_without_pictures_do_not_disturb_each_other(inputs: Any, expected: Any) -> None:
+def test_rows_with_and_without_images_do_not_disturb_each_other(inputs: Any, expected: Any) -> None:
     model = published()
     examples = encoded(model, inputs)
     mixed = [examples[2], text_only(expected["full_fp32.textonly.input_ids"]), examples[0]]

@@ -11,19 +11,19 @@ import torch
 from mgm_folders import GOLDEN, QUESTION, TOWER_FOLDERS, config_folder, published, small
 from torch.nn import functional
 
-from graftwork.contracts import Batch, Component, Record, Site, Turn, collate
+from graftwork.contracts import Batch, BuildContext, Component, Record, Turn, collate
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
 from graftwork_mgm import MgmGemma, MgmSettings
 
 
-def random_features(grid: int = 1, overview: bool = False, pictures: int = 2) -> dict[str, list[torch.Tensor]]:
+def random_features(grid: int = 1, overview: bool = False, images: int = 2) -> dict[str, list[torch.Tensor]]:
     """Maps as the small towers give them."""
     views = grid**2 + overview
     sides = [32 * grid, 16 * grid, 8 * grid, 4 * grid]
-    high = [torch.randn(pictures, width, side, side) for width, side in zip((8, 16, 32, 64), sides, strict=True)]
-    return {"low": [torch.randn(pictures * views, 32, 4, 4)], "high": high}
+    high = [torch.randn(images, width, side, side) for width, side in zip((8, 16, 32, 64), sides, strict=True)]
+    return {"low": [torch.randn(images * views, 32, 4, 4)], "high": high}
 
 
 def mined_one_by_one(model: Any, low: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_the_map_names_modules_that_exist() -> None:
         "vision.low": 3,
         "vision.high": 11,  # five layers, and six that shrink the map between stages
     }
-    for modules in (*structure.roles.values(), *structure.blocks.values(), *structure.sites.values()):
+    for modules in (*structure.roles.values(), *structure.blocks.values(), *structure.attention_modules.values()):
         for module in modules:
             structure.model.get_submodule(module)
 
@@ -82,11 +82,11 @@ def test_mining_is_what_a_loop_over_patches_computes() -> None:
         functional.interpolate(each, size=(32, 32), mode="bilinear", align_corners=False) for each in features["high"]
     ]
     with torch.no_grad():
-        tokens = model.picture_tokens(features)
-        for picture in range(2):
-            low, high = features["low"][0][picture], torch.cat([each[picture] for each in fine])
+        tokens = model.image_tokens(features)
+        for image in range(2):
+            low, high = features["low"][0][image], torch.cat([each[image] for each in fine])
             torch.testing.assert_close(
-                tokens[picture], model.model.mm_projector(mined_one_by_one(model.model, low, high))
+                tokens[image], model.model.mm_projector(mined_one_by_one(model.model, low, high))
             )
 
 
@@ -104,14 +104,14 @@ def test_every_tile_mines_its_own_part_of_the_fine_map(overview: bool) -> None:
     half = functional.interpolate(fine, scale_factor=0.5, mode="bilinear", align_corners=False)
     views = 4 + overview
     with torch.no_grad():
-        tokens = model.picture_tokens(features)
+        tokens = model.image_tokens(features)
         assert tokens.shape == (2, views * 16, 64)
-        for picture in range(2):
-            corners = [fine[picture, :, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
-            maps = [half[picture], *corners] if overview else corners
-            lows = features["low"][0][picture * views : (picture + 1) * views]
+        for image in range(2):
+            corners = [fine[image, :, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+            maps = [half[image], *corners] if overview else corners
+            lows = features["low"][0][image * views : (image + 1) * views]
             mined = [mined_one_by_one(model.model, low, high) for low, high in zip(lows, maps, strict=True)]
-            torch.testing.assert_close(tokens[picture], model.model.mm_projector(torch.cat(mined)))
+            torch.testing.assert_close(tokens[image], model.model.mm_projector(torch.cat(mined)))
 
 
 def test_a_tiled_model_reads_what_its_processor_encodes() -> None:
@@ -127,7 +127,7 @@ def test_without_a_high_part_tokens_are_the_low_patches_connected() -> None:
     low = torch.randn(2, 32, 4, 4)
     with torch.no_grad():
         wanted = model.model.mm_projector(low.flatten(2).transpose(1, 2))
-        torch.testing.assert_close(model.picture_tokens({"low": [low]}), wanted)
+        torch.testing.assert_close(model.image_tokens({"low": [low]}), wanted)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_only_a_trained_tower_trains() -> None:
     assert model.training and model.model.layers[0].training
     assert not any(module.training for tower in (low, high) for module in tower.modules())
     pixels = {"low": torch.randn(1, 3, 56, 56), "high": torch.randn(1, 3, 128, 128)}
-    assert not any(each.requires_grad for maps in model.see(pixels).values() for each in maps)
+    assert not any(each.requires_grad for maps in model.encode_images(pixels).values() for each in maps)
     next(high.parameters()).requires_grad_(True)
     model.train()
-    features = model.see(pixels)
+    features = model.encode_images(pixels)
     assert high.training and not low.training
     assert features["high"][0].requires_grad and not features["low"][0].requires_grad
     assert not model.eval().tower("high").training
@@ -189,8 +189,8 @@ def test_at_the_published_size_every_part_has_the_published_number_of_parameters
     outputs = architecture.describe_towers(config, described)
     assert (outputs["low"].grids, outputs["high"].grids[0]) == (((24, 24),), (192, 192))
     with init_empty_weights(include_buffers=False):
-        towers = {part: tower.build(described[part][1], Site()) for part, tower in parts.items()}
-        structure = architecture.build(config, towers, outputs, Site())
+        towers = {part: tower.build(described[part][1], BuildContext()) for part, tower in parts.items()}
+        structure = architecture.build(config, towers, outputs, BuildContext())
 
     def count(role: str) -> int:
         return sum(
@@ -222,11 +222,11 @@ def test_a_step_can_be_rehearsed_on_fake_tensors() -> None:
     real = small(GOLDEN / "full")
     batch = collate([real.processor.encode(QUESTION)], pad_id=0)
     with FakeTensorMode() as mode:
-        towers = {part: tower.build(real.tower_configs[part], Site()) for part, tower in real.towers.items()}
-        model: Any = real.architecture.build(real.config, towers, real.outputs, Site()).model
+        towers = {part: tower.build(real.tower_configs[part], BuildContext()) for part, tower in real.towers.items()}
+        model: Any = real.architecture.build(real.config, towers, real.outputs, BuildContext()).model
         fake = Batch(
             *(mode.from_tensor(each) for each in (batch.input_ids, batch.attention_mask)),
-            *(mode.from_tensor(each) for each in (batch.picture_positions, batch.labels)),
+            *(mode.from_tensor(each) for each in (batch.image_token_mask, batch.labels)),
             pixels={part: mode.from_tensor(pixels) for part, pixels in batch.pixels.items()},
         )
         logits = model.logits(model(fake))
@@ -239,7 +239,7 @@ def test_features_that_were_seen_before_save_looking_again() -> None:
     model = published()
     batch = collate([model.processor.encode(QUESTION)], pad_id=0)
     with torch.no_grad():
-        features = model.model.see(batch.pixels)
+        features = model.model.encode_images(batch.pixels)
         wanted = model.model(batch)
         batch.pixels = {}
         assert torch.equal(model.model(batch, features), wanted)
@@ -277,5 +277,5 @@ def test_the_card_is_read_without_torch() -> None:
 
 def test_towers_built_with_the_sites_implementation_use_it() -> None:
     clip = Clip(ClipSettings())
-    module = clip.build(clip.configuration(TOWER_FOLDERS["low"]), Site(attn_implementation="sdpa"))
+    module = clip.build(clip.configuration(TOWER_FOLDERS["low"]), BuildContext(attn_implementation="sdpa"))
     assert module.vision_model.config._attn_implementation == "sdpa"

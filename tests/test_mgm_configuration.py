@@ -14,11 +14,11 @@ from graftwork.build import compose
 from graftwork.contracts import (
     Assembly,
     Choice,
-    Circumstance,
     Component,
     DictLookup,
-    Identity,
+    ModelSpec,
     Plan,
+    RunContext,
     TrainSettings,
     WeightsRef,
     collate,
@@ -111,8 +111,8 @@ def plan(weights: Path | None, config: Path, *, towers: bool) -> Plan:
     folders = {part: TOWER_FOLDERS[part] if towers else None for part in parts}
     described = {part: dict(tower.configuration(TOWER_FOLDERS[part])) for part, tower in parts.items()}
     model = choice(architecture, weights, dict(architecture.configuration(config)))
-    identity = Identity(model, {part: choice(parts[part], folders[part], described[part]) for part in parts})
-    return Plan(identity, Circumstance(train=TrainSettings(precision="fp32")))
+    model_spec = ModelSpec(model, {part: choice(parts[part], folders[part], described[part]) for part in parts})
+    return Plan(model_spec, RunContext(train=TrainSettings(precision="fp32")))
 
 
 def logits(assembly: Assembly) -> torch.Tensor:
@@ -128,11 +128,11 @@ def test_what_is_written_reads_back_as_the_same_model(tmp_path: Path) -> None:
     base = compose.build(plan(GOLDEN / "full", GOLDEN / "full", towers=True), LOOKUP, device="cpu")
     base.architecture.write(base, tmp_path)
     again = compose.build(plan(tmp_path, tmp_path, towers=False), LOOKUP, device="cpu")
-    assert again.fresh == ()
+    assert again.newly_initialised == ()
     assert torch.equal(logits(again), logits(base))
     for part, tower in base.towers.items():
-        assert tower.configuration(tmp_path / part) == base.plan.identity.parts[part].config
-    assert again.plan.identity.model.config == base.plan.identity.model.config
+        assert tower.configuration(tmp_path / part) == base.plan.model_spec.parts[part].config
+    assert again.plan.model_spec.model.config == base.plan.model_spec.model.config
 
 
 def test_what_is_written_has_the_published_names_and_keys(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_is_written_has_the_published_names_and_keys(tmp_path: Path) -> Non
 
 def test_a_plain_language_model_starts_with_a_fresh_connector_and_mining() -> None:
     assembly = compose.build(plan(GOLDEN / "base", GOLDEN / "base", towers=True), LOOKUP, device="cpu")
-    assert assembly.fresh == ("connector", "mining")
+    assert assembly.newly_initialised == ("connector", "mining")
     assert not [name for name, parameter in assembly.model.named_parameters() if parameter.is_meta]
     bound = 64**-0.5  # of torch's own initialisation
     assert 0.5 * bound < assembly.model.model.mm_projector[2].weight.abs().max() <= bound

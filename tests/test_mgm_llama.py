@@ -26,7 +26,7 @@ from graftwork.contracts import (
     Batch,
     DictLookup,
     Encoded,
-    Picture,
+    Image,
     PixelSettings,
     Plan,
     Record,
@@ -41,7 +41,7 @@ from graftwork_lora import Lora
 from graftwork_mgm import MgmLlama, MgmSettings
 from graftwork_mgm.backbones import LLAMA, TEMPLATES
 from graftwork_mgm.example import write as write_example
-from graftwork_mgm.processor import MgmProcessor, Pictures, load_tokenizer
+from graftwork_mgm.processor import Images, MgmProcessor, load_tokenizer
 from graftwork_torch_attention import Sdpa
 
 LOOKUP = DictLookup(MgmLlama, Clip, OpenClipConvNext, Lora, Sdpa)
@@ -49,8 +49,8 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-PICTURE = Picture(GOLDEN / "images" / "0000.png")
-PICTURES = Pictures(TowerOutput((8,), ((2, 2),), PixelSettings(16, (0.5,) * 3, (0.5,) * 3)), None, "pad", 1, False)
+IMAGE = Image(GOLDEN / "images" / "0000.png")
+IMAGES = Images(TowerOutput((8,), ((2, 2),), PixelSettings(16, (0.5,) * 3, (0.5,) * 3)), None, "pad", 1, False)
 
 
 def llama(folder: Path, *, tied: bool, **more: Any) -> LlamaForCausalLM:
@@ -82,7 +82,7 @@ def build(folder: Path) -> Assembly:
 
 
 def text(ids: list[int]) -> Batch:
-    """A batch of one row without a picture."""
+    """A batch of one row without an image."""
     return collate([Encoded(ids, [False] * len(ids), [IGNORED] * len(ids), {})], pad_id=0)
 
 
@@ -114,7 +114,7 @@ def test_scaled_positions_are_those_of_transformers_llama_and_written_as_older_r
         wanted = theirs(torch.tensor([ids])).logits
         logits = assembly.model.logits(assembly.model(text(ids)))
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
-    language = (assembly.plan.identity.model.config or {})["language"]
+    language = (assembly.plan.model_spec.model.config or {})["language"]
     assert (language["rope_theta"], language["rope_scaling"]) == (500.0, rope)
     assert "rope_parameters" not in language
 
@@ -131,9 +131,9 @@ def test_what_is_written_is_an_mgm_folder_that_reads_back_the_same(folder: Path,
     assert ("lm_head.weight" in load_file(written / "model.safetensors")) is not tied
     again = compose.build(plan_of(written, low={"use": "clip", "config": str(written / "low")}), LOOKUP, device="cpu")
     again.model.eval()
-    assert again.fresh == ()
-    assert again.plan.identity.model.config == {**(base.plan.identity.model.config or {}), "select_layer": -2}
-    batch = collate([base.processor.encode(conversation("<image>\nWhat?", "a cat", pictures=1))], pad_id=0)
+    assert again.newly_initialised == ()
+    assert again.plan.model_spec.model.config == {**(base.plan.model_spec.model.config or {}), "select_layer": -2}
+    batch = collate([base.processor.encode(conversation("<image>\nWhat?", "a cat", images=1))], pad_id=0)
     with torch.no_grad():
         assert torch.equal(again.model.logits(again.model(batch)), base.model.logits(base.model(batch)))
 
@@ -184,15 +184,15 @@ def tokenizer(request: pytest.FixtureRequest, vocabulary: Path, folder: Path) ->
     return load_tokenizer(folder, LLAMA.tokenizer)
 
 
-def conversation(*texts: str, pictures: int = 0) -> Record:
+def conversation(*texts: str, images: int = 0) -> Record:
     """A conversation that the user begins."""
     turns = tuple(Turn(("user", "assistant")[i % 2], said) for i, said in enumerate(texts))  # type: ignore[arg-type]
-    return Record("r", turns, (PICTURE,) * pictures)
+    return Record("r", turns, (IMAGE,) * images)
 
 
 def processor(tokenizer: Any, template: str) -> MgmProcessor:
-    """A processor of pictures that take four tokens."""
-    return MgmProcessor(tokenizer, TEMPLATES[template], PICTURES, 10_000)
+    """A processor of images that take four tokens."""
+    return MgmProcessor(tokenizer, TEMPLATES[template], IMAGES, 10_000)
 
 
 def test_a_vicuna_conversation_is_tokenised_and_labelled_as_a_whole(tokenizer: Any) -> None:
@@ -210,15 +210,15 @@ def test_a_vicuna_conversation_is_tokenised_and_labelled_as_a_whole(tokenizer: A
     assert pieces[0].startswith("▁") and pieces.count("</s>") == 2 and pieces[-1] == "</s>"
 
 
-def test_pieces_of_a_vicuna_conversation_around_a_picture_are_tokenised_by_themselves(tokenizer: Any) -> None:
+def test_pieces_of_a_vicuna_conversation_around_an_image_are_tokenised_by_themselves(tokenizer: Any) -> None:
     example = processor(tokenizer, "vicuna").encode(
-        conversation("<image>\nwhat?", "red", "and <image>?", "blue", pictures=2)
+        conversation("<image>\nwhat?", "red", "and <image>?", "blue", images=2)
     )
     pieces = [f"{SYSTEM} USER: ", "\nwhat? ASSISTANT: red</s>USER: ", "\nand ? ASSISTANT: blue</s>"]
     first, second, third = (tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces)
     pad = tokenizer.pad_token_id
     assert example.input_ids == [1, *first, *[pad] * 4, *second, *[pad] * 4, *third]
-    assert sum(example.picture_positions) == 8
+    assert sum(example.image_token_mask) == 8
 
 
 def test_a_vicuna_prompt_ends_where_the_answer_begins(tokenizer: Any) -> None:
@@ -227,7 +227,10 @@ def test_a_vicuna_prompt_ends_where_the_answer_begins(tokenizer: Any) -> None:
     example = made.encode(conversation("what?", "red", "this?", "blue"))
     asked = f"{SYSTEM} USER: what? ASSISTANT: red</s>USER: this? ASSISTANT:"
     assert prompt.input_ids == [1, *tokenizer(asked)["input_ids"]] == example.input_ids[: len(prompt.input_ids)]
-    assert prompt.labelled == 0 and example.labels[len(prompt.input_ids)] == example.input_ids[len(prompt.input_ids)]
+    assert (
+        prompt.num_label_tokens == 0
+        and example.labels[len(prompt.input_ids)] == example.input_ids[len(prompt.input_ids)]
+    )
     assert (made.stop_ids, made.pad_id) == ({2}, 0)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from mgm_folders import GOLDEN, small
-from PIL import Image
+from PIL import Image as PILImage
 
-from graftwork.contracts import IGNORED, Encoded, Picture, Record, Turn
+from graftwork.contracts import IGNORED, Encoded, Image, Record, Turn
 from graftwork.errors import DataError, WeightsError
 from graftwork_mgm.processor import MgmProcessor, load_tokenizer
 
-PICTURE = Picture(GOLDEN / "images" / "0000.png")
+IMAGE = Image(GOLDEN / "images" / "0000.png")
 PREPROCESSED = json.loads((GOLDEN / "preprocess.json").read_text())
 CUT = 256
 """The length at which the published labels were cut."""
@@ -27,18 +27,18 @@ def processor() -> MgmProcessor:
     return small(GOLDEN / "full").processor
 
 
-def record(*texts: str, pictures: int = 0) -> Record:
+def record(*texts: str, images: int = 0) -> Record:
     """A conversation that the user begins."""
     turns = tuple(Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(texts))  # type: ignore[arg-type]
-    return Record("r", turns, (PICTURE,) * pictures)
+    return Record("r", turns, (IMAGE,) * images)
 
 
 def folded(example: Encoded) -> tuple[list[int], list[int]]:
-    """Ids and labels with every picture's 16 tokens as one -200, as upstream has them before it looks at pictures."""
+    """Ids and labels with every image's 16 tokens as one -200, as upstream has them before it looks at images."""
     ids, labels = [], []
     for position, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
-        place = example.picture_positions[position]
-        if not place or not example.picture_positions[position - 1]:
+        place = example.image_token_mask[position]
+        if not place or not example.image_token_mask[position - 1]:
             ids.append(-200 if place else token)
             labels.append(label)
     return ids, labels
@@ -48,33 +48,33 @@ def folded(example: Encoded) -> tuple[list[int], list[int]]:
 def test_ids_and_labels_equal_the_published_ones(processor: MgmProcessor, golden: dict[str, Any]) -> None:
     roles = {"human": "user", "gpt": "assistant"}
     turns = tuple(Turn(roles[turn["from"]], turn["value"]) for turn in golden["conversations"])  # type: ignore[arg-type]
-    example = processor.encode(Record(golden["id"], turns, (PICTURE,) if golden["image"] else ()))
+    example = processor.encode(Record(golden["id"], turns, (IMAGE,) if golden["image"] else ()))
     ids, labels = folded(example)
     assert ids[:CUT] == golden["input_ids"]
     assert labels[:CUT] == golden["labels"]
 
 
 def test_prompts_equal_the_published_ones(processor: MgmProcessor) -> None:
-    conversations = [record("<image>\nQ1", pictures=1), record("<image>\nQ1", "A1", "Q2", pictures=1)]
+    conversations = [record("<image>\nQ1", images=1), record("<image>\nQ1", "A1", "Q2", images=1)]
     for prompt, conversation in zip(json.loads((GOLDEN / "prompts.json").read_text()), conversations, strict=True):
         before, after = prompt.split("<image>")
         tokenizer = processor.tokenizer
         example = processor.encode(conversation)
         wanted = [*tokenizer(before)["input_ids"], -200, *tokenizer(after, add_special_tokens=False)["input_ids"]]
         assert folded(example)[0] == wanted
-        assert example.labelled == 0
+        assert example.num_label_tokens == 0
         assert processor.length(conversation) == len(example.input_ids) == len(wanted) + 15
 
 
 def test_every_answer_is_labelled_with_its_end_and_nothing_else(processor: MgmProcessor) -> None:
     example = processor.encode(record("Name two colors.", "Red and blue.", "And?", "No."))
-    labelled = [label for label in example.labels if label != IGNORED]
-    assert processor.tokenizer.decode(labelled) == "Red and blue.<end_of_turn>\n<eos>No.<end_of_turn>\n<eos>"
+    num_label_tokens = [label for label in example.labels if label != IGNORED]
+    assert processor.tokenizer.decode(num_label_tokens) == "Red and blue.<end_of_turn>\n<eos>No.<end_of_turn>\n<eos>"
     assert all(label in (IGNORED, token) for token, label in zip(example.input_ids, example.labels, strict=True))
 
 
 def test_a_training_example_begins_with_its_prompt(processor: MgmProcessor) -> None:
-    conversation = record("<image>\nWhat shape?", "a circle", pictures=1)
+    conversation = record("<image>\nWhat shape?", "a circle", images=1)
     prompt = processor.encode(conversation.without_answer())
     example = processor.encode(conversation)
     assert example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
@@ -88,11 +88,11 @@ def test_decoding_drops_special_tokens_and_space(processor: MgmProcessor) -> Non
 
 
 @pytest.mark.parametrize(
-    ("turns", "pictures", "sentence"),
+    ("turns", "images", "sentence"),
     [
         ((), 0, "in record 'r' user and assistant do not take turns; mend it or leave it out"),
-        (("<image>\nQ", "A"), 0, "record 'r' has 0 pictures and 1 turns with '<image>'; make them agree"),
-        (("Q", "A"), 1, "record 'r' has 1 pictures and 0 turns with '<image>'; make them agree"),
+        (("<image>\nQ", "A"), 0, "record 'r' has 0 images and 1 turns with '<image>'; make them agree"),
+        (("Q", "A"), 1, "record 'r' has 1 images and 0 turns with '<image>'; make them agree"),
         (("Q<eos>", "A"), 0, "record 'r' has '<eos>' in its text, which would end a turn; remove it"),
         (
             ("Q", "A<end_of_turn>"),
@@ -102,10 +102,10 @@ def test_decoding_drops_special_tokens_and_space(processor: MgmProcessor) -> Non
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(
-    processor: MgmProcessor, turns: tuple[str, ...], pictures: int, sentence: str
+    processor: MgmProcessor, turns: tuple[str, ...], images: int, sentence: str
 ) -> None:
     with pytest.raises(DataError) as refused:
-        processor.encode(record(*turns, pictures=pictures))
+        processor.encode(record(*turns, images=images))
     assert str(refused.value) == sentence
 
 
@@ -144,34 +144,34 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
         small(tmp_path, tokenizer=folder)
 
 
-def test_padding_puts_the_picture_in_the_middle_of_the_mean_colour(processor: MgmProcessor) -> None:
-    pixels = processor.pictures.normalised(Image.new("RGB", (64, 32), "white"), 64)
-    mean, std = (torch.tensor(values)[:, None] for values in ((122, 116, 104), processor.pictures.low.pixels.std))
-    grey = (mean / 255 - torch.tensor(processor.pictures.low.pixels.mean)[:, None]) / std
+def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(processor: MgmProcessor) -> None:
+    pixels = processor.images.normalised(PILImage.new("RGB", (64, 32), "white"), 64)
+    mean, std = (torch.tensor(values)[:, None] for values in ((122, 116, 104), processor.images.low.pixels.std))
+    grey = (mean / 255 - torch.tensor(processor.images.low.pixels.mean)[:, None]) / std
     torch.testing.assert_close(pixels[0, :, 0], grey.expand(3, 64), atol=1e-5, rtol=0)
     assert pixels[0, :, 32].min() > 1.9
 
 
-def test_a_picture_too_narrow_to_be_made_square_is_refused(processor: MgmProcessor) -> None:
+def test_an_image_too_narrow_to_be_made_square_is_refused(processor: MgmProcessor) -> None:
     with pytest.raises(DataError, match="40000 x 10 pixels is too narrow to be made square; cut it"):
-        processor.pictures.normalised(Image.new("RGB", (40_000, 10)), 128)
+        processor.images.normalised(PILImage.new("RGB", (40_000, 10)), 128)
 
 
-def test_tiles_cut_the_picture_row_by_row_behind_the_whole(tmp_path: Path) -> None:
+def test_tiles_cut_the_image_row_by_row_behind_the_whole(tmp_path: Path) -> None:
     processor = small(GOLDEN / "full", image_grid=2, image_global=True, image_size_aux=256).processor
-    pixels = processor.encode(record("<image>\nQ", pictures=1)).pixels
+    pixels = processor.encode(record("<image>\nQ", images=1)).pixels
     mosaic = torch.nn.functional.interpolate(pixels["high"], size=(112, 112), mode="bilinear")
     whole = torch.nn.functional.interpolate(mosaic, size=(56, 56), mode="bilinear")
     top, bottom = mosaic[..., :56, :], mosaic[..., 56:, :]
     torch.testing.assert_close(
         pixels["low"], torch.cat([whole, top[..., :56], top[..., 56:], bottom[..., :56], bottom[..., 56:]])
     )
-    assert sum(processor.encode(record("<image>\nQ", pictures=1)).picture_positions) == 5 * 16
+    assert sum(processor.encode(record("<image>\nQ", images=1)).image_token_mask) == 5 * 16
 
 
-def test_without_a_high_part_the_picture_is_made_at_the_low_size(tmp_path: Path) -> None:
+def test_without_a_high_part_the_image_is_made_at_the_low_size(tmp_path: Path) -> None:
     config = json.loads((GOLDEN / "base" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     processor = small(tmp_path, high=False, tokenizer=GOLDEN / "base").processor
-    pixels = processor.encode(record("<image>\nQ", pictures=1)).pixels
+    pixels = processor.encode(record("<image>\nQ", images=1)).pixels
     assert {part: tuple(tensor.shape) for part, tensor in pixels.items()} == {"low": (1, 3, 56, 56)}

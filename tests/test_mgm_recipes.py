@@ -25,7 +25,7 @@ from graftwork.config.restore import restore_component
 from graftwork.contracts import DictLookup, Plan
 from graftwork.evaluate.comparison import compare
 from graftwork.evaluate.evaluation import evaluate
-from graftwork.jobs.evaluate import identity_of
+from graftwork.jobs.evaluate import hashes_of
 from graftwork.train.loop import Outcome, train
 from graftwork.weights import open_weights
 from graftwork_chunked_loss import ChunkedLoss
@@ -77,13 +77,13 @@ def test_stage_1_trains_connector_and_mining_and_stage_2_all_but_the_towers() ->
 
 @pytest.mark.parametrize("recipe", [STAGE_1, STAGE_2, LORA])
 def test_the_files_that_are_not_there_yet_are_named_and_training_is_refused_for_them(recipe: str) -> None:
-    absent = planned(recipe)["absent"]
-    assert absent[0].startswith(f"model.weights: there is no folder '{RECIPES}/")
-    assert any(line.startswith("data.source.0: there is no file") for line in absent)
+    missing_files = planned(recipe)["missing_files"]
+    assert missing_files[0].startswith(f"model.weights: there is no folder '{RECIPES}/")
+    assert any(line.startswith("data.source.0: there is no file") for line in missing_files)
     assert not any(row["fresh"] for row in planned(recipe)["roles"].values()), "nobody knows what the weights lack"
     done = CliRunner().invoke(main, ["train", str(RECIPES / f"{recipe}.toml")])
     assert done.exit_code == 1
-    weights = [line for line in absent if ".weights: " in line]
+    weights = [line for line in missing_files if ".weights: " in line]
     assert f"cannot work, for {len(weights)} reason" in done.output
     assert all(line.partition(", and ")[0] in done.output for line in weights)
 
@@ -103,7 +103,7 @@ def test_configurations_alone_can_be_planned_and_the_missing_tokenizer_is_named(
     tables += [(f"model.parts.{part}", name, "") for part, name in parts.items()]
     run.write_text("\n".join(f'[{table}]\nuse = "{use}"\nconfig = "{configs / name}"' for table, name, use in tables))
     done = CliRunner().invoke(main, ["plan", str(run), "--json"])
-    assert json.loads(done.stdout)["absent"] == [
+    assert json.loads(done.stdout)["missing_files"] == [
         f"model: '{configs / 'gemma-2b-it'}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there"
     ]
 
@@ -200,23 +200,23 @@ def test_stage_2_starts_from_the_merged_stage_1_and_is_evaluated_against_it(
     recipe: str, stage_1: Path, paths: dict[str, Path], tmp_path: Path
 ) -> None:
     plan, outcome = run_recipe(recipe, tmp_path / "out", {**paths, **EVALUATION, "model.weights": stage_1})
-    assert outcome.assembly.fresh == (), "the merged stage 1 has connector and mining"
+    assert outcome.assembly.newly_initialised == (), "the merged stage 1 has connector and mining"
     assert (outcome.data["records"], outcome.data["bad"]) == (11, [])
     trained = outcome.assembly.trained()
     assert {name.split(".")[1] for name in trained} >= {"mm_projector", "vlm_uni_query_projector", "layers"}
     assert not any("vision_tower" in name for name in trained)
     opened = open_checkpoint(tmp_path / "out", LOOKUP, device="cpu")
-    assert opened.assembly.plan.identity.model.config is not None
-    assert opened.assembly.plan.identity.model.config["aspect_ratio"] == "pad"
-    assert [choice.name for choice in plan.circumstance.evaluate] == ["textvqa", "mmbench"]
-    for choice in plan.circumstance.evaluate[: 2 if recipe == LORA else 1]:
+    assert opened.assembly.plan.model_spec.model.config is not None
+    assert opened.assembly.plan.model_spec.model.config["aspect_ratio"] == "pad"
+    assert [choice.name for choice in plan.run_context.evaluate] == ["textvqa", "mmbench"]
+    for choice in plan.run_context.evaluate[: 2 if recipe == LORA else 1]:
         evaluator = restore_component(choice, LOOKUP)
         result = evaluate(
             opened.assembly,
             evaluator,  # type: ignore[arg-type]
-            arms=("base", "adapter"),
+            variants=("base", "adapter"),
             out=tmp_path / choice.name,
-            identity=identity_of(opened),
+            hashes=hashes_of(opened),
         )
         assert compare(result).questions == {"textvqa": 8, "mmbench": 13}[choice.name]
         assert result.bad == ()

@@ -21,9 +21,9 @@ LOOKUP = DictLookup(*COMPONENTS, MiningRecompute)
 TRAINED = ["connector", "mining", "vision.high"]
 
 
-def built(run: PlanOf, memory: Sequence[str], pictures: int = 1, **changes: Any) -> tuple[Assembly, Batch]:
-    """A tiny MGM-Gemma that trains connector, mining and the high tower, and a batch with four pictures."""
-    table = {"use": list(memory), "mining-recompute": {"pictures": pictures}} if memory else {}
+def built(run: PlanOf, memory: Sequence[str], images: int = 1, **changes: Any) -> tuple[Assembly, Batch]:
+    """A tiny MGM-Gemma that trains connector, mining and the high tower, and a batch with four images."""
+    table = {"use": list(memory), "mining-recompute": {"images": images}} if memory else {}
     plan = run({"peft.also_train": TRAINED, "memory": table, **changes}, LOOKUP)
     assembly = compose.build(plan, LOOKUP, device="cpu")
     records = LOOKUP.find("data_source", "shapes").component
@@ -52,12 +52,12 @@ def step(assembly: Assembly, batch: Batch) -> tuple[dict[str, Tensor], int]:
     return {"loss": loss.detach(), **gradients}, sum(kept.values())
 
 
-@pytest.mark.parametrize("pictures", [1, 3, 100])
-def test_the_step_is_the_same_and_less_is_kept_for_it(run: PlanOf, pictures: int) -> None:
+@pytest.mark.parametrize("images", [1, 3, 100])
+def test_the_step_is_the_same_and_less_is_kept_for_it(run: PlanOf, images: int) -> None:
     plain, much = step(*built(run, []))
-    recomputed, little = step(*built(run, ["mining-recompute"], pictures))
+    recomputed, little = step(*built(run, ["mining-recompute"], images))
     torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-5)
-    enlarged = 4 * (8 + 16 + 32 + 64) * 16 * 16 * 4  # pictures, widths of the four maps, the finest grid, bytes
+    enlarged = 4 * (8 + 16 + 32 + 64) * 16 * 16 * 4  # images, widths of the four maps, the finest grid, bytes
     assert much - little > 4 * enlarged
 
 
@@ -68,7 +68,7 @@ def test_tiles_and_the_view_of_the_whole_are_joined_as_before(run: PlanOf) -> No
     torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_in_evaluation_pictures_are_joined_some_at_a_time_as_well(run: PlanOf) -> None:
+def test_in_evaluation_images_are_joined_some_at_a_time_as_well(run: PlanOf) -> None:
     plain, batch = built(run, [])
     recomputed, _ = built(run, ["mining-recompute"])
     seen: list[int] = []

@@ -11,8 +11,8 @@ from typing import Any
 import openpyxl
 import pytest
 
-from graftwork.contracts import Answered, BadRecord, Record, Score
-from graftwork.data import images
+from graftwork.contracts import BadRecord, Prediction, Record, Score
+from graftwork.data import image_size
 from graftwork.errors import DataError
 from graftwork.evaluate.scores import tabulate
 from graftwork_mmbench import MmBench, MmBenchSettings, Pass, choose
@@ -40,9 +40,9 @@ def asked(evaluator: MmBench) -> list[Record]:
     return [one for one in found if isinstance(one, Record)]
 
 
-def answered(evaluator: MmBench, answer: Callable[[Record], str]) -> list[Answered]:
+def answered(evaluator: MmBench, answer: Callable[[Record], str]) -> list[Prediction]:
     return [
-        Answered(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0)
+        Prediction(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0)
         for record in asked(evaluator)
         for text in [answer(record)]
     ]
@@ -80,7 +80,7 @@ def test_questions_come_with_their_rounds_side_by_side() -> None:
     assert ids[:6] == ["1", "1000001", "2000001", "3000001", "2", "1000002"]
     first = asked(mmbench())[0]
     assert (first.group, first.reference, first.where) == ("count", ("A",), f"{FILE}:2")
-    assert images.probe(first.pictures[0]) == (96, 64)
+    assert image_size(first.images[0]) == (96, 64)
 
 
 def test_the_strict_score_is_the_toolkits_and_the_circular_one_reads_the_letters() -> None:
@@ -94,8 +94,8 @@ def test_the_strict_score_is_the_toolkits_and_the_circular_one_reads_the_letters
 
 def test_made_rounds_are_those_of_the_file() -> None:
     from_file, made = asked(mmbench()), asked(mmbench(circular="make"))
-    assert [(r.id, r.question, r.reference, r.meta, r.pictures) for r in made] == [
-        (r.id, r.question, r.reference, r.meta, r.pictures) for r in from_file
+    assert [(r.id, r.question, r.reference, r.meta, r.images) for r in made] == [
+        (r.id, r.question, r.reference, r.meta, r.images) for r in from_file
     ]
 
 
@@ -145,7 +145,7 @@ OPTIONS = ("a cat", "two dogs", "Apple")
     ("answer", "choice"),
     [
         *[("B", "B"), ("B.", "B"), ("(C) Apple", "C"), ("Answer: B", "B"), ("**B**", "B")],
-        *[("A", "A"), ("A.", "A"), ("It is A", "A"), ("A picture of it", None), ("A picture of two dogs", "B")],
+        *[("A", "A"), ("A.", "A"), ("It is A", "A"), ("An image of it", None), ("An image of two dogs", "B")],
         *[("b", None), ("A or B", None), ("D", None), ("", None), ("apples", "C"), ("a cat, two dogs", None)],
     ],
 )
@@ -191,17 +191,15 @@ def test_newer_files_name_the_row_of_an_image_and_lack_columns(tmp_path: Path) -
     names = [header[place].upper() if header[place] == "image" else header[place] for place in kept]
     file = write(tmp_path / "MMBench_DEV_EN.TSV", names, [[row[place] for place in kept] for row in rows])
     newer, legacy = asked(mmbench(file)), asked(mmbench())
-    assert sorted((r.id, r.question, r.pictures) for r in newer) == sorted(
-        (r.id, r.question, r.pictures) for r in legacy
-    )
+    assert sorted((r.id, r.question, r.images) for r in newer) == sorted((r.id, r.question, r.images) for r in legacy)
     evaluator = mmbench(file)
     evaluator.write(answered(evaluator, lambda record: "A"), tmp_path)
     assert openpyxl.load_workbook(tmp_path / "submission-adapter.xlsx").active.max_column == 9
 
 
-def test_equal_pictures_of_a_question_are_held_once() -> None:
+def test_equal_images_of_a_question_are_held_once() -> None:
     first, second, *_ = asked(mmbench())
-    assert first.pictures[0].data is second.pictures[0].data
+    assert first.images[0].data is second.images[0].data
 
 
 @pytest.mark.parametrize(
@@ -260,7 +258,7 @@ def test_a_question_with_a_malformed_round_cannot_be_right(tmp_path: Path) -> No
 
 def test_files_of_another_kind_are_one_sentence(tmp_path: Path) -> None:
     header, rows = table()
-    assert list(MmBench(MmBenchSettings()).objections(None)) == ["'path' is not set"]
+    assert list(MmBench(MmBenchSettings()).validate(None)) == ["'path' is not set"]
     with pytest.raises(DataError, match="has no rotated rows; set 'circular'"):
         list(mmbench(write(tmp_path / "a.tsv", header, rows[:4])).records())
     with pytest.raises(DataError, match="has no column a, answer, image, index, question"):

@@ -1,4 +1,4 @@
-"""MME: both layouts of its folders, and points for answers and for pictures."""
+"""MME: both layouts of its folders, and points for answers and for images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.contracts import Answered, BadRecord, Record, Score
+from graftwork.contracts import BadRecord, Prediction, Record, Score
 from graftwork.errors import DataError
 from graftwork.evaluate.scores import is_percent, tabulate
 from graftwork_mme import TASKS, Asked, Mme, MmeSettings, parse
@@ -16,17 +16,17 @@ ALL = [task for tasks in TASKS.values() for task in tasks]
 ENDING = "Answer the question using a single word or phrase."
 
 
-def mme(folder: Path, pictures: int = 3) -> Mme:
-    """Every task with as many pictures, the first five in two folders each, the others in one."""
+def mme(folder: Path, images: int = 3) -> Mme:
+    """Every task with as many images, the first five in two folders each, the others in one."""
     for number, task in enumerate(ALL):
         images = folder / task / "images" if number < 5 else folder / task
         texts = folder / task / "questions_answers_YN" if number < 5 else folder / task
         for path in (images, texts):
             path.mkdir(parents=True, exist_ok=True)
-        for picture in range(pictures):
-            (images / f"{picture:04}.{('jpg', 'png')[picture % 2]}").touch()
+        for image in range(images):
+            (images / f"{image:04}.{('jpg', 'png')[image % 2]}").touch()
             lines = f"Is it {task}? Please answer yes or no.\tYes\nIs it not?  Please answer yes or no.\tNo\n"
-            (texts / f"{picture:04}.txt").write_text(lines, encoding="utf-8")
+            (texts / f"{image:04}.txt").write_text(lines, encoding="utf-8")
     return Mme(MmeSettings(folder))
 
 
@@ -41,8 +41,8 @@ def test_both_layouts_are_read(tmp_path: Path) -> None:
     assert first.question == f"<image>\nIs it existence?\n{ENDING}"
     assert found[1].question == f"<image>\nIs it not?\n{ENDING}"
     assert [one.reference for one in found[:2]] == [("yes",), ("no",)]
-    assert first.pictures[0].path == tmp_path / "existence" / "images" / "0000.jpg"
-    assert last.pictures[0].path == tmp_path / "code_reasoning" / "0002.jpg"
+    assert first.images[0].path == tmp_path / "existence" / "images" / "0000.jpg"
+    assert last.images[0].path == tmp_path / "code_reasoning" / "0002.jpg"
     assert (last.id, last.group) == ("code_reasoning/0002/2", "code_reasoning")
     assert last.where == f"{tmp_path / 'code_reasoning' / '0002.txt'}:2"
 
@@ -66,13 +66,13 @@ def test_points_are_two_thousand_and_eight_hundred_at_most(tmp_path: Path) -> No
     assert {totals[task] for task in ALL} == {200}
 
 
-def test_always_yes_gives_half_the_answers_and_no_picture(tmp_path: Path) -> None:
+def test_always_yes_gives_half_the_answers_and_no_image(tmp_path: Path) -> None:
     evaluator = mme(tmp_path)
     totals = evaluator.total(scores(evaluator, lambda record: "Yes"))
     assert (totals["OCR"], totals["perception"], totals["cognition"]) == (50, 500, 200)
 
 
-def test_a_picture_counts_only_with_both_answers_right(tmp_path: Path) -> None:
+def test_an_image_counts_only_with_both_answers_right(tmp_path: Path) -> None:
     evaluator = mme(tmp_path)
     right = scores(evaluator, lambda record: "no" if record.id == "count/0001/1" else record.reference[0])
     assert evaluator.total(right)["count"] == pytest.approx(100 * 5 / 6 + 100 * 2 / 3)
@@ -80,7 +80,7 @@ def test_a_picture_counts_only_with_both_answers_right(tmp_path: Path) -> None:
     assert evaluator.total(unanswered)["count"] == pytest.approx(100 + 100 * 2 / 3)
 
 
-def test_a_resample_counts_a_picture_as_often_as_it_was_drawn() -> None:
+def test_a_resample_counts_an_image_as_often_as_it_was_drawn() -> None:
     evaluator = Mme(MmeSettings())
     good = [Score(1.0, "count", Asked("a", number)) for number in (1, 2)]
     bad = [Score(float(number == 1), "count", Asked("b", number)) for number in (1, 2)]
@@ -90,11 +90,11 @@ def test_a_resample_counts_a_picture_as_often_as_it_was_drawn() -> None:
 
 
 def test_points_have_intervals_and_are_no_percentages(tmp_path: Path) -> None:
-    evaluator = mme(tmp_path, pictures=4)
+    evaluator = mme(tmp_path, images=4)
     ones = []
     for number, record in enumerate(one for one in evaluator.records() if isinstance(one, Record)):
         text = record.reference[0] if number % 8 else "maybe"
-        ones.append(Answered(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0))
+        ones.append(Prediction(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0))
     rows = tabulate(evaluator, ones)
     assert not is_percent(rows)
     assert [row.records for row in rows[:4]] == [112, 80, 32, 8]
@@ -116,11 +116,11 @@ def test_what_cannot_be_asked_says_where_and_why(tmp_path: Path) -> None:
     (tmp_path / "OCR").rmdir()
     bad = [one for one in evaluator.records() if isinstance(one, BadRecord)]
     assert [one.where for one in bad] == [*(str(texts / f"000{n}.txt") for n in range(3)), str(tmp_path / "OCR")]
-    for one, why in zip(bad, ["has 1 questions", "question 2 is not", "no picture", "folder is missing"], strict=True):
+    for one, why in zip(bad, ["has 1 questions", "question 2 is not", "no image", "folder is missing"], strict=True):
         assert why in one.why
 
 
 def test_a_folder_without_tasks_is_one_sentence(tmp_path: Path) -> None:
-    assert list(Mme(MmeSettings()).objections(None)) == ["'folder' is not set"]
+    assert list(Mme(MmeSettings()).validate(None)) == ["'folder' is not set"]
     with pytest.raises(DataError, match="has no folder of a task, such as 'existence'"):
         list(Mme(MmeSettings(tmp_path)).records())

@@ -56,7 +56,7 @@ def test_frozen_linear_layers_of_the_base_are_rounded_and_nothing_else_is(run: P
         bytes_of = sum(buffer.nbytes for key, buffer in layer.named_buffers() if key != "code")
         assert bytes_of < 0.54 * weight.numel()
     assert small.counts() == plain.counts()
-    assert small.added().keys() == plain.added().keys()
+    assert small.state_to_save().keys() == plain.state_to_save().keys()
 
 
 def test_the_base_s_own_roles_can_be_chosen_and_unknown_ones_are_named(run: PlanOf) -> None:
@@ -110,10 +110,10 @@ def trained(run: PlanOf, tmp_path: Path) -> tuple[Plan, Outcome, list[Event]]:
 def test_a_checkpoint_holds_the_adapter_and_is_proven_with_the_rounded_base(trained: Any) -> None:
     _, outcome, told = trained
     assert isinstance(told[0], RunStarted)
-    assert told[0].remarks == ("nf4: frozen linear weights are kept in 4 bits",)
+    assert told[0].notes == ("nf4: frozen linear weights are kept in 4 bits",)
     assert all("lora_" in name for name in read_tensors(outcome.checkpoint / TENSORS))
     again = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu", as_trained=True)
-    assert (again.proof.comparable, again.proof.error, again.remark) == (True, 0.0, "")
+    assert (again.verification.comparable, again.verification.error, again.note) == (True, 0.0, "")
     assert rounded(again.assembly.model)
 
 
@@ -121,13 +121,13 @@ def test_opened_otherwise_its_base_is_whole_and_that_is_said(trained: Any) -> No
     _, outcome, _ = trained
     opened = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu")
     assert not rounded(opened.assembly.model)
-    assert not opened.proof.comparable
-    assert opened.remark == "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little."
-    assert notes(outcome.data, (), opened.manifest.probe.rounded) == [
+    assert not opened.verification.comparable
+    assert opened.note == "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little."
+    assert notes(outcome.data, (), opened.manifest.golden.quantized) == [
         "Trained on a base that nf4 rounded, and evaluated on the whole one."
     ]
     without = open_checkpoint(outcome.checkpoint, DictLookup(*COMPONENTS), device="cpu", as_trained=True)
-    assert without.remark == opened.remark
+    assert without.note == opened.note
 
 
 def test_its_adapter_is_merged_into_the_whole_base(trained: Any, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_it_works_on_fake_tensors(run: PlanOf) -> None:
                 if parameter is not None:
                     fake = mode.from_tensor(parameter.data)
                     module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-        Nf4(Nf4.Settings()).compress(assembly)
+        Nf4(Nf4.Settings()).quantize(assembly)
         layers = rounded(assembly.model)
         assert numbers / 2 <= sum(layer.packed.nbytes for layer in layers.values()) < 0.51 * numbers
         layer = next(iter(layers.values()))
@@ -181,5 +181,5 @@ def test_the_command_line_says_what_is_rounded_and_where_it_is_not(trained: Any,
         "show", "memory", "nf4"
     )
     assert "logits    differ by 0 from those recorded" in said("verify", outcome.checkpoint)
-    remark = "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little.\n"
-    assert said("export", outcome.checkpoint, tmp_path / "peft", "--to", "peft").startswith(remark)
+    note = "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little.\n"
+    assert said("export", outcome.checkpoint, tmp_path / "peft", "--to", "peft").startswith(note)

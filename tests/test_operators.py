@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image as PILImage
 
-from graftwork.contracts import BadRecord, NoSettings, Picture, Record, Turn
+from graftwork.contracts import BadRecord, Image, NoSettings, Record, Turn
 from graftwork_cleaning import DeduplicateImages, DropBrokenImages, LimitLength, LimitLengthSettings
 
 
 def record(id: str, *paths: Path, question: str = "What?", answer: str = "A cat.", where: str = "") -> Record:
     turns = (Turn("user", question), Turn("assistant", answer))
-    return Record(id, turns, tuple(Picture(path) for path in paths), where=where)
+    return Record(id, turns, tuple(Image(path) for path in paths), where=where)
 
 
 def kept(items: list[Record | BadRecord]) -> list[str]:
@@ -22,7 +22,7 @@ def kept(items: list[Record | BadRecord]) -> list[str]:
 
 def test_records_with_broken_images_are_dropped(tmp_path: Path) -> None:
     good, broken = tmp_path / "good.png", tmp_path / "broken.png"
-    Image.effect_noise((64, 64), 50).save(good)
+    PILImage.effect_noise((64, 64), 50).save(good)
     broken.write_bytes(good.read_bytes()[:1000])
     records = [
         record("1", good),
@@ -36,15 +36,15 @@ def test_records_with_broken_images_are_dropped(tmp_path: Path) -> None:
     bad = [item for item in items if isinstance(item, BadRecord)]
     assert [item.where for item in bad] == ["file:2", "record '4'", "record '5'"]
     assert bad[0].why.startswith(f"'{broken}' cannot be read (")
-    assert bad[1].why == f"the picture '{tmp_path / 'none.png'}' does not exist"
+    assert bad[1].why == f"the image '{tmp_path / 'none.png'}' does not exist"
     assert bad[2].why == bad[0].why
 
 
 def test_duplicate_images_are_dropped_but_not_the_records_of_one_image(tmp_path: Path) -> None:
     red, copy, blue = tmp_path / "red.png", tmp_path / "copy.bmp", tmp_path / "blue.png"
-    Image.new("RGB", (4, 4), "red").save(red)
-    Image.new("RGB", (4, 4), "red").save(copy)
-    Image.new("RGB", (4, 4), "blue").save(blue)
+    PILImage.new("RGB", (4, 4), "red").save(red)
+    PILImage.new("RGB", (4, 4), "red").save(copy)
+    PILImage.new("RGB", (4, 4), "blue").save(blue)
     records = [
         record("1", red),
         record("2", copy),
@@ -57,7 +57,7 @@ def test_duplicate_images_are_dropped_but_not_the_records_of_one_image(tmp_path:
     items = list(DeduplicateImages(NoSettings()).apply(records, seed=0))
     assert kept(items) == ["1", "3", "4", "5", "6"]
     assert items[1] == BadRecord("record '2'", f"'{copy}' has the same pixels as '{red}'")
-    assert items[6] == BadRecord("record '7'", f"the picture '{tmp_path / 'none.png'}' does not exist")
+    assert items[6] == BadRecord("record '7'", f"the image '{tmp_path / 'none.png'}' does not exist")
 
 
 def test_records_are_limited_by_their_words() -> None:
@@ -78,4 +78,4 @@ def test_records_are_limited_by_their_words() -> None:
 @pytest.mark.parametrize(("most", "count"), [(None, 0), (3, 0), (2, 1)])
 def test_limits_that_keep_nothing_are_objected_to(most: int | None, count: int) -> None:
     operator = LimitLength(LimitLengthSettings(min_words=3, max_words=most))
-    assert len(list(operator.objections(None))) == count
+    assert len(list(operator.validate(None))) == count

@@ -73,7 +73,7 @@ def test_switching_off_and_on_again_leaves_everything_as_it_was(run_of: RunOf, m
     assembly = run_of(method).outcome.assembly
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in assembly.model.named_parameters()}
     on, _ = logits_of(assembly)
-    with pytest.raises(ZeroDivisionError), assembly.off():
+    with pytest.raises(ZeroDivisionError), assembly.disable_adapter():
         raise ZeroDivisionError
     for name, parameter in assembly.model.named_parameters():
         assert parameter.requires_grad == before[name][0], name
@@ -93,7 +93,7 @@ def test_merging_changes_the_weights_and_not_the_logits(
     assembly.peft.merge(assembly.model)
     merged = named_tensors(assembly.model)
     assert list(merged) == list(named_tensors(plain.model))
-    assembly.peft, assembly.base_values = None, {}
+    assembly.peft, assembly.base_copy = None, {}
     torch.testing.assert_close(logits_of(assembly)[0], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
@@ -156,11 +156,11 @@ def test_what_was_trained_in_bf16_reopens_in_bf16_and_in_fp32(
     trained = train(plan, lookup, tmp_path / "out", device="cpu")
     assert {tensor.dtype for tensor in load_file(trained.checkpoint / TENSORS).values()} == {torch.float32}
     opened = open_checkpoint(trained.checkpoint, lookup, device="cpu")
-    assert opened.proof.comparable
-    assert opened.proof.error == 0.0
+    assert opened.verification.comparable
+    assert opened.verification.error == 0.0
     wider = open_checkpoint(trained.checkpoint, lookup, device="cpu", precision="fp32")
-    assert not wider.proof.comparable
-    assert wider.proof.error < 0.05 * opened.manifest.probe.largest
+    assert not wider.verification.comparable
+    assert wider.verification.error < 0.05 * opened.manifest.golden.largest
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
@@ -189,7 +189,7 @@ def test_a_role_that_this_model_leaves_empty_is_refused(
 def test_full_trains_what_is_no_linear_layer(base: Path, lookup: DictLookup) -> None:
     assembly = built(base, lookup, {"use": "full", "on": ["language.norms", "language.embeddings"]})
     assert len(assembly.trained()) == 4 * 2 + 1 + 1
-    assert assembly.switchable
+    assert assembly.can_disable
 
 
 def test_a_role_can_be_adapted_and_trained_itself(base: Path, lookup: DictLookup, plain: Assembly) -> None:
@@ -206,7 +206,7 @@ def test_a_role_can_be_adapted_and_trained_itself(base: Path, lookup: DictLookup
 def test_lora_plus_lets_b_learn_faster(base: Path, lookup: DictLookup) -> None:
     assembly = built(base, lookup, METHODS["lora-plus"] | {"also_train": ["connector"]})
     assert assembly.peft
-    slow, fast = assembly.peft.groups(assembly.trained(), 1e-3)
+    slow, fast = assembly.peft.param_groups(assembly.trained(), 1e-3)
     names = {id(parameter): name for name, parameter in assembly.trained().items()}
     assert (slow["lr"], fast["lr"]) == (1e-3, 4e-3)
     assert {names[id(p)] for p in fast["params"]} == {f"{name}.lora_B.default.weight" for name in ADAPTED}
@@ -217,7 +217,7 @@ def test_lora_plus_lets_b_learn_faster(base: Path, lookup: DictLookup) -> None:
 def test_plain_lora_has_one_group(base: Path, lookup: DictLookup) -> None:
     assembly = built(base, lookup, LORA)
     assert assembly.peft
-    (group,) = assembly.peft.groups(assembly.trained(), 1e-3)
+    (group,) = assembly.peft.param_groups(assembly.trained(), 1e-3)
     assert (group["lr"], len(group["params"])) == (1e-3, 2 * len(ADAPTED))
 
 
@@ -241,4 +241,4 @@ def test_dora_and_pissa_together_are_refused(base: Path) -> None:
 
 def test_a_checkpoint_does_not_pretend_to_be_more_than_json(run_of: RunOf) -> None:
     text = (run_of("dora").checkpoint / "graftwork.json").read_text(encoding="utf-8")
-    assert json.loads(text)["plan"]["identity"]["peft"]["settings"]["use_dora"] is True
+    assert json.loads(text)["plan"]["model_spec"]["peft"]["settings"]["use_dora"] is True

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from graftwork.contracts import BadRecord, DataOperator, DataSource, NoSettings, Record, Turn, Writer
-from graftwork.data.pipeline import StageCount, gather, summary
+from graftwork.data.pipeline import StageCount, read_records, summary
 from graftwork.errors import DataError
 
 
@@ -70,7 +70,7 @@ class Parrot:
 def test_stages_run_in_order_and_every_loss_is_counted() -> None:
     first = Listed([record("1"), BadRecord("file:2", "no turns"), record("3", "no")])
     second = Listed([record("4")])
-    gathered = gather([first, second], [OnlyYes(NoSettings())], seed=0, strict=False)
+    gathered = read_records([first, second], [OnlyYes(NoSettings())], seed=0, strict=False)
     assert [each.id for each in gathered.records] == ["1", "4"]
     assert gathered.bad == [BadRecord("file:2", "no turns"), BadRecord("file:3", "the answer is not yes")]
     assert gathered.counts == [
@@ -87,54 +87,54 @@ def test_stages_run_in_order_and_every_loss_is_counted() -> None:
 
 
 def test_operators_get_the_seed_and_the_writer() -> None:
-    gathered = gather([Listed([record("1")])], [Asked(NoSettings())], seed=5, strict=False, writer=Parrot())
+    gathered = read_records([Listed([record("1")])], [Asked(NoSettings())], seed=5, strict=False, writer=Parrot())
     assert [each.turns[-1].text for each in gathered.records] == ["yes", "Is it? 5"]
     assert [each.id for each in gathered.records] == ["1", "1#2"]
 
 
 def test_repeated_ids_are_made_distinct() -> None:
     ids = ["a", "a", "a#2", "a", "b", "a#2"]
-    gathered = gather([Listed([record(id) for id in ids]), Listed([record("b")])], [], seed=0, strict=False)
+    gathered = read_records([Listed([record(id) for id in ids]), Listed([record("b")])], [], seed=0, strict=False)
     assert [each.id for each in gathered.records] == ["a", "a#3", "a#2", "a#4", "b", "a#2#2", "b#2"]
 
 
 def test_strict_data_stops_at_the_first_bad_record_of_a_source() -> None:
     source = Listed([record("1"), BadRecord("file:2", "no turns"), BadRecord("file:3", "worse")])
     with pytest.raises(DataError, match=r"^file:2: no turns; mend it, or do without strict data$"):
-        gather([source], [], seed=0, strict=True)
+        read_records([source], [], seed=0, strict=True)
 
 
 def test_strict_data_lets_operators_drop() -> None:
     source = Listed([record("1"), record("2", "no")])
-    assert len(gather([source], [OnlyYes(NoSettings())], seed=0, strict=True).records) == 1
+    assert len(read_records([source], [OnlyYes(NoSettings())], seed=0, strict=True).records) == 1
 
 
 def test_an_empty_result_says_where_the_records_went() -> None:
     source = Listed([BadRecord("file:1", "no turns"), record("2", "no")])
     with pytest.raises(DataError) as caught:
-        gather([source], [OnlyYes(NoSettings())], seed=0, strict=False)
+        read_records([source], [OnlyYes(NoSettings())], seed=0, strict=False)
     sentence = "no record is left of 2 that were read: 'listed' dropped 1, 'only-yes' dropped 1"
     assert caught.value.sentence == sentence
     assert caught.value.details == ("file:1: no turns", "file:2: the answer is not yes")
     bad = [BadRecord(f"file:{number}", "broken") for number in range(1, 2001)]
     with pytest.raises(DataError) as caught:
-        gather([Listed(bad)], [], seed=0, strict=False)
+        read_records([Listed(bad)], [], seed=0, strict=False)
     assert caught.value.details[-2:] == ("file:5: broken", "… and 1,995 more")
     with pytest.raises(DataError, match="no record is left of 0 that were read: no source has any"):
-        gather([Listed([])], [], seed=0, strict=False)
+        read_records([Listed([])], [], seed=0, strict=False)
 
 
 def test_a_failing_component_is_named_and_its_error_kept() -> None:
     with pytest.raises(DataError, match=r"^data source 'failing' failed with KeyError: 'colour'$") as caught:
-        gather([Failing(NoSettings())], [], seed=0, strict=False)
+        read_records([Failing(NoSettings())], [], seed=0, strict=False)
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(DataError, match=r"^data operator 'asked' failed with AssertionError"):
-        gather([Listed([record("1")])], [Asked(NoSettings())], seed=0, strict=False)
+        read_records([Listed([record("1")])], [Asked(NoSettings())], seed=0, strict=False)
 
 
 def test_a_component_that_gives_something_else_is_named() -> None:
     with pytest.raises(DataError, match="data source 'listed' gave a dict, not a Record or a BadRecord"):
-        gather([Listed([{"id": 1}])], [], seed=0, strict=False)
+        read_records([Listed([{"id": 1}])], [], seed=0, strict=False)
 
 
 def test_an_error_that_a_person_can_mend_passes_unchanged() -> None:
@@ -143,4 +143,4 @@ def test_an_error_that_a_person_can_mend_passes_unchanged() -> None:
             raise DataError("there is no file 'x.json'")
 
     with pytest.raises(DataError, match=r"^there is no file 'x.json'$"):
-        gather([Missing(NoSettings())], [], seed=0, strict=False)
+        read_records([Missing(NoSettings())], [], seed=0, strict=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.contracts import Answered, BadRecord, Record, Score
+from graftwork.contracts import BadRecord, Prediction, Record, Score
 from graftwork.errors import DataError
 from graftwork.evaluate.scores import tabulate
 from graftwork_pope import Pope, PopeSettings
@@ -34,11 +34,11 @@ def pope(folder: Path, categories: Sequence[str] = ("random",)) -> Pope:
     return Pope(PopeSettings(folder / "questions.jsonl", folder / "coco", folder))
 
 
-def scored(evaluator: Pope) -> list[Answered]:
+def scored(evaluator: Pope) -> list[Prediction]:
     asked = [one for one in evaluator.records() if isinstance(one, Record)]
     texts = CASES["texts"] * (len(asked) // len(CASES["texts"]))
     return [
-        Answered(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0)
+        Prediction(record, {"adapter": text}, {"adapter": evaluator.score(record, text)}, {}, 0)
         for record, text in zip(asked, texts, strict=True)
     ]
 
@@ -94,19 +94,19 @@ def test_labels_of_another_release_are_not_taken_for_these_questions(tmp_path: P
     file.write_text("\n".join(lines[:-1]), encoding="utf-8")
     bad = [one for one in evaluator.records() if isinstance(one, BadRecord)]
     assert [one.where.rpartition(":")[2] for one in bad] == ["2", "3", "4", "5", "20"]
-    assert bad[0].why == f"the label in {file}:2 is not about this picture and question"
+    assert bad[0].why == f"the label in {file}:2 is not about this image and question"
     assert "neither yes nor no" in bad[2].why
     assert "there are 19 labels for 'random', and this is question 20" in bad[4].why
 
 
 def test_missing_files_are_said(tmp_path: Path) -> None:
-    assert len(list(Pope(PopeSettings()).objections(None))) == 3
+    assert len(list(Pope(PopeSettings()).validate(None))) == 3
     evaluator = pope(tmp_path)
     (tmp_path / "COCO_7.jpg").unlink()
     (bad,) = [one for one in evaluator.records() if isinstance(one, BadRecord)]
     assert (bad.where, bad.why) == (
         f"{tmp_path / 'questions.jsonl'}:8",
-        f"there is no picture '{tmp_path / 'COCO_7.jpg'}'",
+        f"there is no image '{tmp_path / 'COCO_7.jpg'}'",
     )
     (tmp_path / "coco" / "coco_pope_random.json").unlink()
     with pytest.raises(DataError, match=r"has no file coco_pope_\*\.json"):

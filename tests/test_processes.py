@@ -15,7 +15,7 @@ from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
 from graftwork.evaluate.evaluation import evaluate
 from graftwork.evaluate.scores import ADAPTER, BASE
-from graftwork.jobs.evaluate import identity_of
+from graftwork.jobs.evaluate import hashes_of
 
 ZERO = 'memory.use=["zero"]'
 OFFLOAD = ["memory.zero.offload_optimizer=true", "memory.zero.offload_parameters=true"]
@@ -67,7 +67,7 @@ def check_answers(runs: Runs, out: Path, checkpoint: Path, per_group: int, asked
     opened = open_checkpoint(checkpoint, runs.catalog, device="cpu")
     component = runs.catalog.find("evaluator", "easy-vqa").component
     questions = component(component.Settings(per_group=per_group))
-    options: dict[str, Any] = {"arms": (BASE, ADAPTER), "identity": identity_of(opened)}
+    options: dict[str, Any] = {"variants": (BASE, ADAPTER), "hashes": hashes_of(opened)}
     alone = evaluate(opened.assembly, questions, out=out / "alone", limit=asked, **options)
     assert alone.to_json()["rows"] == json.loads((out / "scores.json").read_text())["rows"]
     assert answers(out) == {one.record.id: one.answers for one in alone.answered}
@@ -90,15 +90,15 @@ def check_kill(runs: Runs, name: str, changes: Sequence[str], rank: int) -> None
     out = f"killed {name}"
     launched = runs.start_training(out, 2, [*changes, "train.steps=4000", "train.save_every=3"])
     while not checkpoints(runs.folder / out):
-        assert launched.process.poll() is None, launched.said()
+        assert launched.process.poll() is None, launched.description()
     assert launched.kill(rank) < 10
-    _, errors = launched.said()
+    _, errors = launched.description()
     assert errors == (
         f"Error: process {rank} of 2 was ended by SIGKILL (the system does that when main memory runs out), so the others were "
         "ended too; what was saved before is intact: give the same command again, with --resume if it trains\n"
     )
     assert launched.process.returncode == 1
-    assert open_checkpoint(runs.folder / out, runs.catalog, device="cpu").proof.distance > 0.0
+    assert open_checkpoint(runs.folder / out, runs.catalog, device="cpu").verification.distance > 0.0
 
 
 def test_ddp_on_two_processes_is_the_run_of_one_and_goes_on_in_one(runs: Runs) -> None:
@@ -154,7 +154,7 @@ def test_an_external_launcher_is_joined(runs: Runs) -> None:
         *("train", "run.toml", "--out", "torchrun", "--set", 'memory.use=["ddp"]', "--set", "train.steps=2"),
         launcher=torchrun,
     )
-    said, errors = launched.said()
+    said, errors = launched.description()
     assert launched.process.returncode == 0, errors
     assert said.count("proven: ") == 1
     assert farthest(runs.log("one")[:2], runs.log("torchrun")) < 0.5  # the schedule is that of two steps
@@ -163,7 +163,7 @@ def test_an_external_launcher_is_joined(runs: Runs) -> None:
 @pytest.mark.slow
 def test_gradients_that_nobody_brings_together_are_refused_once(runs: Runs) -> None:
     launched = runs.start_training("apart", 2, [])
-    _, errors = launched.said()
+    _, errors = launched.description()
     assert launched.process.returncode == 1
     assert errors == (
         "Error: 2 processes run this plan, and none of its memory strategies brings their gradients together; add one that "
@@ -175,7 +175,7 @@ def test_gradients_that_nobody_brings_together_are_refused_once(runs: Runs) -> N
 def test_processes_share_the_questions_of_an_evaluation(runs: Runs) -> None:
     options = ("compare", "one", "--on", "easy-vqa", "--set", "per_group=7", "--out", "asked", "--batch-size", "4")
     launched = runs.start(*options, "--limit", "9", "--processes", "2", "--device", "cpu", "--json")
-    said, errors = launched.said()
+    said, errors = launched.description()
     assert launched.process.returncode == 0, errors
     (comparison,) = json.loads(said)
     assert comparison["questions"] == 9

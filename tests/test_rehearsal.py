@@ -14,7 +14,16 @@ from graftwork.config.machine import Machine
 from graftwork.contracts import DictLookup, MemoryStrategy, NoSettings, Plan, Requires
 from graftwork.errors import GraftworkError
 from graftwork.memory.rehearsal import Step, rehearsing, watching
-from graftwork.memory.timeline import ACTIVATIONS, BACKWARD, FORWARD, FROZEN, TEMPORARIES, Holding, Ledger, Moment
+from graftwork.memory.timeline import (
+    ACTIVATIONS,
+    BACKWARD,
+    FORWARD,
+    FROZEN,
+    TEMPORARIES,
+    Allocation,
+    MemoryTimeline,
+    OpEvent,
+)
 from graftwork_torch_attention import Sdpa
 
 CPU = Machine()
@@ -97,7 +106,7 @@ def test_recomputing_costs_multiplications_and_saves_activations(base: Path, tmp
     plain = rehearsed(plan_of(base, tmp_path), 4)
     saving = rehearsed(plan_of(base, tmp_path, {"memory.use": ["checkpointing"]}), 4)
     assert saving.footprint.categories["activations"] < 0.7 * plain.footprint.categories["activations"]
-    assert 1.1 < saving.multiplications / plain.multiplications < 1.5
+    assert 1.1 < saving.flops / plain.flops < 1.5
 
 
 def test_the_largest_things_are_named(base: Path, tmp_path: Path) -> None:
@@ -142,24 +151,24 @@ def test_records_are_as_long_as_the_plan_allows_and_all_text_is_labelled(base: P
     assert rehearsed(plan_of(base, tmp_path), 1, longest=60).tokens == 60
     with pytest.raises(GraftworkError) as caught:
         rehearsed(plan_of(base, tmp_path, {"train.max_length": 20}), 1)
-    assert str(caught.value).startswith("train.max_length is 20, and a picture with a short question already takes ")
+    assert str(caught.value).startswith("train.max_length is 20, and an image with a short question already takes ")
 
 
 def test_neither_weights_nor_random_numbers_are_touched(base: Path, tmp_path: Path) -> None:
     plan = plan_of(base, tmp_path)
-    identity = plan.identity
-    assert identity.model.weights
-    gone = replace(identity.model, weights=replace(identity.model.weights, path="/nowhere"))
+    model_spec = plan.model_spec
+    assert model_spec.model.weights
+    gone = replace(model_spec.model, weights=replace(model_spec.model.weights, path="/nowhere"))
     before = torch.get_rng_state()
-    rehearsed(replace(plan, identity=replace(identity, model=gone)), 1)
+    rehearsed(replace(plan, model_spec=replace(model_spec, model=gone)), 1)
     assert torch.get_rng_state().equal(before)
 
 
 def test_it_is_rehearsed_as_if_all_weights_were_there_but_those_that_start_fresh(tmp_path: Path) -> None:
     with rehearsing(plan_of(None, tmp_path), LOOKUP, CPU, device="cpu") as watched:
         assembly = watched.assembly
-    assert assembly.fresh == ("connector", "mining")
-    lacking = {name.split(".")[1] for name in assembly.added() if name not in assembly.of_method}
+    assert assembly.newly_initialised == ("connector", "mining")
+    lacking = {name.split(".")[1] for name in assembly.state_to_save() if name not in assembly.adapter_parameters}
     assert lacking == {"mm_projector", *(f"vlm_uni_{part}_projector" for part in ("query", "aux", "val"))}
 
 
@@ -176,18 +185,18 @@ def test_code_that_decides_by_a_number_is_named(base: Path, tmp_path: Path) -> N
 # The ledger -----------------------------------------------------------------------------------------------------------
 
 
-def ledger(*lives: tuple[int, int, int | None, str], moments: int = 4) -> Ledger:
+def ledger(*lives: tuple[int, int, int | None, str], moments: int = 4) -> MemoryTimeline:
     """Holdings given as size, birth, death and category, over moments of which the second half goes backwards."""
-    made = Ledger()
+    made = MemoryTimeline()
     for number in range(moments):
         forwards = number < moments // 2
         made.moments.append(
-            Moment(FORWARD if forwards else BACKWARD, f"block.{number}", "mm", int(not forwards), forwards)
+            OpEvent(FORWARD if forwards else BACKWARD, f"block.{number}", "mm", int(not forwards), forwards)
         )
     for size, born, died, category in lives:
-        stretch = made.moments[born].stretch
-        last = None if died is None else made.moments[min(died, moments - 1)].stretch
-        made.holdings.append(Holding(size, born, FORWARD, stretch, "x.0", (size,), "uint8", category, died, last))
+        pass_index = made.moments[born].pass_index
+        last = None if died is None else made.moments[min(died, moments - 1)].pass_index
+        made.holdings.append(Allocation(size, born, FORWARD, pass_index, "x.0", (size,), "uint8", category, died, last))
     return made
 
 
@@ -207,7 +216,7 @@ def test_what_dies_before_the_way_back_is_a_temporary() -> None:
 
 
 def test_sizes_are_rounded_as_an_allocator_does() -> None:
-    assert ledger((10, 0, None, FROZEN), (513, 0, None, FROZEN)).footprint(0, grain=512).peak == 512 + 1024
+    assert ledger((10, 0, None, FROZEN), (513, 0, None, FROZEN)).footprint(0, block_bytes=512).peak == 512 + 1024
 
 
 def test_only_what_is_alive_in_the_steps_own_time_counts() -> None:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from tiny_vlm import Quiz, question
 
-from graftwork.contracts import Answered, Choice, Circumstance, Identity, Plan, Score, Verdict, WeightsRef
+from graftwork.contracts import Choice, ModelSpec, Plan, Prediction, RunContext, Score, Verdict, WeightsRef
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import shown, shown_change
+from graftwork.evaluate.scores import format_change, shown
 from graftwork.report import ReportContent, write_report
 from graftwork.report.charts import POINTS, axis_ticks, running_mean, thin
 from graftwork.report.markup import Markup, tag
@@ -67,12 +67,12 @@ def comparison(folder: Path, *, gained: int = 20, lost: int = 3) -> Comparison:
     ones = []
     for number in range(60):
         base, adapter = float(not 0 <= number < gained), float(not 30 <= number < 30 + lost)
-        picture = str(folder / ("gone.png" if number == 1 else "large.png")) if number != 2 else ""
+        image = str(folder / ("gone.png" if number == 1 else "large.png")) if number != 2 else ""
         group = HOSTILE if number < 30 else "colour"
-        record = question(f"q{number}", HOSTILE, picture=picture, group=group, reference="yes")
+        record = question(f"q{number}", HOSTILE, image=image, group=group, reference="yes")
         said = {"base": HOSTILE, "adapter": f"answer {number}"}
         scores = {"base": Score(base, group), "adapter": Score(adapter, group)}
-        ones.append(Answered(record, said, scores, {"base": 1, "adapter": 1}, 0.1))
+        ones.append(Prediction(record, said, scores, {"base": 1, "adapter": 1}, 0.1))
     provenance = {"checkpoint": "c0ffee" * 10, "base_eye": "ba5e" * 16, "tokens": {"base": 60, "adapter": 1060}}
     provenance |= {"seconds": 6.0, "answers": {"file": "answers.jsonl", "sha256": "f0" * 32}}
     return compare(Result(Quiz(), tuple(ones), (), provenance), ["colour"])
@@ -90,12 +90,12 @@ def full_content(folder: Path) -> ReportContent:
         verdict=Verdict(False, (HOSTILE, "the loss ends at 7")),
         comparisons=[comparison(folder)],
         log=[{"step": s, "loss": math.nan if s == 5 else 3 / s, "skipped": True} for s in range(1, 40)],
-        plan=Plan(Identity(choice("model", "tiny"), {"eye": choice("vision_tower", "pin")}), Circumstance(seed=23)),
+        plan=Plan(ModelSpec(choice("model", "tiny"), {"eye": choice("vision_tower", "pin")}), RunContext(seed=23)),
         counts={"total": 2000, "trained": 60},
         roles=[{"role": "language", "trained": 60, "fresh": True}],
         kernels={"language": {"ran": {"plain": 40}, "fallbacks": [HOSTILE]}},
         data=[{"name": "quiz", "read": 1234, "kept": 1200}],
-        proof={"distance": 0.25, "fresh_process": True, "sha256": "cd" * 32},
+        verification={"distance": 0.25, "fresh_process": True, "sha256": "cd" * 32},
         provenance={"command": HOSTILE},
         notes=[HOSTILE],
     )
@@ -124,7 +124,7 @@ def test_hostile_answers_are_shown_as_text(folder: Path) -> None:
     page = Page(folder / "report.html")
     assert HOSTILE in page.text
     assert page.named("script") == []
-    assert not any("evil" in picture["src"] for picture in page.named("img"))
+    assert not any("evil" in image["src"] for image in page.named("img"))
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script" not in markdown
     assert "<img" not in markdown
@@ -140,14 +140,14 @@ def test_tables_of_the_markdown_keep_their_columns(folder: Path) -> None:
     assert sum(line.startswith("| ---") for line in lines) >= 7
 
 
-def test_pictures_are_embedded_scaled_down_and_limited(folder: Path) -> None:
+def test_images_are_embedded_scaled_down_and_limited(folder: Path) -> None:
     page = Page(folder / "report.html")
-    pictures = page.named("img")
+    images = page.named("img")
     assert len(page.named("article")) == FLIPS + 3
-    assert len(pictures) == FLIPS + 3 - 2, "one picture is gone, and one question has none"
-    for picture in pictures:
-        assert picture["alt"]
-        with Image.open(BytesIO(base64.b64decode(picture["src"].partition(",")[2]))) as image:
+    assert len(images) == FLIPS + 3 - 2, "one image is gone, and one question has none"
+    for image in images:
+        assert image["alt"]
+        with Image.open(BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as image:
             assert max(image.size) == 240
     assert "gone.png' does not exist" in " ".join(page.text)
     assert any("12 of 20 answers" in part for part in page.text)
@@ -169,7 +169,7 @@ def test_the_numbers_of_the_page_are_those_of_the_json(folder: Path) -> None:
     assert compared["forgetting"][0] in page.text
     assert [cells[0] for cells in page.rows if cells and cells[0].endswith(" *")] == [HOSTILE + " *"]
     assert f"{content['counts']['trained']} of 2,000 parameters are trained (3.00%)." in page.text
-    assert ["distance", text(content["proof"]["distance"])] in page.rows
+    assert ["distance", text(content["verification"]["distance"])] in page.rows
     assert ["seed", "23"] in page.rows
     assert ["language", "plain 40", HOSTILE] in page.rows
     assert ["quiz", "1,234", "1,200"] in page.rows
@@ -200,10 +200,10 @@ def test_a_healthy_run_is_said_with_its_losses(tmp_path: Path) -> None:
 def test_the_ratio_to_the_base_and_the_evidence_of_answers_are_in_the_page_and_in_the_markdown(folder: Path) -> None:
     content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     (compared,) = content["comparisons"]
-    said = compared["remarks"][0]
+    said = compared["notes"][0]
     assert said.startswith("The adapter scores 1.43 times the base; an interval of this ratio cannot be given")
     evidence = (
-        "Answered by checkpoint c0ffeec0ffee…, base eye ba5eba5eba5e…: tokens 60 (base) and 1,060 (adapter), 6.0 seconds. "
+        "Prediction by checkpoint c0ffeec0ffee…, base eye ba5eba5eba5e…: tokens 60 (base) and 1,060 (adapter), 6.0 seconds. "
         "The answers are in answers.jsonl, sha256 f0f0f0f0f0f0…"
     )
     page, markdown = Page(folder / "report.html"), (folder / "report.md").read_text(encoding="utf-8")
@@ -230,7 +230,7 @@ def test_a_comparison_without_flips_or_forgetting_is_a_report_too(tmp_path: Path
     assert page.named("article") == []
     whole = unchanged.rows[0]
     assert whole.difference is not None
-    assert any(shown_change(whole.difference, True) in cells for cells in page.rows)
+    assert any(format_change(whole.difference, True) in cells for cells in page.rows)
 
 
 def test_markup_escapes_text_and_attributes() -> None:

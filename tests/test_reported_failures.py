@@ -35,7 +35,7 @@ def works(folder: Path, out: Path, **places: Path) -> tuple[Diagnosis, Imported]
     """Import a folder and open the result."""
     found = diagnose(folder, LOOKUP, **places)
     imported = import_folder(found, LOOKUP, out)
-    assert open_checkpoint(out, LOOKUP, device="cpu").proof.error == 0.0
+    assert open_checkpoint(out, LOOKUP, device="cpu").verification.error == 0.0
     return found, imported
 
 
@@ -65,7 +65,7 @@ def case_1d(folder: Path) -> None:
     assert diagnose(run, LOOKUP).places["low"].found == models / "OpenAI" / "clip-vit-large"
     (models / "OpenAI" / "clip-vit-large").rename(models / "renamed")
     found = diagnose(run, LOOKUP)
-    assert [place.what for place in found.absent] == ["low"]
+    assert [place.what for place in found.not_found] == ["low"]
     assert found.command.endswith("-o run-graftwork --part low=DIR")
     assert diagnose(run, LOOKUP, search=[models]).places["low"].found == models / "renamed"
 
@@ -74,7 +74,7 @@ def case_2a(folder: Path) -> None:
     zoo(folder)
     assert not (run_folder(folder, name="MGM-2B-run") / "mm_projector.bin").exists()
     found = diagnose(folder / "work_dirs" / "MGM-2B-run", LOOKUP)
-    assert (found.refused, ("holds besides", "connector, mining (15,616 numbers)") in found.adoption.facts) == (
+    assert (found.refused, ("holds besides", "connector, mining (15,616 numbers)") in found.import_plan.facts) == (
         "",
         True,
     )
@@ -93,8 +93,8 @@ def case_2b(folder: Path) -> None:
     import_folder(found, LOOKUP, folder / "out")
     checkpoint = open_checkpoint(folder / "out", LOOKUP, device="cpu")
     trained = open_checkpoint(works(run_folder(folder), folder / "plain")[1].folder, LOOKUP, device="cpu")
-    for name, tensor in trained.assembly.added().items():
-        assert tensor.equal(checkpoint.assembly.added()[name]), name
+    for name, tensor in trained.assembly.state_to_save().items():
+        assert tensor.equal(checkpoint.assembly.state_to_save()[name]), name
 
 
 def case_2c(folder: Path) -> None:
@@ -113,7 +113,7 @@ def case_2c(folder: Path) -> None:
 
 def case_3a(folder: Path) -> None:
     found = diagnose(GOLDEN / "base", LOOKUP)
-    assert found.said == "a plain language model, of the kind that 'mgm-gemma' is built on"
+    assert found.description == "a plain language model, of the kind that 'mgm-gemma' is built on"
     assert found.refused == (
         "nothing was trained here that could be imported: train from it, with model.weights set to this folder"
     )
@@ -139,21 +139,21 @@ def case_3d(folder: Path) -> None:
     shutil.rmtree(run / "checkpoint-240")
     zoo(folder)
     found = diagnose(run, LOOKUP)
-    assert found.said.startswith("a peft folder: LoRA of rank 16, alpha 32, dropout 0.1, on 14 linear layers")
-    assert "so it has no connector to see pictures with" in found.refused
+    assert found.description.startswith("a peft folder: LoRA of rank 16, alpha 32, dropout 0.1, on 14 linear layers")
+    assert "so it has no connector to see images with" in found.refused
 
 
 def case_3e(folder: Path) -> None:
     zoo(folder)
     _, imported = works(run_folder(folder), folder / "out")
-    assert imported.manifest.plan.identity.model.name == "mgm-gemma"
-    assert {*imported.manifest.plan.identity.parts} == {"low", "high"}
-    assert imported.manifest.probe.distance > 1
+    assert imported.manifest.plan.model_spec.model.name == "mgm-gemma"
+    assert {*imported.manifest.plan.model_spec.parts} == {"low", "high"}
+    assert imported.manifest.golden.distance > 1
 
 
 def case_A(folder: Path) -> None:
     zoo(folder)
-    assert "the tokenizer: it is its base's" in diagnose(run_folder(folder), LOOKUP).adoption.missing
+    assert "the tokenizer: it is its base's" in diagnose(run_folder(folder), LOOKUP).import_plan.missing
     _, imported = works(folder / "work_dirs" / "run", folder / "out")
     assert (imported.folder / "processor" / "tokenizer.json").is_file()
 
@@ -173,15 +173,15 @@ def case_B(folder: Path) -> None:
 def case_C(folder: Path) -> None:
     zoo(folder)
     found, imported = works(run_folder(folder, "full"), folder / "out")
-    assert found.said == "a whole MGM model (MGMGemmaForCausalLM), in 2 files"
+    assert found.description == "a whole MGM model (MGMGemmaForCausalLM), in 2 files"
     assert imported.own == ("low",)
 
 
 def case_D(folder: Path) -> None:
     zoo(folder)
     found, imported = works(run_folder(folder, "stage1"), folder / "out")
-    assert found.said == "a stage-1 run of MGM (MGMGemmaForCausalLM): the connector, without the language model"
-    assert imported.manifest.plan.identity.also_train == ("connector", "mining")
+    assert found.description == "a stage-1 run of MGM (MGMGemmaForCausalLM): the connector, without the language model"
+    assert imported.manifest.plan.model_spec.also_train == ("connector", "mining")
     assert len(imported.manifest.tensors) == 16
 
 

@@ -55,22 +55,26 @@ class Tiny(contracts.ModelArchitecture[Layers]):
 
     name = "tiny"
     Settings = Layers
-    parts: ClassVar[Mapping[str, contracts.Part]] = {
-        "low": contracts.Part("sees", "eye"),
-        "high": contracts.Part("sees more", "eye", optional=True),
-        "depth": contracts.Part("sees how far things are", None),
+    parts: ClassVar[Mapping[str, contracts.TowerSlot]] = {
+        "low": contracts.TowerSlot("sees", "eye"),
+        "high": contracts.TowerSlot("sees more", "eye", optional=True),
+        "depth": contracts.TowerSlot("sees how far things are", None),
     }
     roles: ClassVar[Mapping[str, str]] = {"language.mlp": "", "language.attention": "", "connector": ""}
     overflows_in = ("fp16",)
 
-    def describe_towers(self, config: Mapping[str, Any], towers: Mapping[str, Any]) -> Mapping[str, contracts.TowerOutput]:
+    def describe_towers(
+        self, config: Mapping[str, Any], towers: Mapping[str, Any]
+    ) -> Mapping[str, contracts.TowerOutput]:
         if len({described["size"] for _, described in towers.values()}) > 1:
             raise WeightsError(
-                "the parts see pictures of different sizes; name towers of one size", ["low: 4", "high: 8"]
+                "the parts see images of different sizes; name towers of one size", ["low: 4", "high: 8"]
             )
         return {part: tower.describe(described) for part, (tower, described) in towers.items()}
 
-    def sites(self, config: Mapping[str, Any], towers: Mapping[str, contracts.TowerOutput]) -> list[contracts.AttentionSite]:
+    def sites(
+        self, config: Mapping[str, Any], towers: Mapping[str, contracts.TowerOutput]
+    ) -> list[contracts.AttentionSite]:
         return [contracts.AttentionSite("language", head_dim=8, heads=2, kv_heads=1, causal=True, padding=True)]
 
 
@@ -103,9 +107,9 @@ class Picky(contracts.PeftMethod[Any]):
     name = "picky"
     requires = Requires(("pytest>=1", "pytest>=1000", "no-such-package-at-all"), cuda=(8, 0))
 
-    def objections(self, plan: Plan) -> Iterable[str]:
-        if plan.circumstance.seed != 3:
-            yield f"the seed is {plan.circumstance.seed}, and it works with 3 only; set seed = 3"
+    def validate(self, plan: Plan) -> Iterable[str]:
+        if plan.run_context.seed != 3:
+            yield f"the seed is {plan.run_context.seed}, and it works with 3 only; set seed = 3"
 
 
 @concrete
@@ -203,8 +207,8 @@ def test_a_run_becomes_a_plan_with_everything_in_it(folder: Path) -> None:
         evaluate={"on": ["colours"], "colours": {"layers": 7}},
     )
     plan = resolve(run, LOOKUP, H100, kernels=["plain"])
-    identity, circumstance = plan.identity, plan.circumstance
-    assert identity.model == Choice(
+    model_spec, run_context = plan.model_spec, plan.run_context
+    assert model_spec.model == Choice(
         "model",
         "tiny",
         plugin="dictionary",
@@ -215,27 +219,27 @@ def test_a_run_becomes_a_plan_with_everything_in_it(folder: Path) -> None:
         config={"size": 4},
         folder=str(folder / "base"),
     )
-    assert list(identity.parts) == ["low", "high"]
-    assert identity.parts["low"].settings == {"layers": 3}
-    assert (identity.parts["high"].name, identity.parts["high"].weights) == ("eye", None)
-    assert identity.parts["high"].folder == str(folder / "eye")
-    assert identity.peft is not None
-    assert (identity.peft.name, identity.on, identity.also_train) == ("adapter", ("language",), ("connector",))
-    assert {site: [kernel.name for kernel in kernels] for site, kernels in circumstance.attention.items()} == {
+    assert list(model_spec.parts) == ["low", "high"]
+    assert model_spec.parts["low"].settings == {"layers": 3}
+    assert (model_spec.parts["high"].name, model_spec.parts["high"].weights) == ("eye", None)
+    assert model_spec.parts["high"].folder == str(folder / "eye")
+    assert model_spec.peft is not None
+    assert (model_spec.peft.name, model_spec.on, model_spec.also_train) == ("adapter", ("language",), ("connector",))
+    assert {site: [kernel.name for kernel in kernels] for site, kernels in run_context.attention.items()} == {
         "*": ["fast", "plain"],
         "vision.low": ["plain"],
     }
-    assert circumstance.sources[0].settings == {"path": str(folder / "a.json")}
-    assert circumstance.evaluate[0].settings == {"layers": 7}
-    assert [choice.name for choice in (*circumstance.memory, *circumstance.operators)] == ["saver", "keep"]
-    assert (circumstance.seed, circumstance.strict_data, circumstance.train.steps) == (5, True, 3)
+    assert run_context.sources[0].settings == {"path": str(folder / "a.json")}
+    assert run_context.evaluate[0].settings == {"layers": 7}
+    assert [choice.name for choice in (*run_context.memory, *run_context.operators)] == ["saver", "keep"]
+    assert (run_context.seed, run_context.strict_data, run_context.train.steps) == (5, True, 3)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_the_callers_kernels_serve_where_the_run_file_prefers_none(folder: Path) -> None:
     def kernels(attention: dict[str, Any], *names: str) -> dict[str, list[str]]:
         plan = resolve(run_of(folder, attention=attention), LOOKUP, kernels=names)
-        return {site: [choice.name for choice in choices] for site, choices in plan.circumstance.attention.items()}
+        return {site: [choice.name for choice in choices] for site, choices in plan.run_context.attention.items()}
 
     assert kernels({}, "fast", "plain") == {"*": ["fast", "plain"]}
     assert kernels({"sites": {"language": ["plain"]}}, "fast") == {"language": ["plain"], "*": ["fast"]}
@@ -246,11 +250,11 @@ def test_the_callers_kernels_serve_where_the_run_file_prefers_none(folder: Path)
 def test_an_optional_part_can_be_left_empty(folder: Path) -> None:
     parts = {"low": {"weights": "eye"}, "high": {"use": "none"}, "depth": {"use": "none"}}
     plan = resolve(run_of(folder, model={"use": "tiny", "weights": "base", "parts": parts}), LOOKUP)
-    assert list(plan.identity.parts) == ["low"]
+    assert list(plan.model_spec.parts) == ["low"]
 
 
 def test_a_base_without_an_adapter_is_a_plan_too(folder: Path) -> None:
-    assert resolve(run_of(folder, peft={"also_train": ["connector"]}), LOOKUP).identity.peft is None
+    assert resolve(run_of(folder, peft={"also_train": ["connector"]}), LOOKUP).model_spec.peft is None
 
 
 def test_every_reason_is_said_at_once_with_its_path(folder: Path) -> None:
@@ -329,7 +333,7 @@ def test_a_part_that_cannot_be_filled_is_refused(folder: Path, parts: dict[str, 
 def test_towers_that_do_not_fit_together_are_refused(folder: Path) -> None:
     parts = {"low": {"weights": "eye"}, "high": {"weights": "big-eye"}}
     assert reasons(folder, model={"use": "tiny", "weights": "base", "parts": parts}) == [
-        "model: the parts see pictures of different sizes; name towers of one size",
+        "model: the parts see images of different sizes; name towers of one size",
         "model: low: 4",
         "model: high: 8",
     ]
@@ -349,12 +353,12 @@ def test_a_site_that_no_kernel_computes_is_refused_only_where_the_machine_is_kno
         "attention: no kernel computes what 'language' needs (fast: the tensors are on the cpu); name one more"
     ]
     run = run_of(folder, attention=attention)
-    assert resolve(run, LOOKUP).identity == resolve(run, LOOKUP, H100).identity
+    assert resolve(run, LOOKUP).model_spec == resolve(run, LOOKUP, H100).model_spec
 
 
 def test_precision_must_be_one_that_model_and_machine_bear(folder: Path) -> None:
     forced = {"precision": "fp16", "force_precision": True}
-    assert resolve(run_of(folder, train=forced), LOOKUP, T4).circumstance.train.precision == "fp16"
+    assert resolve(run_of(folder, train=forced), LOOKUP, T4).run_context.train.precision == "fp16"
     assert reasons(folder, machine=CPU, train=forced) == [
         "train.precision: fp16 needs a CUDA device, and this machine has none; use bf16 or fp32"
     ]

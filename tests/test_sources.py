@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftwork.contracts import BadRecord, Picture, Record, Turn
+from graftwork.contracts import BadRecord, Image, Record, Turn
 from graftwork.errors import DataError
 from graftwork_llava_json import LlavaJson, LlavaJsonSettings
 
@@ -55,9 +55,9 @@ def test_a_list_and_lines_give_the_same_records(tmp_path: Path) -> None:
         Turn("user", "Sure?"),
         Turn("assistant", "Yes."),
     )
-    picture = Picture(tmp_path / "a" / "x.png")
+    image = Image(tmp_path / "a" / "x.png")
     where = f"{tmp_path / 'data.json'}:2 (record 1)"
-    assert as_list[0] == Record("7", turns, (picture,), group="cats", where=where)
+    assert as_list[0] == Record("7", turns, (image,), group="cats", where=where)
     assert [each.where for each in as_lines] == [f"{lines}:1", f"{lines}:3"]
     assert [each.turns for each in as_list] == [each.turns for each in as_lines]  # type: ignore[union-attr]
     assert [each.id for each in as_list] == ["7", "2"]  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def test_image_paths_are_relative_to_the_image_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "data.json", [{"image": ["x.png"], "conversations": talk("<image>", "A")}])
     [record] = read(path, image_folder=tmp_path / "images")
     assert isinstance(record, Record)
-    assert record.pictures == (Picture(tmp_path / "images" / "x.png"),)
+    assert record.images == (Image(tmp_path / "images" / "x.png"),)
 
 
 def test_the_limit_counts_readable_records(tmp_path: Path) -> None:
@@ -121,21 +121,21 @@ def test_a_leading_answer_is_dropped(tmp_path: Path) -> None:
         ({"image": "\udfff", "conversations": talk("<image>", "A")}, "image holds a lone surrogate, which is not text"),
         (
             {"image": ["x.png", "y.png"], "conversations": talk("<image>", "A")},
-            "the record has 2 pictures; only one is",
+            "the record has 2 images; only one is",
         ),
-        ({"images": ["x.png"], "conversations": talk("<image>", "A")}, "'images' is not supported; give one picture"),
-        ({"video": "x.mp4", "conversations": talk("Q", "A")}, "'video' is not supported; give one picture"),
+        ({"images": ["x.png"], "conversations": talk("<image>", "A")}, "'images' is not supported; give one image"),
+        ({"video": "x.mp4", "conversations": talk("Q", "A")}, "'video' is not supported; give one image"),
         (
             {"conversations": talk("<image>", "A")},
-            "turns with '<image>' in the conversation: 1, pictures of the record: 0; they must be equal",
+            "turns with '<image>' in the conversation: 1, images of the record: 0; they must be equal",
         ),
         (
             {"image": "x.png", "conversations": talk("Q", "A")},
-            "turns with '<image>' in the conversation: 0, pictures of the record: 1; they must be equal",
+            "turns with '<image>' in the conversation: 0, images of the record: 1; they must be equal",
         ),
         (
             {"image": "x.png", "conversations": talk("<image>", "A", "<image>", "A")},
-            "turns with '<image>' in the conversation: 2, pictures of the record: 1; they must be equal",
+            "turns with '<image>' in the conversation: 2, images of the record: 1; they must be equal",
         ),
         ({"image": "x.png", "conversations": talk("Q", "<image>")}, "'<image>' stands in an answer; only questions"),
     ],
@@ -156,9 +156,9 @@ def test_image_paths_that_leave_the_folder_are_refused(tmp_path: Path, image: st
 
 
 @pytest.mark.parametrize("image", ["none.png", "", "\0", "x" * 5000])
-def test_a_missing_picture_is_noticed(tmp_path: Path, image: str) -> None:
+def test_a_missing_image_is_noticed(tmp_path: Path, image: str) -> None:
     item = read_one(tmp_path, {"image": image, "conversations": talk("<image>", "A")})
-    assert item.why == f"there is no picture '{tmp_path / image}'; check 'image_folder'"  # type: ignore[union-attr]
+    assert item.why == f"there is no image '{tmp_path / image}'; check 'image_folder'"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -169,27 +169,27 @@ def test_a_missing_picture_is_noticed(tmp_path: Path, image: str) -> None:
         ("vg/VG_100K_2/2.jpg", "vg/images/2.jpg"),
     ],
 )
-def test_a_picture_is_also_found_where_upstream_looks(tmp_path: Path, image: str, there: str) -> None:
+def test_an_image_is_also_found_where_upstream_looks(tmp_path: Path, image: str, there: str) -> None:
     content = {"image": image, "conversations": talk("<image>", "A")}
     other = tmp_path / there
     other.parent.mkdir(parents=True)
     other.touch()
     found = read_one(tmp_path, content)
-    assert isinstance(found, Record) and found.pictures == (Picture(other),)
+    assert isinstance(found, Record) and found.images == (Image(other),)
     named = tmp_path / image
     named.parent.mkdir(parents=True, exist_ok=True)
     named.touch()
     found = read_one(tmp_path, content)
-    assert isinstance(found, Record) and found.pictures == (Picture(named),), "the name that is given comes first"
+    assert isinstance(found, Record) and found.images == (Image(named),), "the name that is given comes first"
 
 
-def test_a_missing_picture_has_no_other_name_without_reason(tmp_path: Path) -> None:
+def test_a_missing_image_has_no_other_name_without_reason(tmp_path: Path) -> None:
     (tmp_path / "photo.png").touch()
     item = read_one(tmp_path, {"image": "photo.jpg", "conversations": talk("<image>", "A")})
     assert isinstance(item, BadRecord)
 
 
-def test_several_places_in_one_question_are_one_picture(tmp_path: Path) -> None:
+def test_several_places_in_one_question_are_one_image(tmp_path: Path) -> None:
     item = read_one(
         tmp_path, {"image": "x.png", "conversations": talk("Is <image> like <image>?", "Yes", "Sure?", "Yes")}
     )
@@ -257,12 +257,12 @@ def test_a_file_that_is_none_of_both_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_an_objection_to_the_plan(tmp_path: Path) -> None:
-    def objections(path: Path | None) -> list[str]:
-        return list(LlavaJson(LlavaJsonSettings(path=path)).objections(None))
+    def validate(path: Path | None) -> list[str]:
+        return list(LlavaJson(LlavaJsonSettings(path=path)).validate(None))
 
-    assert objections(None) == ["'path' is not set; name the .json or .jsonl file"]
-    assert objections(tmp_path / "x.json") == [f"there is no file '{tmp_path / 'x.json'}'; mend 'path'"]
-    assert objections(write(tmp_path / "y.json", [])) == []
+    assert validate(None) == ["'path' is not set; name the .json or .jsonl file"]
+    assert validate(tmp_path / "x.json") == [f"there is no file '{tmp_path / 'x.json'}'; mend 'path'"]
+    assert validate(write(tmp_path / "y.json", [])) == []
 
 
 def read_bytes(content: bytes, suffix: str) -> list[Record | BadRecord]:

@@ -114,7 +114,7 @@ def test_what_cannot_be_asked_says_where_and_why(images: Path, tmp_path: Path) -
     assert [one.where for one in bad] == [f"{file}:{number}" for number in range(1, 7)]
     for one, why in zip(
         bad,
-        ["no question 'whose number", "cannot be told", "not JSON", "'text' is missing", "10 answers", "no picture"],
+        ["no question 'whose number", "cannot be told", "not JSON", "'text' is missing", "10 answers", "no image"],
         strict=True,
     ):
         assert why in one.why
@@ -122,12 +122,12 @@ def test_what_cannot_be_asked_says_where_and_why(images: Path, tmp_path: Path) -
 
 
 def test_a_missing_file_is_objected_to_and_one_sentence(images: Path, tmp_path: Path) -> None:
-    assert list(TextVqa(TextVqaSettings()).objections(None)) == [
+    assert list(TextVqa(TextVqaSettings()).validate(None)) == [
         "'questions' is not set",
         "'annotations' is not set",
         "'images' is not set",
     ]
-    assert list(textvqa(images).objections(None)) == []
+    assert list(textvqa(images).validate(None)) == []
     with pytest.raises(DataError, match=r"'annotations' is '.*gone.json', which does not exist"):
         list(textvqa(images, annotations=tmp_path / "gone.json").records())
     with pytest.raises(DataError, match="no list of objects under 'data'"):

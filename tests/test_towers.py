@@ -11,7 +11,7 @@ import torch
 from mgm_folders import GOLDEN
 from safetensors.torch import save_file
 
-from graftwork.contracts import NoSettings, Site, VisionTower
+from graftwork.contracts import BuildContext, NoSettings, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
@@ -31,8 +31,8 @@ def write_json(file: Path, content: Any) -> Path:
 
 def filled(tower: VisionTower[Any], folder: Path) -> Any:
     """A tower with its published weights, in evaluation mode."""
-    module = tower.build(tower.configuration(folder), Site())
-    named = {tower.translate(name): tensor() for name, tensor in open_weights(folder).items()}
+    module = tower.build(tower.configuration(folder), BuildContext())
+    named = {tower.module_name(name): tensor() for name, tensor in open_weights(folder).items()}
     module.load_state_dict({name: tensor for name, tensor in named.items() if name})
     return module.eval()
 
@@ -50,10 +50,10 @@ def test_a_tower_computes_the_maps_that_it_describes(tower: VisionTower[Any], fo
 
 @TOWERS
 def test_every_tensor_has_a_published_name_that_translates_back(tower: VisionTower[Any], folder: Path) -> None:
-    names = list(tower.build(tower.configuration(folder), Site()).state_dict())
-    assert [tower.translate(tower.original(name)) for name in names] == names
-    assert [tower.translate(name) for name in names] == names
-    assert len({tower.original(name) for name in names}) == len(names)
+    names = list(tower.build(tower.configuration(folder), BuildContext()).state_dict())
+    assert [tower.module_name(tower.published_name(name)) for name in names] == names
+    assert [tower.module_name(name) for name in names] == names
+    assert len({tower.published_name(name) for name in names}) == len(names)
 
 
 @TOWERS
@@ -76,9 +76,9 @@ def test_clip_gives_the_patches_of_the_state_before_the_last_layer() -> None:
         for layer, state in enumerate(states):
             module.depth = layer
             torch.testing.assert_close(module(pixels)[0].flatten(2).transpose(1, 2), state[:, 1:])
-    assert CLIP.build(config, Site()).depth == 2
-    assert Clip(ClipSettings(select_layer=-1)).build(config, Site()).depth == 3
-    assert Clip(ClipSettings(select_layer=1)).build(config, Site()).depth == 1
+    assert CLIP.build(config, BuildContext()).depth == 2
+    assert Clip(ClipSettings(select_layer=-1)).build(config, BuildContext()).depth == 3
+    assert Clip(ClipSettings(select_layer=1)).build(config, BuildContext()).depth == 1
 
 
 def test_clip_reads_the_vision_half_of_a_whole_clip(tmp_path: Path) -> None:
@@ -92,19 +92,19 @@ def test_clip_reads_the_vision_half_of_a_whole_clip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "vision_model.", "vision_tower.vision_model."])
 def test_clip_knows_its_tensors_under_every_prefix(prefix: str) -> None:
-    assert CLIP.translate(f"{prefix}pre_layrnorm.weight") == "vision_model.pre_layrnorm.weight"
-    assert CLIP.translate(f"{prefix}embeddings.position_ids") is None
+    assert CLIP.module_name(f"{prefix}pre_layrnorm.weight") == "vision_model.pre_layrnorm.weight"
+    assert CLIP.module_name(f"{prefix}embeddings.position_ids") is None
 
 
 @pytest.mark.parametrize(
     "name", ["text_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight", "logit_scale"]
 )
 def test_clip_leaves_what_is_not_its_image_encoder(name: str) -> None:
-    assert CLIP.translate(name) is None
+    assert CLIP.module_name(name) is None
 
 
 def test_clip_refuses_what_it_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="this CLIP takes pictures of 56 pixels, not 64; use another tower or size"):
+    with pytest.raises(WeightsError, match="this CLIP takes images of 56 pixels, not 64; use another tower or size"):
         CLIP.describe(CLIP.configuration(GOLDEN / "clip"), 64)
     with pytest.raises(
         WeightsError, match=r"select_layer is -5, and the encoder in '.*' has 3 layers; name one of them"
@@ -126,7 +126,7 @@ def test_convnext_learns_its_sizes_from_the_tensors_of_any_folder(tmp_path: Path
     assert (config["hidden_sizes"], config["depths"], config["patch_size"]) == ([8, 16, 32, 64], [1, 1, 2, 1], 4)
     assert (config["image_size"], config["drop_path_rate"], config["norm_eps"]) == (320, 0.1, 1e-6)
     tensors = {name: tensor() for name, tensor in open_weights(GOLDEN / "convnext").items()}
-    trunk = {CONVNEXT.original(t): value for name, value in tensors.items() if (t := CONVNEXT.translate(name))}
+    trunk = {CONVNEXT.published_name(t): value for name, value in tensors.items() if (t := CONVNEXT.module_name(name))}
     assert all(name.startswith(("vision_stem.", "vision_stages.")) for name in trunk)
     save_file(trunk, tmp_path / "model.safetensors")
     assert CONVNEXT.configuration(tmp_path)["depths"] == [1, 1, 2, 1]
@@ -141,7 +141,7 @@ def test_convnext_without_weights_goes_by_the_name_in_timm(tmp_path: Path) -> No
 def test_convnext_refuses_a_folder_that_does_not_say_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not say what its ConvNeXt is"):
         CONVNEXT.configuration(tmp_path)
-    with pytest.raises(WeightsError, match="pictures whose side is a multiple of 32 pixels, not 100"):
+    with pytest.raises(WeightsError, match="images whose side is a multiple of 32 pixels, not 100"):
         CONVNEXT.describe(CONVNEXT.configuration(GOLDEN / "convnext"), 100)
 
 
@@ -151,19 +151,19 @@ def test_convnext_takes_any_size_that_its_strides_divide() -> None:
 
 
 def test_convnext_leaves_head_and_text_tower() -> None:
-    unused = [name for name in open_weights(GOLDEN / "convnext") if CONVNEXT.translate(name) is None]
+    unused = [name for name in open_weights(GOLDEN / "convnext") if CONVNEXT.module_name(name) is None]
     assert unused and not [name for name in unused if name.startswith(("visual.trunk.stem.", "visual.trunk.stages."))]
 
 
 def test_convnext_drops_deeper_blocks_more_often_while_it_trains() -> None:
-    module = CONVNEXT.build(CONVNEXT.configuration(GOLDEN / "convnext"), Site())
+    module = CONVNEXT.build(CONVNEXT.configuration(GOLDEN / "convnext"), BuildContext())
     rates = [getattr(layer.drop_path, "drop_prob", 0.0) for stage in module.stages for layer in stage.layers]
     assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
 
 
 def test_convnext_uses_the_epsilon_of_its_configuration() -> None:
     config = {**CONVNEXT.configuration(GOLDEN / "convnext"), "norm_eps": 1e-5}
-    epsilons = {m.eps for m in CONVNEXT.build(config, Site()).modules() if isinstance(m, torch.nn.LayerNorm)}
+    epsilons = {m.eps for m in CONVNEXT.build(config, BuildContext()).modules() if isinstance(m, torch.nn.LayerNorm)}
     assert epsilons == {1e-5}
 
 
@@ -172,9 +172,9 @@ def test_a_tower_builds_on_meta_and_then_takes_its_weights(tower: VisionTower[An
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        module = tower.build(tower.configuration(folder), Site())
+        module = tower.build(tower.configuration(folder), BuildContext())
     assert all(parameter.is_meta for parameter in module.parameters())
-    named = {tower.translate(name): tensor() for name, tensor in open_weights(folder).items()}
+    named = {tower.module_name(name): tensor() for name, tensor in open_weights(folder).items()}
     module.load_state_dict({name: tensor for name, tensor in named.items() if name}, assign=True)
     size = tower.describe(tower.configuration(folder)).pixels.size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -29,7 +29,7 @@ from graftwork.contracts import (
     named_tensors,
     summed_loss,
 )
-from graftwork.data.training_data import TrainingData, cut, gather
+from graftwork.data.training_data import TrainingData, cut, load_training_data
 from graftwork.errors import CheckpointError, DataError
 from graftwork.train.loop import Outcome, train
 
@@ -149,16 +149,16 @@ def test_a_connector_can_be_trained_beside_the_adapter(base: Path, go: Train, lo
 
 def test_a_role_can_be_trained_without_any_method(go: Train, lookup: DictLookup) -> None:
     outcome = go({"peft": {"also_train": ["connector", "mining"]}})
-    assert outcome.assembly.switchable
-    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").proof.distance > 0.0
+    assert outcome.assembly.can_disable
+    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").verification.distance > 0.0
 
 
 def test_a_model_trained_from_random_weights_reopens(tmp_path: Path, lookup: DictLookup) -> None:
     plan = plan_of(None, tmp_path, {"peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]}})
     outcome = train(plan, lookup, tmp_path / "out", device="cpu")
     opened = open_checkpoint(outcome.checkpoint, lookup, device="cpu")
-    assert opened.proof.error == 0.0
-    assert not opened.assembly.switchable  # it has no base that could be compared with
+    assert opened.verification.error == 0.0
+    assert not opened.assembly.can_disable  # it has no base that could be compared with
     assert opened.manifest.tensors.keys() == named_tensors(opened.assembly.model).keys()
 
 
@@ -171,7 +171,7 @@ def test_checkpointing_changes_no_bit_and_is_not_needed_to_reopen(go: Train, tra
 def test_fp16_trains_where_it_is_forced_and_is_never_called_healthy(go: Train, lookup: DictLookup) -> None:
     outcome = go({"train.precision": "fp16", "train.force_precision": True})
     assert outcome.verdict.reasons[-1].startswith("fp16 is known to overflow")
-    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").proof.distance > 0.0
+    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").verification.distance > 0.0
 
 
 def test_a_run_that_explodes_gives_up_and_says_so(go: Train) -> None:
@@ -232,12 +232,12 @@ def test_an_old_checkpoint_is_never_there_in_part(go: Train, tmp_path: Path, mon
             files[0].unlink()
             raise KeyboardInterrupt
 
-    def arm(event: Event) -> None:
+    def variant(event: Event) -> None:
         if isinstance(event, StepTaken) and event.step == 3:
             monkeypatch.setattr("shutil.rmtree", killed)
 
     with pytest.raises(KeyboardInterrupt):
-        go({"train.save_every": 1, "train.keep": 2}, listen=arm)
+        go({"train.save_every": 1, "train.keep": 2}, listen=variant)
     monkeypatch.undo()
     assert checkpoints(tmp_path / "out")
     for folder in checkpoints(tmp_path / "out"):
@@ -272,7 +272,7 @@ def test_a_plan_that_trains_nothing_is_refused(go: Train) -> None:
 def gathered(run: PlanOf, lookup: DictLookup, changes: dict[str, Any]) -> TrainingData:
     plan = run(changes)
     assembly = compose.build(plan, lookup, meta=True)
-    return gather(plan, lookup, assembly.processor)
+    return load_training_data(plan, lookup, assembly.processor)
 
 
 def test_longer_records_are_left_out_and_counted(run: PlanOf, lookup: DictLookup) -> None:
@@ -302,12 +302,12 @@ def test_a_cut_record_without_a_label_left_is_left_out_and_counted(go: Train) ->
     assert line.endswith(" tokens cut to 128")
 
 
-def test_cutting_keeps_labels_and_whole_pictures_or_refuses() -> None:
+def test_cutting_keeps_labels_and_whole_images_or_refuses() -> None:
     ids, labels = list(range(10)), [IGNORED] * 6 + [6, 7, 8, 9]
     example = Encoded(ids, [True] * 3 + [False] * 7, labels, {"low": torch.zeros(1)})
     assert cut(example, 10) is example
     shorter = cut(example, 8)
-    assert (shorter.input_ids, shorter.labels, len(shorter.picture_positions)) == (ids[:8], labels[:8], 8)
+    assert (shorter.input_ids, shorter.labels, len(shorter.image_token_mask)) == (ids[:8], labels[:8], 8)
     assert shorter.pixels is example.pixels
     for length in (6, 2):
         assert "nothing to learn is left" in refused(cut, example, length, error=DataError)
@@ -340,7 +340,7 @@ def test_a_small_data_set_makes_small_batches(go: Train) -> None:
     assert [line["images"] for line in outcome.log] == [2, 2]
 
 
-def test_records_whose_picture_is_broken_are_left_out_and_counted_once(go: Train, lookup: DictLookup) -> None:
+def test_records_whose_image_is_broken_are_left_out_and_counted_once(go: Train, lookup: DictLookup) -> None:
     source = {"use": "shapes", "count": 8, "broken": [0, 4], "bad": 1}
     outcome = go({"data.source": [source], "train.steps": 6})
     bad = outcome.data["bad"]
@@ -348,7 +348,7 @@ def test_records_whose_picture_is_broken_are_left_out_and_counted_once(go: Train
     assert sorted(line.split(":")[1] for line in bad[1:]) == ["0", "4"]
     read = manifest.read(outcome.checkpoint)
     assert (read.data["bad"], read.data["bad_in_all"]) == (bad, 3)
-    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").proof.error == 0.0
+    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").verification.error == 0.0
 
 
 def test_a_step_whose_records_are_all_broken_takes_the_next_ones(go: Train) -> None:
@@ -358,14 +358,14 @@ def test_a_step_whose_records_are_all_broken_takes_the_next_ones(go: Train) -> N
     assert len(outcome.data["bad"]) == 2
 
 
-def test_data_of_nothing_but_broken_pictures_is_refused(go: Train, tmp_path: Path) -> None:
+def test_data_of_nothing_but_broken_images_is_refused(go: Train, tmp_path: Path) -> None:
     source = {"use": "shapes", "count": 2, "broken": [0, 1]}
     said = refused(go, {"data.source": [source]}, error=DataError)
     assert said.startswith("no record of the data can be used\n  shapes:")
     assert not checkpoints(tmp_path / "out")
 
 
-def test_strict_data_has_no_broken_pictures(go: Train) -> None:
+def test_strict_data_has_no_broken_images(go: Train) -> None:
     data = {"strict": True, "source": [{"use": "shapes", "broken": [0]}]}
     refused(go, {"data": data, "train.steps": 6}, error=DataError)
 
@@ -379,9 +379,9 @@ def test_a_manifest_does_not_grow_with_what_is_wrong_with_the_data(go: Train) ->
 
 
 def test_a_probe_without_labels_is_refused() -> None:
-    from graftwork.checkpoint.verification import probe_tensors
+    from graftwork.checkpoint.verification import golden_inputs
 
-    said = refused(probe_tensors, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], 0)
+    said = refused(golden_inputs, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], 0)
     assert said == "the probe's records carry no labels, so nothing could be proven; check the data"
 
 
@@ -395,7 +395,7 @@ def test_saving_leaves_the_random_numbers_and_the_mode_alone(base: Path, lookup:
         lookup,
         step=1,
         steps=1,
-        probe=store.read_tensors(outcome.checkpoint / store.PROBE),
+        probe=store.read_tensors(outcome.checkpoint / store.GOLDEN_INPUTS),
         health=outcome.verdict,
         data={},
     )

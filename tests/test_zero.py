@@ -13,7 +13,7 @@ import torch
 from tiny_runs import COMPONENTS, plan_of
 
 from graftwork.build import compose
-from graftwork.contracts import Circumstance, DictLookup, MemoryStrategy, Plan, TrainSettings
+from graftwork.contracts import DictLookup, MemoryStrategy, Plan, RunContext, TrainSettings
 from graftwork.errors import GraftworkError, PlanRefused
 from graftwork.train.loop import train
 from graftwork_ddp import Ddp
@@ -36,10 +36,10 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def objections(base: Path, settings: ZeroSettings, **changes: Any) -> list[str]:
+def validate(base: Path, settings: ZeroSettings, **changes: Any) -> list[str]:
     plan = plan_of(base, base)
-    circumstance = Circumstance(train=TrainSettings(**changes))
-    return list(Zero(settings).objections(Plan(plan.identity, circumstance)))
+    run_context = RunContext(train=TrainSettings(**changes))
+    return list(Zero(settings).validate(Plan(plan.model_spec, run_context)))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def objections(base: Path, settings: ZeroSettings, **changes: Any) -> list[str]:
 )
 def test_every_contradiction_is_a_sentence(base: Path, write: Write, given: dict[str, Any], clause: str) -> None:
     file = write(given)
-    assert objections(base, ZeroSettings(stage=3, config=file)) == [f"'{file}' {clause}"]
+    assert validate(base, ZeroSettings(stage=3, config=file)) == [f"'{file}' {clause}"]
 
 
 def test_what_agrees_or_is_left_to_the_run_is_accepted(base: Path, write: Write) -> None:
@@ -107,7 +107,7 @@ def test_what_agrees_or_is_left_to_the_run_is_accepted(base: Path, write: Write)
         "steps_per_print": 10,
     }
     settings = ZeroSettings(offload_optimizer=True, config=write(given))
-    assert objections(base, settings, micro_batch_size=4) == []
+    assert validate(base, settings, micro_batch_size=4) == []
     assert config.combined(config.read(settings.config), settings, TrainSettings()) == {
         "steps_per_print": 10,
         "zero_optimization": {"stage": 3, "overlap_comm": False, "offload_optimizer": {"device": "cpu"}},
@@ -126,20 +126,20 @@ def test_what_agrees_or_is_left_to_the_run_is_accepted(base: Path, write: Write)
 
 def test_files_and_settings_that_cannot_work_are_refused(base: Path, write: Write, tmp_path: Path) -> None:
     missing = tmp_path / "missing.json"
-    (clause,) = objections(base, ZeroSettings(config=missing))
+    (clause,) = validate(base, ZeroSettings(config=missing))
     assert clause.startswith(f"'{missing}' cannot be read as JSON (") and clause.endswith(
         "; correct the path or the file"
     )
-    (clause,) = objections(base, ZeroSettings(config=write("[]")))
+    (clause,) = validate(base, ZeroSettings(config=write("[]")))
     assert clause == f"'{tmp_path / 'ds.json'}' holds no JSON object; write one, as DeepSpeed's documentation says"
-    assert objections(base, ZeroSettings(offload_parameters=True)) == [
+    assert validate(base, ZeroSettings(offload_parameters=True)) == [
         "only stage 3 can keep weights in main memory; set stage = 3, or leave offload_parameters out"
     ]
-    assert objections(base, ZeroSettings(), precision="fp16") == [
+    assert validate(base, ZeroSettings(), precision="fp16") == [
         "'zero' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
     ]
-    plan = Plan(plan_of(base, base).identity, Circumstance(train=TrainSettings(precision="fp16")))
-    assert list(Fsdp(Fsdp.Settings()).objections(plan)) == [
+    plan = Plan(plan_of(base, base).model_spec, RunContext(train=TrainSettings(precision="fp16")))
+    assert list(Fsdp(Fsdp.Settings()).validate(plan)) == [
         "'fsdp' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
     ]
 
@@ -222,7 +222,7 @@ def test_alone_it_takes_plain_steps_and_drops_those_that_are_not_finite(
 def test_optimizers_and_quantised_weights_of_other_strategies_are_refused(base: Path, lookup: DictLookup) -> None:
     plan = plan_of(base, base)
     assembly = compose.build(plan, lookup, device="cpu")
-    settings = plan.circumstance.train
+    settings = plan.run_context.train
 
     def refused(strategy: MemoryStrategy[Any]) -> str:
         with pytest.raises(PlanRefused) as caught:

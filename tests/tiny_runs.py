@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image as PILImage
+from PIL import ImageDraw
 from torch import Tensor
 
 from graftwork.checkpoint import verification
@@ -24,8 +25,8 @@ from graftwork.contracts import (
     DataSource,
     DictLookup,
     Event,
+    Image,
     Lookup,
-    Picture,
     Plan,
     Record,
     Turn,
@@ -51,14 +52,14 @@ COLOURS = ("red", "blue", "gray", "teal")
 @dataclass(frozen=True)
 class ShapesSettings:
     count: int = setting(24, "How many records", minimum=0)
-    broken: tuple[int, ...] = setting((), "The records whose picture is no picture")
+    broken: tuple[int, ...] = setting((), "The records whose image is no image")
     long: tuple[int, ...] = setting((), "The records with a long answer")
     asking: tuple[int, ...] = setting((), "The records with a long question")
     bad: int = setting(0, "How many bad records come as well", minimum=0)
 
 
 class Shapes(DataSource[ShapesSettings]):
-    """Drawn squares and circles, with questions about their colour; every third record has no picture"""
+    """Drawn squares and circles, with questions about their colour; every third record has no image"""
 
     name = "shapes"
     Settings = ShapesSettings
@@ -68,8 +69,8 @@ class Shapes(DataSource[ShapesSettings]):
             yield BadRecord(f"shapes:bad {number}", "it is bad")
         for index in range(self.settings.count):
             colour = COLOURS[index % len(COLOURS)]
-            data = b"no picture" if index in self.settings.broken else drawn(index, colour)
-            seen = () if index % 3 == 2 else (Picture(data=data),)
+            data = b"no image" if index in self.settings.broken else drawn(index, colour)
+            seen = () if index % 3 == 2 else (Image(data=data),)
             asked = " really" * (60 if index in self.settings.asking else index % 5)
             question = "<image>\n" * bool(seen) + f"what colour is shape{asked} {index}?"
             answer = colour + " and red" * 60 * (index in self.settings.long)
@@ -84,7 +85,7 @@ class Shapes(DataSource[ShapesSettings]):
 
 def drawn(index: int, colour: str) -> bytes:
     """A small PNG."""
-    image = Image.new("RGB", (40, 32), "white")
+    image = PILImage.new("RGB", (40, 32), "white")
     pen = ImageDraw.Draw(image)
     (pen.ellipse if index % 2 else pen.rectangle)((4, 4, 12 + index % 16, 20), fill=colour)
     buffer = io.BytesIO()
@@ -171,7 +172,7 @@ def plan_of(
 def logits_of(assembly: Assembly, records: int = 4) -> tuple[Tensor, Tensor]:
     """The logits of an assembled model at the labels of a few records, with its adapter on and off."""
     encoded = [assembly.processor.encode(record) for record in Shapes(ShapesSettings(records)).records()]
-    return verification.probe_logits(assembly, verification.probe_tensors(encoded, assembly.processor.pad_id))
+    return verification.golden_logits(assembly, verification.golden_inputs(encoded, assembly.processor.pad_id))
 
 
 class Interrupted(Exception):

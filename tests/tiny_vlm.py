@@ -18,8 +18,8 @@ from graftwork.contracts import (
     Choice,
     Encoded,
     Evaluator,
-    Identity,
-    Picture,
+    Image,
+    ModelSpec,
     Plan,
     Record,
     Score,
@@ -30,11 +30,11 @@ from graftwork.errors import DataError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD, STOP, FIRST_LETTER = 0, 1, 2
-WIDTH, PICTURE_TOKENS = 16, 2
+WIDTH, IMAGE_TOKENS = 16, 2
 
 
 class CharProcessor:
-    """A letter is a token, a picture two; the picture's file name gives its pixels."""
+    """A letter is a token, an image two; the image's file name gives its pixels."""
 
     pad_id = PAD
     stop_ids = frozenset({STOP})
@@ -46,11 +46,11 @@ class CharProcessor:
     def encode(self, record: Record) -> Encoded:
         self.encoded.append(record.id)
         if "unreadable" in record.question:
-            raise DataError(f"the picture of '{record.id}' cannot be read; fetch it again")
-        seen = [PAD] * (PICTURE_TOKENS * len(record.pictures))
+            raise DataError(f"the image of '{record.id}' cannot be read; fetch it again")
+        seen = [PAD] * (IMAGE_TOKENS * len(record.images))
         ids = [*seen, *(FIRST_LETTER + LETTERS.index(letter) for letter in record.question.removeprefix("<image>"))]
         positions = [place < len(seen) for place in range(len(ids))]
-        pixels = [torch.full((3, 2, 2), (sum(map(ord, str(picture))) % 97) / 97) for picture in record.pictures]
+        pixels = [torch.full((3, 2, 2), (sum(map(ord, str(image))) % 97) / 97) for image in record.images]
         return Encoded(ids, positions, [IGNORED] * len(ids), {"eye": torch.stack(pixels)} if pixels else {})
 
     def length(self, record: Record) -> int:
@@ -63,13 +63,13 @@ class CharProcessor:
 
 
 class TinyVlm(nn.Module):
-    """One layer of causal attention over letters and picture features, with an adapter added to its output."""
+    """One layer of causal attention over letters and image features, with an adapter added to its output."""
 
     def __init__(self, memory: int | None = None) -> None:
         super().__init__()
         self.letters = nn.Embedding(CharProcessor.vocabulary, WIDTH)
         self.places = nn.Embedding(512, WIDTH)
-        self.eye = nn.Linear(12, PICTURE_TOKENS * WIDTH)
+        self.eye = nn.Linear(12, IMAGE_TOKENS * WIDTH)
         self.mix = nn.Linear(WIDTH, 3 * WIDTH)
         self.dropout = nn.Dropout(0.5)
         self.adapter = nn.Linear(WIDTH, WIDTH)
@@ -79,9 +79,9 @@ class TinyVlm(nn.Module):
         self.seen = 0
         self.rows: list[int] = []
 
-    def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
         self.seen += len(pixels["eye"])
-        seen = self.eye(pixels["eye"].flatten(1)).unflatten(1, (PICTURE_TOKENS, WIDTH))
+        seen = self.eye(pixels["eye"].flatten(1)).unflatten(1, (IMAGE_TOKENS, WIDTH))
         return {"eye": [seen], "tiles": pixels.get("tiles", seen)}
 
     def forward(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
@@ -91,8 +91,8 @@ class TinyVlm(nn.Module):
         new = batch.input_ids.shape[1]
         embedded = self.letters(batch.input_ids)
         if batch.pixels:
-            seen = (features or self.see(batch.pixels))["eye"][0].flatten(0, 1)
-            embedded[batch.picture_positions] = seen.to(embedded.dtype)
+            seen = (features or self.encode_images(batch.pixels))["eye"][0].flatten(0, 1)
+            embedded[batch.image_token_mask] = seen.to(embedded.dtype)
         position = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
         q, k, v = self.mix(self.dropout(embedded + self.places(position))).chunk(3, dim=-1)
         if cache is not None:
@@ -126,16 +126,16 @@ class TinyAssembly:
     @property
     def plan(self) -> Plan:
         config = {"text_config": {"max_position_embeddings": self.context}}
-        return Plan(Identity(Choice("model", "tiny", "tiny", "tiny", "0", config=config)))
+        return Plan(ModelSpec(Choice("model", "tiny", "tiny", "tiny", "0", config=config)))
 
     def autocast(self) -> Any:
         return nullcontext()
 
-    def attention_report(self) -> dict[str, Any]:
+    def kernel_usage(self) -> dict[str, Any]:
         return {"language": {"plain": len(self.model.rows)}}
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def disable_adapter(self) -> Iterator[None]:
         self.model.adapter_is_on = False
         try:
             yield
@@ -149,11 +149,9 @@ def tiny_assembly(seed: int = 3, memory: int | None = None, **changes: Any) -> T
     return TinyAssembly(TinyVlm(memory), **changes)
 
 
-def question(name: str, text: str, *, picture: str = "", group: str = "", reference: str = "yes") -> Record:
-    pictures = (Picture(Path(picture)),) if picture else ()
-    return Record(
-        name, (Turn("user", "<image>" * bool(picture) + text),), pictures, group, (reference,), f"quiz:{name}"
-    )
+def question(name: str, text: str, *, image: str = "", group: str = "", reference: str = "yes") -> Record:
+    images = (Image(Path(image)),) if image else ()
+    return Record(name, (Turn("user", "<image>" * bool(image) + text),), images, group, (reference,), f"quiz:{name}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from graftwork.contracts.component import SUPPORTED, Component, NoSettings, Requires, Support, unsupported
 from graftwork.contracts.hookspecs import hookimpl
-from graftwork.contracts.records import BadRecord, Picture, Record, Turn
+from graftwork.contracts.records import BadRecord, Image, Record, Turn
 from graftwork.contracts.setting import setting
 from graftwork.errors import GraftworkError
 
@@ -14,7 +14,7 @@ __all__ = [
     "Component",
     "GraftworkError",
     "NoSettings",
-    "Picture",
+    "Image",
     "Record",
     "Requires",
     "Support",

@@ -37,7 +37,7 @@ class WeightsError(GraftworkError):
 
 
 class DataError(GraftworkError):
-    """A record, picture or data set that cannot be used."""
+    """A record, image or data set that cannot be used."""
 
 
 class CheckpointError(GraftworkError):

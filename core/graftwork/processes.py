@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than the first one takes to write and to prove a checkpoint."""
 GRACE_SECONDS = 3.0
 """How long a process that fails waits for its launcher to end it before it says why."""
@@ -51,7 +51,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def gather(thing: T) -> list[T]:
+def all_gather_object(thing: T) -> list[T]:
     """What each process hands in, in their order, on all of them. Collective; a thing is pickled, so it should be small."""
     if count() == 1:
         return [thing]
@@ -60,7 +60,7 @@ def gather(thing: T) -> list[T]:
     return found
 
 
-def is_told() -> bool:
+def launched_distributed() -> bool:
     """Whether a launcher's environment variables say that this process is one of several."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
@@ -72,7 +72,7 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
     Launchers say so in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Each process gets the CUDA device of its
     LOCAL_RANK, and its share of the machine's cores. `expected` is how many processes a person asked for.
     """
-    if not is_told():
+    if not launched_distributed():
         yield
         return
     import torch
@@ -103,7 +103,7 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
     try:
-        torch.distributed.init_process_group(_backend(on_cuda), timeout=PATIENCE)
+        torch.distributed.init_process_group(_backend(on_cuda), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise GraftworkError(
             f"process {told['RANK']} of {told['WORLD_SIZE']} cannot reach the others at {told['MASTER_ADDR']}:"
@@ -115,7 +115,7 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
     torch.distributed.destroy_process_group()
 
 
-def form_group(device: Any) -> None:
+def ensure_group(device: Any) -> None:
     """Make sure that there is a group, of this process alone if it joined none, for engines that want one."""
     import torch
 
@@ -130,16 +130,16 @@ def _backend(on_cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
 
 
-def give_way(error: BaseException) -> None:
+def yield_to_launcher(error: BaseException) -> None:
     """Let a launcher end this process, which failed with `error`, if another has more to say about it.
 
     Processes often fail all for the same reason, which the first one says; and where one dies, the others lose it.
     """
-    if not is_first() or is_lost(error):
+    if not is_first() or is_peer_failure(error):
         time.sleep(GRACE_SECONDS)
 
 
-def is_lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone."""
     signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return count() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

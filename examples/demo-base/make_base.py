@@ -2,13 +2,13 @@
 
     python examples/demo-base/make_base.py [FOLDER]
 
-It sees only the yes/no questions about the training pictures, and takes a quarter of an hour or more on two CPU cores. FOLDER is
+It sees only the yes/no questions about the training images, and takes a quarter of an hour or more on two CPU cores. FOLDER is
 where the base goes; by default it replaces the one that ships.
 
-Such a model does not learn to see and to read at once: whether "yes" is right depends on question and picture together,
+Such a model does not learn to see and to read at once: whether "yes" is right depends on question and image together,
 and on neither alone. So it learns in two steps. First, towers, mining and connector learn to answer without reading, as
 CLIP is trained before it is put into a larger model: every distinct question is one output of a linear head on the mean of
-the picture tokens, which is thrown away afterwards. Then the language model learns to ask the picture tokens, from one
+the image tokens, which is thrown away afterwards. Then the language model learns to ask the image tokens, from one
 word to all of them.
 """
 
@@ -28,11 +28,7 @@ from graftwork.build import compose
 from graftwork.config import runfile
 from graftwork.config.resolve import resolve
 from graftwork.config.restore import restore_component
-from graftwork.contracts import Assembly
-from graftwork.contracts import Batch, collate
-from graftwork.contracts import DataSource
-from graftwork.contracts import Picture, Record
-from graftwork.contracts import summed_loss
+from graftwork.contracts import Assembly, Batch, DataSource, Image, Record, collate, summed_loss
 from graftwork_registry import Catalog
 
 HERE = Path(__file__).resolve().parent
@@ -50,11 +46,11 @@ def main() -> None:
     catalog = Catalog.discover()
     plan = resolve(runfile.load(HERE / "base.toml"), catalog, kernels=["sdpa"])
     assembly = compose.build(plan, catalog, device="cpu")
-    source = restore_component(plan.circumstance.sources[0], catalog)
+    source = restore_component(plan.run_context.sources[0], catalog)
     assert isinstance(source, DataSource)
     records = [record for record in source.records() if isinstance(record, Record)]
-    random.seed(plan.circumstance.seed)
-    torch.manual_seed(plan.circumstance.seed)
+    random.seed(plan.run_context.seed)
+    torch.manual_seed(plan.run_context.seed)
 
     pixels = learn_to_see(assembly, records)
     learn_to_ask(assembly, records, pixels)
@@ -65,16 +61,16 @@ def main() -> None:
     print(f"{target} holds the base: {assembly.counts()['total']:,} parameters")
 
 
-def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Picture, dict[str, torch.Tensor]]:
-    """Train everything before the language model; returns the pixels of every picture."""
+def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Image, dict[str, torch.Tensor]]:
+    """Train everything before the language model; returns the pixels of every image."""
     model = assembly.model.train()
     questions = sorted({record.question for record in records})
-    first = {record.pictures[0]: record for record in reversed(records)}
-    place = {picture: row for row, picture in enumerate(first)}
-    answers = torch.full((len(first), len(questions)), float("nan"))  # Not every question is asked about every picture.
+    first = {record.images[0]: record for record in reversed(records)}
+    place = {image: row for row, image in enumerate(first)}
+    answers = torch.full((len(first), len(questions)), float("nan"))  # Not every question is asked about every image.
     for record in records:
-        answers[place[record.pictures[0]], questions.index(record.question)] = float(record.turns[-1].text == "yes")
-    pixels = {picture: dict(assembly.processor.encode(record).pixels) for picture, record in first.items()}
+        answers[place[record.images[0]], questions.index(record.question)] = float(record.turns[-1].text == "yes")
+    pixels = {image: dict(assembly.processor.encode(record).pixels) for image, record in first.items()}
     stacked = join(list(pixels.values()))
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale_parameter"):
@@ -84,7 +80,7 @@ def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Picture,
     seeing = {name: p for name, p in assembly.trained().items() if ".layers." not in name or "vision" in name}
     for step, _ in optimize([*seeing.values(), *head.parameters()], VISION_RATE, VISION_STEPS):
         rows = torch.randint(len(first), (BATCH,))
-        tokens = model.picture_tokens(model.see(turn({part: values[rows] for part, values in stacked.items()})))
+        tokens = model.image_tokens(model.encode_images(turn({part: values[rows] for part, values in stacked.items()})))
         wanted = answers[rows]
         asked = ~wanted.isnan()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(head(tokens.mean(1))[asked], wanted[asked])
@@ -93,9 +89,7 @@ def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Picture,
     return pixels
 
 
-def learn_to_ask(
-    assembly: Assembly, records: Sequence[Record], pixels: dict[Picture, dict[str, torch.Tensor]]
-) -> None:
+def learn_to_ask(assembly: Assembly, records: Sequence[Record], pixels: dict[Image, dict[str, torch.Tensor]]) -> None:
     """Train the language model on what is seen, on balanced questions: about one word at first, then about more and more,
     then in the negative, and at last on all questions as they are."""
     model, processor = assembly.model.eval(), assembly.processor
@@ -105,7 +99,7 @@ def learn_to_ask(
         by_kind.setdefault(kind, {"yes": [], "no": []})[record.turns[-1].text].append(index)
     order = [(negated, word) for negated in (False, True) for word in WORDS]
     with torch.no_grad():
-        seen = {picture: model.see(one) for picture, one in pixels.items()}
+        seen = {image: model.encode_images(one) for image, one in pixels.items()}
     encoded = [processor.encode(record) for record in records]
     reading = {name: p for name, p in assembly.trained().items() if "vision" not in name}
     balanced_until = LANGUAGE_STEPS * 4 // 5
@@ -116,12 +110,14 @@ def learn_to_ask(
             pool = answers[random.choice(("yes", "no"))] if step < balanced_until else range(len(records))
             chosen.append(random.choice(pool))
         batch: Batch = collate([encoded[index] for index in chosen], pad_id=processor.pad_id)
-        features = [seen[records[index].pictures[0]] for index in chosen]
+        features = [seen[records[index].images[0]] for index in chosen]
         joined = {
             part: [torch.cat([one[part][level] for one in features]) for level in range(len(features[0][part]))]
             for part in features[0]
         }
-        loss = summed_loss(WithFeatures(model, joined), batch) / sum(encoded[index].labelled for index in chosen)
+        loss = summed_loss(WithFeatures(model, joined), batch) / sum(
+            encoded[index].num_label_tokens for index in chosen
+        )
         loss.backward()
         report("asking", step, LANGUAGE_STEPS, loss)
 
@@ -152,14 +148,14 @@ def optimize(
 
 
 def turn(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The pictures mirrored and turned at random, all parts alike: a shape is the same shape, and few pictures become many."""
+    """The images mirrored and turned at random, all parts alike: a shape is the same shape, and few images become many."""
     flips = [dim for dim in (-2, -1) if random.random() < 0.5]
     turned = {part: values.flip(flips) for part, values in pixels.items()}
     return {part: values.transpose(-2, -1) for part, values in turned.items()} if random.random() < 0.5 else turned
 
 
 def join(pixels: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """All pictures in one tensor for each part."""
+    """All images in one tensor for each part."""
     return {part: torch.cat([one[part] for one in pixels]) for part in pixels[0]}
 
 

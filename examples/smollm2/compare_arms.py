@@ -1,6 +1,6 @@
-"""Train both run files with several seeds, ask all arms the same questions, and print one table.
+"""Train both run files with several seeds, ask all variants the same questions, and print one table.
 
-    python examples/smollm2/compare_arms.py [--seeds 17 18] [--steps N] [--questions N] [--out FOLDER]
+    python examples/smollm2/compare_variants.py [--seeds 17 18] [--steps N] [--questions N] [--out FOLDER]
 
 A run that is in the folder already goes on where it stopped, and what was answered is not asked again.
 """
@@ -23,11 +23,7 @@ from graftwork.checkpoint.store import newest
 from graftwork.config import runfile
 from graftwork.config.resolve import resolve
 from graftwork.config.restore import restore_component
-from graftwork.contracts import Assembly
-from graftwork.contracts import Event, StepTaken
-from graftwork.contracts import Answered, Evaluator
-from graftwork.contracts import Plan
-from graftwork.contracts import picture_key
+from graftwork.contracts import Assembly, Evaluator, Event, Plan, Prediction, StepTaken, image_key
 from graftwork.evaluate import statistics
 from graftwork.evaluate.evaluation import evaluate
 from graftwork.evaluate.scores import ADAPTER, majority_answer
@@ -38,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 BASE, CONNECTOR, LORA, MAJORITY = "base", "connector only", "connector and LoRA", "always the most common answer"
 RUNS = {CONNECTOR: "connector.toml", LORA: "lora.toml"}
 Scores = dict[str, list[list[float]]]
-"""By arm, for every seed the score of every question."""
+"""By variant, for every seed the score of every question."""
 
 
 def main() -> None:
@@ -54,10 +50,10 @@ def main() -> None:
     overrides += [f"evaluate.easy-vqa.limit={given.questions}"] * bool(given.questions)
     catalog = Catalog.discover()
     plans = {}
-    for arm, file in RUNS.items():
+    for variant, file in RUNS.items():
         for seed in given.seeds:
             run = runfile.load(HERE / file, [f"seed={seed}", *overrides])
-            plans[arm, seed] = resolve(run, catalog)
+            plans[variant, seed] = resolve(run, catalog)
     scores: Scores = {BASE: [], CONNECTOR: [], LORA: []}
     seconds: dict[str, list[float]] = {CONNECTOR: [], LORA: []}
     plan = plans[CONNECTOR, given.seeds[0]]
@@ -66,13 +62,13 @@ def main() -> None:
     scores[BASE].append([one.scores[ADAPTER].value for one in answered])
     del untrained
     for seed in given.seeds:
-        for arm in RUNS:
-            plan, out = plans[arm, seed], given.out / f"{Path(RUNS[arm]).stem}-{seed}"
-            assembly, spent = trained(plan, catalog, out, f"{arm}, seed {seed}")
-            identity = {"checkpoint": weights.sha256(newest(out) / manifest.FILE)}
-            answered = ask(assembly, plan, catalog, out / "evaluation", identity)
-            scores[arm].append([one.scores[ADAPTER].value for one in answered])
-            seconds[arm].append(spent)
+        for variant in RUNS:
+            plan, out = plans[variant, seed], given.out / f"{Path(RUNS[variant]).stem}-{seed}"
+            assembly, spent = trained(plan, catalog, out, f"{variant}, seed {seed}")
+            model_spec = {"checkpoint": weights.sha256(newest(out) / manifest.FILE)}
+            answered = ask(assembly, plan, catalog, out / "evaluation", model_spec)
+            scores[variant].append([one.scores[ADAPTER].value for one in answered])
+            seconds[variant].append(spent)
     report(answered, scores, seconds, given.seeds)
 
 
@@ -91,38 +87,38 @@ def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[Assemb
 
 
 def ask(
-    assembly: Assembly, plan: Plan, catalog: Catalog, out: Path, identity: Mapping[str, str]
-) -> Sequence[Answered]:
+    assembly: Assembly, plan: Plan, catalog: Catalog, out: Path, model_spec: Mapping[str, str]
+) -> Sequence[Prediction]:
     """Every question of the plan's evaluator with its answer."""
-    evaluator = cast("Evaluator[Any]", restore_component(plan.circumstance.evaluate[0], catalog))
+    evaluator = cast("Evaluator[Any]", restore_component(plan.run_context.evaluate[0], catalog))
     began = time.perf_counter()
-    result = evaluate(assembly, evaluator, out=out, identity=identity)
+    result = evaluate(assembly, evaluator, out=out, model_spec=model_spec)
     score, spent = result.scores[ADAPTER][evaluator.metric], time.perf_counter() - began
     print(f"{out}: {score:.1%} of {len(result.answered)} questions ({spent:.0f} s)", flush=True)
     return result.answered
 
 
 def report(
-    answered: Sequence[Answered], scores: Scores, seconds: Mapping[str, Sequence[float]], seeds: Sequence[int]
+    answered: Sequence[Prediction], scores: Scores, seconds: Mapping[str, Sequence[float]], seeds: Sequence[int]
 ) -> None:
     """The table, and what LoRA adds."""
     common = majority_answer([one.record for one in answered])
     scores = {**scores, MAJORITY: [[float(common in one.record.reference) for one in answered]]}
-    means = {arm: np.mean(np.array(values), axis=0) for arm, values in scores.items()}
+    means = {variant: np.mean(np.array(values), axis=0) for variant, values in scores.items()}
     groups = sorted({one.group for one in answered})
-    pictures = len({picture_key(one.record) for one in answered})
-    print(f"\n{len(answered)} open questions about {pictures} pictures of easy-VQA's test split\n")
-    names = ["arm", "accuracy, 95% interval", *groups, *(f"seed {seed}" for seed in seeds), "training"]
+    images = len({image_key(one.record) for one in answered})
+    print(f"\n{len(answered)} open questions about {images} images of easy-VQA's test split\n")
+    names = ["variant", "accuracy, 95% interval", *groups, *(f"seed {seed}" for seed in seeds), "training"]
     rows = [names, ["---"] * len(names)]
     groups_of = np.array([one.group for one in answered])
-    for arm, values in means.items():
+    for variant, values in means.items():
         row = [
-            arm,
+            variant,
             shown(interval(answered, values)),
             *(f"{values[groups_of == group].mean():.1%}" for group in groups),
         ]
-        row += [f"{np.mean(each):.1%}" for each in scores[arm]] if arm in seconds else ["–"] * len(seeds)
-        row.append(f"{np.mean(seconds[arm]):.0f} s" if arm in seconds else "–")
+        row += [f"{np.mean(each):.1%}" for each in scores[variant]] if variant in seconds else ["–"] * len(seeds)
+        row.append(f"{np.mean(seconds[variant]):.0f} s" if variant in seconds else "–")
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -132,14 +128,14 @@ def report(
     print(
         f"\nLoRA adds {shown(added, sign='+')} points to the connector alone, on the same questions and with the same seeds."
     )
-    print(f"The most common answer is '{common}'. Intervals are of questions (whole pictures are drawn), not of seeds.")
+    print(f"The most common answer is '{common}'. Intervals are of questions (whole images are drawn), not of seeds.")
 
 
-def interval(answered: Sequence[Answered], values: Any) -> statistics.Interval:
-    """The mean of the questions' values, with the interval of a bootstrap over pictures."""
+def interval(answered: Sequence[Prediction], values: Any) -> statistics.Interval:
+    """The mean of the questions' values, with the interval of a bootstrap over images."""
     sums: dict[str, list[float]] = {}
     for one, value in zip(answered, values, strict=True):
-        pair = sums.setdefault(picture_key(one.record), [0.0, 0.0])
+        pair = sums.setdefault(image_key(one.record), [0.0, 0.0])
         pair[0] += float(value)
         pair[1] += 1
     drawn = statistics.resample_sums(np.array(list(sums.values())))

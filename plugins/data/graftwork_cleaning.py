@@ -1,4 +1,4 @@
-"""Data operators that drop what should not be trained on: broken pictures, duplicates, too long or short records."""
+"""Data operators that drop what should not be trained on: broken images, duplicates, too long or short records."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from graftwork.contracts import BadRecord, DataOperator, NoSettings, Picture, Record, Writer, hookimpl, setting
-from graftwork.data import images
+from graftwork.contracts import BadRecord, DataOperator, Image, NoSettings, Record, Writer, hookimpl, setting
+from graftwork.data import image_digest, load_image
 from graftwork.errors import DataError
 
 
 class DropBrokenImages(DataOperator[NoSettings]):
-    """Drops records whose picture cannot be decoded; every picture is read once"""
+    """Drops records whose image cannot be decoded; every image is read once"""
 
     name = "drop-broken-images"
 
@@ -22,7 +22,7 @@ class DropBrokenImages(DataOperator[NoSettings]):
     ) -> Iterator[Record | BadRecord]:
         fault = cache(_fault)
         for record in records:
-            why = next(filter(None, map(fault, record.pictures)), None)
+            why = next(filter(None, map(fault, record.images)), None)
             yield BadRecord(_place(record), why) if why else record
 
 
@@ -34,18 +34,18 @@ class DeduplicateImages(DataOperator[NoSettings]):
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        digest = cache(images.digest)
-        first: dict[tuple[str, ...], tuple[Picture, ...]] = {}
+        digest = cache(image_digest)
+        first: dict[tuple[str, ...], tuple[Image, ...]] = {}
         for record in records:
             try:
-                owner = first.setdefault(tuple(map(digest, record.pictures)), record.pictures)
+                owner = first.setdefault(tuple(map(digest, record.images)), record.images)
             except DataError as error:
                 yield BadRecord(_place(record), error.sentence)
                 continue
-            if owner == record.pictures:
+            if owner == record.images:
                 yield record
             else:
-                yield BadRecord(_place(record), f"'{record.pictures[0]}' has the same pixels as '{owner[0]}'")
+                yield BadRecord(_place(record), f"'{record.images[0]}' has the same pixels as '{owner[0]}'")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LimitLength(DataOperator[LimitLengthSettings]):
     name = "limit-length"
     Settings = LimitLengthSettings
 
-    def objections(self, plan: object) -> Iterable[str]:
+    def validate(self, plan: object) -> Iterable[str]:
         least, most = self.settings.min_words, self.settings.max_words
         if most is not None and most < least:
             yield f"'max_words' is {most}, less than 'min_words', {least}; nothing would be kept"
@@ -86,9 +86,9 @@ def data_operators() -> list[type[DataOperator[Any]]]:
     return [DropBrokenImages, DeduplicateImages, LimitLength]
 
 
-def _fault(picture: Picture) -> str | None:
+def _fault(image: Image) -> str | None:
     try:
-        images.load(picture)
+        load_image(image)
     except DataError as error:
         return error.sentence
     return None

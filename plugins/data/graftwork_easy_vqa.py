@@ -1,6 +1,6 @@
 """easy-VQA, the small synthetic data set of the PyPI package `easy-vqa`: a data source and an evaluator.
 
-4,000 pictures with 38,575 questions to train on, 1,000 with 9,673 to test: one shape on a plain ground, 13 answers.
+4,000 images with 38,575 questions to train on, 1,000 with 9,673 to test: one shape on a plain ground, 13 answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from graftwork.contracts import DataSource, Evaluator, Picture, Record, Requires, Score, Turn, hookimpl, setting
+from graftwork.contracts import DataSource, Evaluator, Image, Record, Requires, Score, Turn, hookimpl, setting
 from graftwork.errors import DataError
 
 REQUIRES = Requires(packages=("easy-vqa>=1.0",))
@@ -33,7 +33,7 @@ class EasyVqaSourceSettings:
 
     split: Split = setting("train", "Which part of the data set")
     kind: Kind = setting("all", "Which questions; open ones ask for a colour or a shape")
-    pictures: int | None = setting(None, "Use only the questions about so many pictures, from the first", minimum=1)
+    pictures: int | None = setting(None, "Use only the questions about so many images, from the first", minimum=1)
     limit: int | None = setting(None, "Use only so many questions, from the first", minimum=1)
 
 
@@ -43,8 +43,8 @@ class EasyVqaSettings:
 
     split: Split = setting("test", "Which part of the data set")
     kind: Kind = setting("all", "Which questions; open ones ask for a colour or a shape")
-    per_group: int | None = setting(None, "Ask at most so many of each group, spread over the pictures", minimum=1)
-    limit: int | None = setting(None, "Ask at most so many in all, spread over the pictures", minimum=1)
+    per_group: int | None = setting(None, "Ask at most so many of each group, spread over the images", minimum=1)
+    limit: int | None = setting(None, "Ask at most so many in all, spread over the images", minimum=1)
 
 
 class EasyVqaSource(DataSource[EasyVqaSourceSettings]):
@@ -55,7 +55,7 @@ class EasyVqaSource(DataSource[EasyVqaSourceSettings]):
     Settings = EasyVqaSourceSettings
 
     def records(self) -> Iterator[Record]:
-        """The questions in the order of the data set, picture by picture."""
+        """The questions in the order of the data set, image by image."""
         settings = self.settings
         for record in islice(_questions(settings.split, settings.kind, settings.pictures), settings.limit):
             yield replace(record, turns=(*record.turns, Turn("assistant", record.reference[0])), reference=())
@@ -95,20 +95,20 @@ def evaluators() -> list[type[Evaluator[Any]]]:
 
 
 def _questions(split: Split, kind: Kind, pictures: int | None = None) -> Iterator[Record]:
-    """The questions of that kind about the first `pictures` pictures, without assistant turns."""
+    """The questions of that kind about the first `pictures` images, without assistant turns."""
     folder = _data() / split
     try:
         rows: list[tuple[str, str, int]] = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"the package 'easy-vqa' is damaged ({error}); install it again") from error
-    for number, (question, answer, picture) in enumerate(rows):
+    for number, (question, answer, image) in enumerate(rows):
         group = GROUPS.get(answer, "colour")
         wanted = kind == "all" or (kind == "yes-no") == (group == "yes/no")
-        if wanted and (pictures is None or picture < pictures):  # Pictures are numbered from 0 without gaps.
+        if wanted and (pictures is None or image < pictures):  # Images are numbered from 0 without gaps.
             yield Record(
                 id=f"easy-vqa/{split}/{number}",
                 turns=(Turn("user", PROMPT.format(question=question)),),
-                pictures=(Picture(folder / "images" / f"{picture}.png"),),
+                images=(Image(folder / "images" / f"{image}.png"),),
                 group=group,
                 reference=(answer,),
                 where=f"easy-vqa {split}, question {number}",

@@ -1,4 +1,4 @@
-"""A data source: conversations about pictures in LLaVA's JSON format, as a list or one record a line."""
+"""A data source: conversations about images in LLaVA's JSON format, as a list or one record a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graftwork.contracts import Absent, BadRecord, DataSource, Picture, Record, Turn, hookimpl, setting
+from graftwork.contracts import BadRecord, DataSource, Image, MissingFile, Record, Turn, hookimpl, setting
 from graftwork.errors import DataError
 
 MAX_BYTES = 8 * 2**30
@@ -21,7 +21,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class LlavaJsonSettings:
-    """Where the conversations and their pictures are."""
+    """Where the conversations and their images are."""
 
     path: Path | None = setting(None, "The file: a list (.json) or one record a line (.jsonl)")
     image_folder: Path | None = setting(None, "What image paths are relative to; by default the folder of the file")
@@ -30,16 +30,16 @@ class LlavaJsonSettings:
 
 
 class LlavaJson(DataSource[LlavaJsonSettings]):
-    """Conversations about pictures in LLaVA's JSON format"""
+    """Conversations about images in LLaVA's JSON format"""
 
     name = "llava-json"
     Settings = LlavaJsonSettings
 
-    def objections(self, plan: object) -> Iterable[str]:
+    def validate(self, plan: object) -> Iterable[str]:
         if self.settings.path is None:
             yield "'path' is not set; name the .json or .jsonl file"
         elif not self.settings.path.is_file():
-            yield Absent(f"there is no file '{self.settings.path}'; mend 'path'")
+            yield MissingFile(f"there is no file '{self.settings.path}'; mend 'path'")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The file's records in order; DataError when the file as a whole cannot be read."""
@@ -155,15 +155,15 @@ def _record(content: Any, number: str, where: str, folder: Path, group: str) -> 
     if name is not None and type(name) not in (str, int):
         raise DataError(f"'id' is {_named(name)}, not a string or a number")
     turns = _turns(content.get("conversations"))
-    pictures = _pictures(content, folder)
+    images = _images(content, folder)
     if any("<image>" in turn.text for turn in turns if turn.role == "assistant"):
-        raise DataError("'<image>' stands in an answer; only questions have pictures")
+        raise DataError("'<image>' stands in an answer; only questions have images")
     places = sum("<image>" in turn.text for turn in turns)
-    if places != len(pictures):
-        counts = f"turns with '<image>' in the conversation: {places}, pictures of the record: {len(pictures)}"
+    if places != len(images):
+        counts = f"turns with '<image>' in the conversation: {places}, images of the record: {len(images)}"
         raise DataError(f"{counts}; they must be equal")
     id = number if name in (None, "") else _unicode("id", str(name))
-    return Record(id, turns, pictures, group=group, where=where)
+    return Record(id, turns, images, group=group, where=where)
 
 
 def _turns(conversation: Any) -> tuple[Turn, ...]:
@@ -188,23 +188,23 @@ def _turn(turn: Any, number: int) -> Turn:
         raise DataError(f"turn {number} is from {role!r}, neither 'human' nor 'gpt'")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"turn {number} has no text in 'value'")
-    if text.count("<image>") > 1:  # One picture, for which upstream keeps one place, at the beginning.
+    if text.count("<image>") > 1:  # One image, for which upstream keeps one place, at the beginning.
         text = f"<image>\n{text.replace('<image>', '').strip()}"
     return Turn(ROLES[role], _unicode(f"turn {number}", text))
 
 
-def _pictures(content: dict[str, Any], folder: Path) -> tuple[Picture, ...]:
+def _images(content: dict[str, Any], folder: Path) -> tuple[Image, ...]:
     for key in ("images", "video", "videos"):
         if content.get(key):
-            raise DataError(f"'{key}' is not supported; give one picture as 'image'")
+            raise DataError(f"'{key}' is not supported; give one image as 'image'")
     given = content.get("image")
     names = given if isinstance(given, list) else [] if given is None else [given]
     if len(names) > 1:
-        raise DataError(f"the record has {len(names)} pictures; only one is supported")
-    return tuple(_picture(name, folder) for name in names)
+        raise DataError(f"the record has {len(names)} images; only one is supported")
+    return tuple(_image(name, folder) for name in names)
 
 
-def _picture(name: Any, folder: Path) -> Picture:
+def _image(name: Any, folder: Path) -> Image:
     if not isinstance(name, str):
         raise DataError(f"'image' is {_named(name)}, not a path")
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -215,14 +215,14 @@ def _picture(name: Any, folder: Path) -> Picture:
     for each in (path, *(folder / other for other in _also_known_as(name))):
         try:
             if each.is_file():
-                return Picture(each)
+                return Image(each)
         except OSError:  # Too long a name, or a folder that may not be entered.
             continue
-    raise DataError(f"there is no picture '{path}'; check 'image_folder'")
+    raise DataError(f"there is no image '{path}'; check 'image_folder'")
 
 
 def _also_known_as(name: str) -> Iterator[str]:
-    """Where else upstream looks for a picture: OCR-VQA's may be PNG, and Visual Genome's two folders may be one."""
+    """Where else upstream looks for an image: OCR-VQA's may be PNG, and Visual Genome's two folders may be one."""
     if "ocr" in name and name.endswith(".jpg"):
         yield f"{name.removesuffix('.jpg')}.png"
     if "VG_100K" in name:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from graftwork.contracts import BadRecord, Evaluator, Picture, Record, Requires, Score, Turn, hookimpl, setting
-from graftwork.data import lacking, required
+from graftwork.contracts import BadRecord, Evaluator, Image, Record, Requires, Score, Turn, hookimpl, setting
+from graftwork.data import missing_files, required
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
-    from graftwork.contracts import Answered
+    from graftwork.contracts import Prediction
 
 LETTERS = "ABCD"
 ROUND = 1_000_000
@@ -54,7 +54,7 @@ class Pass(NamedTuple):
 
     question: int
     round: int
-    rounds: int
+    approximates: int
     """How many rounds the question has."""
     branch: str
     """The coarse category, called l2-category."""
@@ -70,13 +70,13 @@ class MmBench(Evaluator[MmBenchSettings]):
     Settings = MmBenchSettings
     max_new_tokens: ClassVar[int] = 1024
 
-    def objections(self, plan: object) -> Iterable[str]:
-        return lacking(self.settings, "path")
+    def validate(self, plan: object) -> Iterable[str]:
+        return missing_files(self.settings, "path")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """Question by question, each with its rounds; first what is malformed. DataError for a file of another kind."""
         path = required(self.settings, "path")
-        table = _read(path, pictures=True)
+        table = _read(path, with_images=True)
         rows = [row for row in table.rows if row.index < ROUND or self.settings.circular == "file"]
         if self.settings.circular == "file" and not any(row.index >= ROUND for row in rows):
             raise DataError(f"'{path}' has no rotated rows; set 'circular' to 'make' or to 'off'")
@@ -106,7 +106,7 @@ class MmBench(Evaluator[MmBenchSettings]):
         """
         first, questions = [0.0, 0.0], dict[int, list[Any]]()
         for (group, detail, value), times in Counter((s.group, s.detail, s.value) for s in scores).items():
-            tally = questions.setdefault(detail.question, [times, group, detail.branch, detail.rounds, 0, 0])
+            tally = questions.setdefault(detail.question, [times, group, detail.branch, detail.approximates, 0, 0])
             tally[4] += value
             tally[5] += detail.literal
             if detail.round == 0:
@@ -125,14 +125,14 @@ class MmBench(Evaluator[MmBenchSettings]):
         names = [name for name in order if name in hits] + sorted(hits.keys() - set(order), key=_branches_first)
         return {name: hits[name][0] / hits[name][1] for name in names}
 
-    def write(self, answered: Sequence[Answered], folder: Path) -> None:
-        """`submission-ARM.xlsx` for each arm: the rows of the file with what was answered, as MMBench's server wants."""
-        table = _read(required(self.settings, "path"), pictures=False)
-        for arm in answered[0].answers:
-            said = {int(one.record.id): one.answers[arm] for one in answered}
+    def write(self, answered: Sequence[Prediction], folder: Path) -> None:
+        """`submission-ARM.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants."""
+        table = _read(required(self.settings, "path"), with_images=False)
+        for variant in answered[0].answers:
+            said = {int(one.record.id): one.answers[variant] for one in answered}
             if self.settings.circular == "make":  # These rounds are not the file's.
                 said = {index: text for index, text in said.items() if index < ROUND}
-            _write_submission(table, said, folder / f"submission-{arm}.xlsx")
+            _write_submission(table, said, folder / f"submission-{variant}.xlsx")
 
 
 @hookimpl
@@ -210,7 +210,7 @@ def _record(row: _Row, rounds: int, images: Mapping[int, bytes], directly: str) 
     return Record(
         id=str(row.index),
         turns=(Turn("user", "\n".join(["<image>", *lines, directly])),),
-        pictures=(Picture(data=data),),
+        images=(Image(data=data),),
         group=row.category,
         reference=(row.letter,),
         where=row.where,
@@ -236,7 +236,7 @@ class _Table:
     images: dict[int, bytes] = field(default_factory=dict)
 
 
-def _read(path: Path, *, pictures: bool) -> _Table:
+def _read(path: Path, *, with_images: bool) -> _Table:
     """The file row by row, so that only the decoded images are ever in memory, equal ones of a question once."""
     table = _Table()
     try:
@@ -253,7 +253,9 @@ def _read(path: Path, *, pictures: bool) -> _Table:
                 elif not cells[columns["index"]].strip().isdecimal():
                     table.bad.append(BadRecord(where, f"the index '{cells[columns['index']]}' is not a number"))
                 else:
-                    row = _row(where, {name: cells[place] for name, place in columns.items()}, table.images, pictures)
+                    row = _row(
+                        where, {name: cells[place] for name, place in columns.items()}, table.images, with_images
+                    )
                     cells[columns["image"]] = ""
                     table.rows.append(row)
                     table.cells.append(cells)
@@ -277,7 +279,7 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _row(where: str, cells: Mapping[str, str], images: dict[int, bytes], pictures: bool) -> _Row:
+def _row(where: str, cells: Mapping[str, str], images: dict[int, bytes], with_images: bool) -> _Row:
     def cell(name: str) -> str:
         text = cells.get(name, "")
         return "" if _is_nothing(text) else text
@@ -292,7 +294,7 @@ def _row(where: str, cells: Mapping[str, str], images: dict[int, bytes], picture
         cell("answer").strip().upper(),
         cell("category"),
         cell("l2-category"),
-        _image(index, cells["image"].strip(), images) if pictures else index,
+        _image(index, cells["image"].strip(), images) if with_images else index,
     )
 
 

@@ -1,5 +1,5 @@
 """MME (Fu et al., MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv:2306.13394):
-two questions about each picture, one to be answered with yes and one with no, in fourteen tasks."""
+two questions about each image, one to be answered with yes and one with no, in fourteen tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from graftwork.contracts import BadRecord, Evaluator, Picture, Record, Score, Turn, hookimpl, setting
-from graftwork.data import lacking, read_text, required
+from graftwork.contracts import BadRecord, Evaluator, Image, Record, Score, Turn, hookimpl, setting
+from graftwork.data import missing_files, read_text, required
 from graftwork.errors import DataError
 
 TASKS = {
@@ -27,7 +27,7 @@ ORIGINAL, LLAVA = "Please answer yes or no.", "Answer the question using a singl
 
 @dataclass(frozen=True)
 class MmeSettings:
-    """Where the questions and the pictures are."""
+    """Where the questions and the images are."""
 
     folder: Path | None = setting(None, "The folder with one folder for each task: MME_Benchmark_release_version")
 
@@ -35,7 +35,7 @@ class MmeSettings:
 class Asked(NamedTuple):
     """What the totals have to know of a question."""
 
-    picture: str
+    image: str
     number: int
 
 
@@ -47,11 +47,11 @@ class Mme(Evaluator[MmeSettings]):
     metric: ClassVar[str] = "points"
     max_new_tokens: ClassVar[int] = 128
 
-    def objections(self, plan: object) -> Iterable[str]:
-        return lacking(self.settings, "folder")
+    def validate(self, plan: object) -> Iterable[str]:
+        return missing_files(self.settings, "folder")
 
     def records(self) -> Iterator[Record | BadRecord]:
-        """The questions task by task, picture by picture; DataError when the folder has no task at all."""
+        """The questions task by task, image by image; DataError when the folder has no task at all."""
         folder = required(self.settings, "folder")
         tasks = [task for tasks in TASKS.values() for task in tasks]
         if not any((folder / task).is_dir() for task in tasks):
@@ -69,16 +69,16 @@ class Mme(Evaluator[MmeSettings]):
     def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
         """Points of at most 2800: those of perception and cognition, which are sums over tasks, and each task's of 200.
 
-        A task has 100 points times the share of right answers, and 100 times the share of pictures with both right.
+        A task has 100 points times the share of right answers, and 100 times the share of images with both right.
         """
         right, answered = Counter[str](), Counter[str]()
-        pictures: dict[tuple[str, str], list[float]] = {}
+        images: dict[tuple[str, str], list[float]] = {}
         for (task, asked, value), times in Counter((s.group, s.detail, s.value) for s in scores).items():
             answered[task] += times
             right[task] += int(value) * times
-            pictures.setdefault((task, asked.picture), [times, 0.0])[1] += value
+            images.setdefault((task, asked.image), [times, 0.0])[1] += value
         both: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for (task, _), (drawn, rights) in pictures.items():
+        for (task, _), (drawn, rights) in images.items():
             both[task][0] += drawn * (rights == 2)
             both[task][1] += drawn
         points = {task: 100 * (right[task] / answered[task] + both[task][0] / both[task][1]) for task in answered}
@@ -104,25 +104,25 @@ def parse(answer: str) -> str:
 def _task(folder: Path) -> Iterator[Record | BadRecord]:
     """The questions of a task, whose files lie in two folders or all in one."""
     apart = (folder / "images").is_dir()
-    pictures, questions = (folder / "images", folder / "questions_answers_YN") if apart else (folder, folder)
+    images, questions = (folder / "images", folder / "questions_answers_YN") if apart else (folder, folder)
     files = sorted(questions.glob("*.txt"))
     if not files:
         yield BadRecord(str(questions), "there is no file of questions, and so the task has no points")
     for file in files:
-        picture = next((path for end in SUFFIXES if (path := pictures / (file.stem + end)).is_file()), None)
+        image = next((path for end in SUFFIXES if (path := images / (file.stem + end)).is_file()), None)
         try:
-            if picture is None:
-                raise DataError(f"there is no picture '{pictures / file.stem}' with one of {', '.join(SUFFIXES)}")
-            yield from _questions(file, picture, folder.name)
+            if image is None:
+                raise DataError(f"there is no image '{images / file.stem}' with one of {', '.join(SUFFIXES)}")
+            yield from _questions(file, image, folder.name)
         except DataError as error:
             yield BadRecord(str(file), error.sentence)
 
 
-def _questions(file: Path, picture: Path, task: str) -> Iterator[Record]:
+def _questions(file: Path, image: Path, task: str) -> Iterator[Record]:
     """The two questions of a file; DataError when it has not two good ones."""
     lines = [line for line in read_text(file).split("\n") if line.strip()]
     if len(lines) != 2:
-        raise DataError(f"the file has {len(lines)} questions, and a picture has two")
+        raise DataError(f"the file has {len(lines)} questions, and an image has two")
     pairs = [line.strip().split("\t") for line in lines]
     for number, pair in enumerate(pairs, start=1):
         if len(pair) != 2 or pair[1].lower() not in ("yes", "no"):
@@ -132,7 +132,7 @@ def _questions(file: Path, picture: Path, task: str) -> Iterator[Record]:
         yield Record(
             id=f"{task}/{file.stem}/{number}",
             turns=(Turn("user", f"<image>\n{plain}\n{LLAVA}"),),
-            pictures=(Picture(picture),),
+            images=(Image(image),),
             group=task,
             reference=(answer.lower(),),
             where=f"{file}:{number}",

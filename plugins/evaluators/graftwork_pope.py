@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, setting
-from graftwork.data import find_picture, lacking, make_records, member, read_json_lines, required
+from graftwork.data import find_image, make_records, member, missing_files, read_json_lines, required
 from graftwork.errors import DataError
 
 LABELS = "coco_pope_*.json"
@@ -17,22 +17,22 @@ LABELS = "coco_pope_*.json"
 
 @dataclass(frozen=True)
 class PopeSettings:
-    """Where the questions, the right answers and the pictures are."""
+    """Where the questions, the right answers and the images are."""
 
     questions: Path | None = setting(None, "LLaVA's questions: llava_pope_test.jsonl")
     labels: Path | None = setting(None, "The folder of coco_pope_random.json and its like")
-    images: Path | None = setting(None, "The folder of the pictures: COCO's val2014")
+    images: Path | None = setting(None, "The folder of the images: COCO's val2014")
 
 
 class Pope(Evaluator[PopeSettings]):
-    """POPE's questions about objects that are, or are not, in a picture"""
+    """POPE's questions about objects that are, or are not, in an image"""
 
     name = "pope"
     Settings = PopeSettings
     max_new_tokens: ClassVar[int] = 128
 
-    def objections(self, plan: object) -> Iterable[str]:
-        return lacking(self.settings, "questions", "labels", "images")
+    def validate(self, plan: object) -> Iterable[str]:
+        return missing_files(self.settings, "questions", "labels", "images")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The questions in the order of their file; DataError when a file as a whole cannot be read."""
@@ -72,7 +72,7 @@ def is_yes(answer: str) -> bool:
 
 
 def _measure(table: Mapping[tuple[str, float], int]) -> dict[str, float]:
-    """The measures of a table of label and score; those that have nothing to divide by are nought."""
+    """The measures of a table of label and score; those that have nothing to divide by are zero."""
     right_yes, missed = table.get(("yes", 1.0), 0), table.get(("yes", 0.0), 0)
     right_no, wrong_yes = table.get(("no", 1.0), 0), table.get(("no", 0.0), 0)
     count, said_yes = right_yes + missed + right_no + wrong_yes, right_yes + wrong_yes
@@ -117,13 +117,13 @@ class _Reading:
         place, label = labels[number]
         # Labels belong to questions by their order alone, so a file of another release would go unnoticed.
         if not isinstance(label, Mapping) or (label.get("image"), label.get("text")) != (image, text.split("\n")[0]):
-            raise DataError(f"the label in {place} is not about this picture and question")
+            raise DataError(f"the label in {place} is not about this image and question")
         if label.get("label") not in ("yes", "no"):
             raise DataError(f"the label in {place} is neither yes nor no")
         return Record(
             id=f"{category}/{number + 1}",
             turns=(Turn("user", f"<image>\n{text}"),),
-            pictures=(find_picture(self.images, image),),
+            images=(find_image(self.images, image),),
             group=category,
             reference=(label["label"],),
             where=where,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, setting
-from graftwork.data import find_picture, lacking, make_records, member, read_json, required
+from graftwork.data import find_image, make_records, member, missing_files, read_json, required
 from graftwork.errors import DataError
 
 LETTERS = "ABCDE"
@@ -18,23 +18,23 @@ DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 @dataclass(frozen=True)
 class ScienceQaSettings:
-    """Where the questions, the right answers and the pictures are."""
+    """Where the questions, the right answers and the images are."""
 
     questions: Path | None = setting(None, "LLaVA's questions: llava_test_CQM-A.json")
     folder: Path | None = setting(None, "The folder of problems.json and pid_splits.json")
-    images: Path | None = setting(None, "The folder of the pictures, such as images/test")
+    images: Path | None = setting(None, "The folder of the images, such as images/test")
     split: str = setting("test", "The split of pid_splits.json to ask")
 
 
 class ScienceQa(Evaluator[ScienceQaSettings]):
-    """ScienceQA's multiple-choice questions, a part of them with a picture"""
+    """ScienceQA's multiple-choice questions, a part of them with an image"""
 
     name = "scienceqa"
     Settings = ScienceQaSettings
     max_new_tokens: ClassVar[int] = 1024
 
-    def objections(self, plan: object) -> Iterable[str]:
-        return lacking(self.settings, "questions", "folder", "images")
+    def validate(self, plan: object) -> Iterable[str]:
+        return missing_files(self.settings, "questions", "folder", "images")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The split's questions in the order of their file; DataError when a file as a whole cannot be read."""
@@ -93,12 +93,12 @@ def _record(where: str, content: Mapping[str, Any], problems: Mapping[str, Any],
     if not turns or not isinstance(turns[0], Mapping):
         raise DataError("'conversations' has no first turn")
     text = member(turns[0], "value", str).replace("<image>", "").strip()
-    pictures = (find_picture(images, member(content, "image", str)),) if "image" in content else ()
+    images = (find_image(images, member(content, "image", str)),) if "image" in content else ()
     return Record(
         id=name,
-        turns=(Turn("user", "<image>\n" * len(pictures) + f"{text}\n{DIRECTLY}"),),
-        pictures=pictures,
-        group="IMG" if pictures else "no image",
+        turns=(Turn("user", "<image>\n" * len(images) + f"{text}\n{DIRECTLY}"),),
+        images=images,
+        group="IMG" if images else "no image",
         reference=(LETTERS[right],),
         where=where,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, setting
-from graftwork.data import find_picture, lacking, make_records, member, read_json, read_json_lines, required
+from graftwork.data import find_image, make_records, member, missing_files, read_json, read_json_lines, required
 from graftwork.errors import DataError
 
 PEOPLE = 10
@@ -20,23 +20,23 @@ OCR = "Reference OCR token:"
 
 @dataclass(frozen=True)
 class TextVqaSettings:
-    """Where the questions, the people's answers and the pictures are."""
+    """Where the questions, the people's answers and the images are."""
 
     questions: Path | None = setting(None, "The questions, such as llava_textvqa_val_v051_ocr.jsonl")
     annotations: Path | None = setting(None, "The people's answers, such as TextVQA_0.5.1_val.json")
-    images: Path | None = setting(None, "The folder of the pictures, such as train_images")
+    images: Path | None = setting(None, "The folder of the images, such as train_images")
     with_ocr: bool = setting(True, "Show the model the words that an OCR system read, as the question file has them")
 
 
 class TextVqa(Evaluator[TextVqaSettings]):
-    """TextVQA's questions about text in pictures, scored against the answers of ten people"""
+    """TextVQA's questions about text in images, scored against the answers of ten people"""
 
     name = "textvqa"
     Settings = TextVqaSettings
     max_new_tokens: ClassVar[int] = 128
 
-    def objections(self, plan: object) -> Iterable[str]:
-        return lacking(self.settings, "questions", "annotations", "images")
+    def validate(self, plan: object) -> Iterable[str]:
+        return missing_files(self.settings, "questions", "annotations", "images")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The questions in the order of their file; DataError when a file as a whole cannot be read."""
@@ -62,7 +62,7 @@ def evaluators() -> list[type[Evaluator[Any]]]:
 
 
 def _annotations(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The entries by picture and question in lower case; the last one counts where there are several."""
+    """The entries by image and question in lower case; the last one counts where there are several."""
     content = read_json(path)
     entries = content.get("data") if isinstance(content, Mapping) else None
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -78,18 +78,18 @@ class _Reading:
     images: Path
     with_ocr: bool
     asked: Counter[str] = field(default_factory=Counter)
-    """How many questions were read about each picture."""
+    """How many questions were read about each image."""
 
     def record(self, where: str, content: Mapping[str, Any]) -> Record:
         about, text = member(content, "question_id", str), member(content, "text", str)
         question = find_question(text)
         entry = self.annotations.get((about, question))
         if entry is None:
-            raise DataError(f"the annotations have no question '{question}' about the picture '{about}'")
+            raise DataError(f"the annotations have no question '{question}' about the image '{about}'")
         people = member(entry, "answers", list)
         if len(people) != PEOPLE or not all(isinstance(answer, str) for answer in people):
-            raise DataError(f"the annotations do not have {PEOPLE} answers to '{question}' about the picture '{about}'")
-        picture = find_picture(self.images, member(content, "image", str))
+            raise DataError(f"the annotations do not have {PEOPLE} answers to '{question}' about the image '{about}'")
+        image = find_image(self.images, member(content, "image", str))
         self.asked[about] += 1
         if not self.with_ocr:
             text = "\n".join(line for line in text.split("\n") if not line.startswith(OCR))
@@ -97,7 +97,7 @@ class _Reading:
         return Record(
             id=f"{about}/{self.asked[about]}",
             turns=(Turn("user", f"<image>\n{text}"),),
-            pictures=(picture,),
+            images=(image,),
             group="" if category in (None, "default") else str(category),
             reference=tuple(people),
             where=where,

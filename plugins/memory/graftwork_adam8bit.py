@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftwork import Requires, hookimpl, setting
-from graftwork.contracts import MemoryStrategy, Rounding
+from graftwork.contracts import Approximation, MemoryStrategy
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -34,7 +34,7 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
 
     name = "adam8bit"
     requires = Requires(packages=("bitsandbytes>=0.50",))
-    rounds = Rounding("the optimizer's moments are kept in 8 bits", tolerance=0.1, outputs=False)
+    approximates = Approximation("the optimizer's moments are kept in 8 bits", tolerance=0.1, outputs=False)
     Settings = Adam8bitSettings
 
     def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:

@@ -34,9 +34,9 @@ class ChunkedLoss(MemoryStrategy[ChunkedLossSettings]):
     name = "chunked-loss"
     Settings = ChunkedLossSettings
 
-    def objections(self, plan: Plan) -> Iterable[str]:
+    def validate(self, plan: Plan) -> Iterable[str]:
         """It refuses fp16, whose loss scaling would come after the gradients of the logits."""
-        if plan.circumstance.train.precision == "fp16":
+        if plan.run_context.train.precision == "fp16":
             yield "its gradients exist before fp16's loss scaling could keep them from vanishing; use bf16 or fp32"
 
     def prepare(self, assembly: Assembly) -> None:

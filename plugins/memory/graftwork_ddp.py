@@ -35,7 +35,7 @@ class Ddp(MemoryStrategy[NoSettings]):
 class SummedGradients(Stepper):
     """Plain steps on the sum of all processes' gradients."""
 
-    together = True
+    reduces_gradients = True
 
     def gradient_norm(self) -> Tensor:
         sum_over_processes(self.gradients())

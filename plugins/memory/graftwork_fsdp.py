@@ -26,15 +26,15 @@ class Fsdp(MemoryStrategy[NoSettings]):
 
     name = "fsdp"
 
-    def objections(self, plan: Plan) -> Iterable[str]:
-        if plan.circumstance.train.precision == "fp16":
+    def validate(self, plan: Plan) -> Iterable[str]:
+        if plan.run_context.train.precision == "fp16":
             yield "'fsdp' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
 
     def prepare(self, assembly: Assembly) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        processes.form_group(assembly.device)
+        processes.ensure_group(assembly.device)
         mesh = init_device_mesh(assembly.device.type, (processes.count(),))
         self.model = assembly.model
         for names in assembly.structure.blocks.values():
@@ -64,7 +64,7 @@ class Fsdp(MemoryStrategy[NoSettings]):
         return {**alone, **kept, "temporaries": alone["temporaries"] + (largest if processes > 1 else 0)}
 
     @contextmanager
-    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def full_params(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         import torch
         from torch.distributed.tensor import DTensor
 
@@ -88,8 +88,8 @@ class Fsdp(MemoryStrategy[NoSettings]):
 class ShardedStepper(Stepper):
     """Plain steps on what each process keeps: parts of the blocks, and all of the rest."""
 
-    together = True
-    lockstep = True
+    reduces_gradients = True
+    needs_equal_micro_batches = True
 
     def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
         import torch
@@ -129,10 +129,10 @@ class ShardedStepper(Stepper):
                 gradient.mul_(scale)
         return norm
 
-    def whole(self, value: Tensor) -> Tensor:
+    def unshard(self, value: Tensor) -> Tensor:
         return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined,no-any-return]
 
-    def part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    def shard(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         value = value.to(parameter.device)

@@ -41,7 +41,7 @@ class HostOffload(MemoryStrategy[HostOffloadSettings]):
             # A partial of a bound method is copied with its module; a closure would keep the original's.
             model.forward = partial(forward, model, model.forward, self.settings.least_kib << 10, assembly.device.type)
 
-    def remark(self, assembly: Assembly) -> str:
+    def note(self, assembly: Assembly) -> str:
         return "does nothing, for the model is on the CPU already" if assembly.device.type == "cpu" else ""
 
 

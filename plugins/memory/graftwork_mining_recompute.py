@@ -20,16 +20,16 @@ ROW = "mining"
 
 @dataclass(frozen=True)
 class MiningRecomputeSettings:
-    """How many pictures are joined at a time."""
+    """How many images are joined at a time."""
 
-    pictures: int = setting(1, "Pictures whose enlarged maps are in memory at the same time", minimum=1)
+    pictures: int = setting(1, "Images whose enlarged maps are in memory at the same time", minimum=1)
 
 
 class MiningRecompute(MemoryStrategy[MiningRecomputeSettings]):
-    """Keeps the towers' own maps and joins them again for the gradients, picture by picture
+    """Keeps the towers' own maps and joins them again for the gradients, image by image
 
     Joining enlarges every map to the finest one and projects all of it: far more numbers than the maps have. It works on
-    the blocks that a model lists under `mining`, whose inputs and outputs count pictures in their first dimension.
+    the blocks that a model lists under `mining`, whose inputs and outputs count images in their first dimension.
     """
 
     name = "mining-recompute"
@@ -50,7 +50,7 @@ class MiningRecompute(MemoryStrategy[MiningRecomputeSettings]):
 
 
 def _forward(block: nn.Module, forward: Callable[..., Any], size: int, *maps: Any) -> Any:
-    """The block's own forward for some pictures at a time, checkpointed where gradients will be asked for."""
+    """The block's own forward for some images at a time, checkpointed where gradients will be asked for."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
@@ -61,7 +61,7 @@ def _forward(block: nn.Module, forward: Callable[..., Any], size: int, *maps: An
 
 
 def _parts(maps: Any, size: int) -> Iterator[Any]:
-    """A tuple or list of tensors, or of such lists, `size` pictures at a time, as views."""
+    """A tuple or list of tensors, or of such lists, `size` images at a time, as views."""
     import torch
 
     return zip(*(m.split(size) if isinstance(m, torch.Tensor) else _parts(m, size) for m in maps), strict=True)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from graftwork import GraftworkError, Requires, hookimpl, setting
-from graftwork.contracts import MemoryStrategy, Rounding
+from graftwork.contracts import Approximation, MemoryStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,10 +36,10 @@ class Nf4(MemoryStrategy[Nf4Settings]):
 
     name = "nf4"
     requires = Requires(packages=("bitsandbytes>=0.50",))
-    rounds = Rounding("frozen linear weights are kept in 4 bits", tolerance=0.5, outputs=True)
+    approximates = Approximation("frozen linear weights are kept in 4 bits", tolerance=0.5, outputs=True)
     Settings = Nf4Settings
 
-    def compress(self, assembly: Assembly) -> None:
+    def quantize(self, assembly: Assembly) -> None:
         """Round layer by layer on the device, so that the whole weights are never there."""
         import torch
 
@@ -73,7 +73,7 @@ class Nf4(MemoryStrategy[Nf4Settings]):
         chosen = modules_of(roles, self.settings.on or [role for role in roles if not role.endswith(".head")])
         for name, module in assembly.model.named_modules():
             weight, frozen = f"{name}.weight", type(module) is nn.Linear and not module.weight.requires_grad
-            if frozen and weight in assembly.from_base and within(weight, chosen):
+            if frozen and weight in assembly.base_keys and within(weight, chosen):
                 yield module
 
 

@@ -39,9 +39,9 @@ def happened(event: Event) -> None:
             writer.add_scalar("speed/images_per_second", event.images / event.seconds, event.step)
             return
         case Evaluated():
-            for arm, scores in event.scores.items():
+            for variant, scores in event.scores.items():
                 for name, value in scores.items():
-                    writer.add_scalar(f"{event.evaluator}/{name}/{arm}", value)
+                    writer.add_scalar(f"{event.evaluator}/{name}/{variant}", value)
         case RunEnded():
             verdict = "healthy" if event.healthy else "unhealthy: " + "; ".join(event.reasons)
             writer.add_text("verdict", verdict, event.step)

@@ -19,14 +19,14 @@ class Full(PeftMethod[NoSettings]):
 
     name = "full"
 
-    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
         parameters = [p for name in targets for p in model.get_submodule(name).parameters(recurse=False)]
         if not parameters:
             raise AdapterError("'full' found no parameters in the chosen roles; choose other roles")
         for parameter in parameters:
             parameter.requires_grad_(parameter.is_floating_point())
 
-    def off(self, model: nn.Module) -> AbstractContextManager[None]:
+    def disable_adapter(self, model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
 
     def merge(self, model: nn.Module) -> None:

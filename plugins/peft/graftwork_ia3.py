@@ -19,7 +19,7 @@ class Ia3(PeftMethod[NoSettings]):
 
     name = "ia3"
 
-    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
         import torch
 
         linears = [m for m in map(model.get_submodule, targets) if isinstance(m, torch.nn.Linear)]
@@ -31,7 +31,7 @@ class Ia3(PeftMethod[NoSettings]):
             linear.ia3_hook = linear.register_forward_hook(_scale)
 
     @contextmanager
-    def off(self, model: nn.Module) -> Iterator[None]:
+    def disable_adapter(self, model: nn.Module) -> Iterator[None]:
         adapted = list(_adapted(model))
         for linear in adapted:
             linear.ia3_off = True

@@ -18,7 +18,7 @@ from graftwork.errors import AdapterError
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.contracts import Adapter, Assembly, Foreign
+    from graftwork.contracts import Adapter, Assembly, ExternalFolder
     from graftwork.weights import LazyTensor
 
 ADAPTER = "default"
@@ -69,7 +69,7 @@ class Lora(PeftMethod[LoraSettings]):
     requires = Requires(packages=("peft>=0.19",))
     Settings = LoraSettings
 
-    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
         from peft import inject_adapter_in_model
 
         linears = [name for name in targets if type(model.get_submodule(name)).__name__ == "Linear"]
@@ -112,7 +112,7 @@ class Lora(PeftMethod[LoraSettings]):
         )
 
     @contextmanager
-    def off(self, model: nn.Module) -> Iterator[None]:
+    def disable_adapter(self, model: nn.Module) -> Iterator[None]:
         layers = list(_layers(model))
         trained = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
         for layer in layers:
@@ -133,9 +133,9 @@ class Lora(PeftMethod[LoraSettings]):
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, layer.get_base_layer())
 
-    def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         if self.settings.plus_ratio == 1.0:
-            return super().groups(parameters, learning_rate)
+            return super().param_groups(parameters, learning_rate)
         fast = [p for name, p in parameters.items() if ".lora_B." in name]
         slow = [p for name, p in parameters.items() if ".lora_B." not in name]
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.settings.plus_ratio}]
@@ -143,7 +143,7 @@ class Lora(PeftMethod[LoraSettings]):
     def exports(self) -> Mapping[str, Any]:
         return {"peft": partial(_export, self)}
 
-    def adopt(self, folder: Foreign) -> Adapter | None:
+    def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The LoRA adapter that peft, or code that uses it, saved in a folder."""
         file = next((name for name in FILES if name in folder.files), None)
         config = folder.json("adapter_config.json")
@@ -184,7 +184,7 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    if others := [name for name in assembly.added() if "lora_" not in name]:
+    if others := [name for name in assembly.state_to_save() if "lora_" not in name]:
         raise AdapterError(
             f"a peft folder holds an adapter alone, and this checkpoint holds {len(others)} tensors besides it; merge it "
             "instead",
@@ -208,7 +208,7 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
         tensors = get_peft_model_state_dict(
             model, state_dict={n: t for n, t in named.items() if "lora_" in n}, adapter_name=ADAPTER
         )
-    weights = assembly.plan.identity.model.weights
+    weights = assembly.plan.model_spec.model.weights
     config.base_model_name_or_path = weights.path if weights else None
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -242,7 +242,7 @@ class _Reading:
         scaled = f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8):g}, dropout {config.get('lora_dropout', 0):g}"
         named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
         return Adapter(
-            said=f"{' and '.join(named) or 'LoRA'} of {scaled}, on {len(self.layers)} linear layers ({', '.join(kinds)})",
+            description=f"{' and '.join(named) or 'LoRA'} of {scaled}, on {len(self.layers)} linear layers ({', '.join(kinds)})",
             settings=self.settings,
             tensors=self.own,
             modules=frozenset(self.layers),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import AttentionSite, PixelSettings, Site, TowerOutput, VisionTower, hookimpl, setting
+from graftwork.contracts import AttentionSite, BuildContext, PixelSettings, TowerOutput, VisionTower, hookimpl, setting
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json
 
@@ -71,16 +71,16 @@ class Clip(VisionTower[ClipSettings]):
         }
 
     def example(self, folder: Path) -> None:
-        """An encoder of three layers for pictures of 32 pixels."""
+        """An encoder of three layers for images of 32 pixels."""
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
         config = {"model_type": "clip_vision_model", **sizes, "image_size": 32, "patch_size": 8}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
-        """One map; only pictures of the trained size fit the position embeddings."""
+        """One map; only images of the trained size fit the position embeddings."""
         trained = config["image_size"]
         if size not in (None, trained):
-            raise WeightsError(f"this CLIP takes pictures of {trained} pixels, not {size}; use another tower or size")
+            raise WeightsError(f"this CLIP takes images of {trained} pixels, not {size}; use another tower or size")
         side = trained // config["patch_size"]
         pixels = PixelSettings(trained, tuple(config["image_mean"]), tuple(config["image_std"]))
         return TowerOutput((config["hidden_size"],), ((side, side),), pixels)
@@ -91,7 +91,7 @@ class Clip(VisionTower[ClipSettings]):
         head_dim = config["hidden_size"] // heads
         return [AttentionSite("vision", head_dim, heads, heads, False, False, config["attention_dropout"])]
 
-    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
         """A module with transformers' CLIPVisionModel at `vision_model`; layers that are not needed are not computed."""
         import torch
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -115,7 +115,7 @@ class Clip(VisionTower[ClipSettings]):
 
         return ClipTower(self._depth(config))
 
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         """From the names of CLIP and CLIP-vision folders, old and new, and of towers inside a larger model."""
         name = name.removeprefix("vision_tower.").removeprefix("vision_model.")
         known = name.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm."))

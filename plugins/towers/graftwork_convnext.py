@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import NoSettings, PixelSettings, Site, TowerOutput, VisionTower, hookimpl
+from graftwork.contracts import BuildContext, NoSettings, PixelSettings, TowerOutput, VisionTower, hookimpl
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json, shapes
 
@@ -73,7 +73,7 @@ class OpenClipConvNext(VisionTower[NoSettings]):
         }
 
     def example(self, folder: Path) -> None:
-        """Four stages of one or two blocks for pictures of 64 pixels."""
+        """Four stages of one or two blocks for images of 64 pixels."""
         config = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "patch_size": 4, "image_size": 64}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
@@ -82,13 +82,11 @@ class OpenClipConvNext(VisionTower[NoSettings]):
         size = size or config["image_size"]
         steps = [config["patch_size"] * 2**stage for stage in range(len(config["depths"]))]
         if size % steps[-1]:
-            raise WeightsError(
-                f"this ConvNeXt takes pictures whose side is a multiple of {steps[-1]} pixels, not {size}"
-            )
+            raise WeightsError(f"this ConvNeXt takes images whose side is a multiple of {steps[-1]} pixels, not {size}")
         pixels = PixelSettings(size, tuple(config["image_mean"]), tuple(config["image_std"]))
         return TowerOutput(tuple(config["hidden_sizes"]), tuple((size // step, size // step) for step in steps), pixels)
 
-    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
         """transformers' embeddings and stages of ConvNeXt, without the classifier's normalisation."""
         import torch
         from transformers import ConvNextConfig, ConvNextPreTrainedModel
@@ -123,12 +121,12 @@ class OpenClipConvNext(VisionTower[NoSettings]):
 
         return ConvNextTower()
 
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         """From the names of open_clip folders, of timm's trunk inside a larger model, and of the module."""
         name = name.removeprefix("visual.trunk.").removeprefix("vision_")
         return rename(name, NAMES) or (name if rename(name, SWAPPED) else None)
 
-    def original(self, name: str) -> str:
+    def published_name(self, name: str) -> str:
         """timm's name in an MGM folder: `vision_stem.*`, `vision_stages.*`."""
         return f"vision_{rename(name, SWAPPED)}"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import PixelSettings, Site, TowerOutput, VisionTower, hookimpl, setting
+from graftwork.contracts import BuildContext, PixelSettings, TowerOutput, VisionTower, hookimpl, setting
 from graftwork.weights import read_json
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ PUBLISHED = re.compile(r"(_conv_stem|_bn0|_blocks\.\d+)\.")
 
 @dataclass(frozen=True)
 class EfficientNetSettings:
-    """The size of the pictures."""
+    """The size of the images."""
 
-    image_size: int | None = setting(None, "The side of the pictures in pixels; 224 by default", minimum=STRIDE)
+    image_size: int | None = setting(None, "The side of the images in pixels; 224 by default", minimum=STRIDE)
 
 
 class EfficientNetLite(VisionTower[EfficientNetSettings]):
@@ -49,18 +49,18 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
     Settings = EfficientNetSettings
 
     def configuration(self, folder: Path | None) -> Mapping[str, Any]:
-        """The size of the pictures, which a folder that a model was written to says as well."""
+        """The size of the images, which a folder that a model was written to says as well."""
         file = folder / "config.json" if folder else None
         recorded = read_json(file) if file and file.is_file() else {}
         return {"image_size": self.settings.image_size or recorded.get("image_size", TRAINED_SIZE)}
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
-        """One map, of any size of pictures; at its edges a part of the last 32 pixels counts as a whole."""
+        """One map, of any size of images; at its edges a part of the last 32 pixels counts as a whole."""
         size = size or config["image_size"]
         side = -(-size // STRIDE)
         return TowerOutput((STAGES[-1][-1],), ((side, side),), PixelSettings(size, MEAN, STD))
 
-    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
         """The network in plain torch, with the names of the published weights."""
         import torch
         from torch.nn import functional
@@ -118,7 +118,7 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
 
         return EfficientNetTower()
 
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         """The names are the published ones; the classifier's tensors are not used."""
         return name if PUBLISHED.match(name) else None
 

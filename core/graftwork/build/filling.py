@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from graftwork import weights
 from graftwork.contracts.anatomy import Structure, named_tensors, within
 from graftwork.contracts.kinds import ModelArchitecture, VisionTower
-from graftwork.contracts.plan import Choice, Identity, folder_of
+from graftwork.contracts.plan import Choice, ModelSpec, folder_of
 from graftwork.errors import AdapterError, WeightsError
 from graftwork.weights import LazyTensor
 
@@ -26,7 +26,7 @@ class Shaped(Protocol):
 
 
 def base_tensors(
-    identity: Identity,
+    model_spec: ModelSpec,
     architecture: ModelArchitecture[Any],
     towers: Mapping[str, VisionTower[Any]],
     structure: Structure,
@@ -44,29 +44,29 @@ def base_tensors(
 
     for part, tower in towers.items():
         (prefix,) = structure.roles[f"vision.{part}"]
-        for name, tensor in opened(identity.parts[part]).items():
-            if translated := tower.translate(name):
+        for name, tensor in opened(model_spec.parts[part]).items():
+            if translated := tower.module_name(name):
                 found[f"{prefix}.{translated}"] = tensor
-    if whole := opened(identity.model):
+    if whole := opened(model_spec.model):
         found.update(architecture.tensors(whole, towers))
     return found
 
 
-def missing_roles(
+def roles_not_in(
     architecture: ModelArchitecture[Any], structure: Structure, available: Mapping[str, LazyTensor]
 ) -> tuple[str, ...]:
     """The fresh roles of the architecture that lie, whole, outside the base weights."""
     names = set(named_tensors(structure.model))
     return tuple(
         role
-        for role in architecture.fresh_roles
+        for role in architecture.newly_initialised_roles
         if (own := {name for name in names if within(name, structure.roles.get(role, ()))})
         and not own & available.keys()
     )
 
 
 def fill(
-    identity: Identity,
+    model_spec: ModelSpec,
     structure: Structure,
     available: Mapping[str, LazyTensor],
     fresh: Sequence[str],
@@ -81,22 +81,22 @@ def fill(
 
     model = structure.model
     targets = named_tensors(model)
-    for copy, original in structure.copies.items():
-        if copy in available and original in available and not available[copy]().equal(available[original]()):
+    for copy, tied in structure.tied_weights.items():
+        if copy in available and tied in available and not available[copy]().equal(available[tied]()):
             raise WeightsError(
-                f"the weights hold '{copy}' unlike '{original}', and by their configuration these are one tensor; mend the "
+                f"the weights hold '{copy}' unlike '{tied}', and by their configuration these are one tensor; mend the "
                 "configuration"
             )
-    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.copies.keys()):
+    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.tied_weights.keys()):
         raise WeightsError(
-            f"the weights hold {len(extra)} tensors that '{identity.model.name}' has no place for; name the right weights",
+            f"the weights hold {len(extra)} tensors that '{model_spec.model.name}' has no place for; name the right weights",
             _some(extra),
         )
     untrained = [name for role in fresh for name in structure.roles[role]]
     unnamed = [
         name
-        for part, choice in identity.parts.items()
-        if not choice.weights and not identity.model.weights
+        for part, choice in model_spec.parts.items()
+        if not choice.weights and not model_spec.model.weights
         for name in structure.roles[f"vision.{part}"]
     ]
     for name in targets.keys() & (added or {}).keys() - available.keys():
@@ -106,9 +106,9 @@ def fill(
         for name in targets.keys() - (added or {}).keys()
         if name not in available and not within(name, [*untrained, *unnamed])
     ]
-    if missing and identity.model.weights:
+    if missing and model_spec.model.weights:
         raise WeightsError(
-            f"the weights lack {len(missing)} tensors that '{identity.model.name}' needs; name complete weights",
+            f"the weights lack {len(missing)} tensors that '{model_spec.model.name}' needs; name complete weights",
             _some(missing),
         )
     for name, tensor in targets.items():
@@ -116,7 +116,7 @@ def fill(
             value = available[name]()
             if value.shape != tensor.shape:
                 raise WeightsError(
-                    f"the weights hold '{name}' as {tuple(value.shape)}, and '{identity.model.name}' needs "
+                    f"the weights hold '{name}' as {tuple(value.shape)}, and '{model_spec.model.name}' needs "
                     f"{tuple(tensor.shape)}; name weights that fit the configuration"
                 )
             place(model, name, value.to(dtype) if value.is_floating_point() else value)
@@ -159,7 +159,7 @@ def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:
     return [*shown, f"{prefix}… and {len(names) - most} more"] if len(names) > most else shown
 
 
-def census(expected: Mapping[str, Shaped], found: Mapping[str, tuple[int, ...]]) -> None:
+def check_keys(expected: Mapping[str, Shaped], found: Mapping[str, tuple[int, ...]]) -> None:
     """Compare the tensors that are wanted with those that a checkpoint holds; AdapterError unless they are the same."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     shaped = [

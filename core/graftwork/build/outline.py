@@ -26,7 +26,7 @@ class RoleRow:
     """How many of the modules the PEFT method changes."""
     trained: int
     """Parameters trained here, those that were added included."""
-    fresh: bool
+    newly_initialised: bool
     """Whether the base weights lack it."""
 
 
@@ -63,21 +63,21 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
 
     with torch.random.fork_rng():
         assembly = compose.build(plan, lookup, meta=True)
-    weights = folder_of(plan.identity.model)
+    weights = folder_of(plan.model_spec.model)
     known = weights is None or weights.is_dir()  # what weights lack that are not there yet cannot be said
     rows = []
     for role, modules in assembly.structure.roles.items():
         own = {name: p for name, p in assembly.model.named_parameters() if within(name, modules)}
         leaves = [leaf for leaf in assembly.leaves if leaf in modules or within(leaf, modules)]
-        changed = [n for n, p in own.items() if p.requires_grad or n in assembly.of_method]
+        changed = [n for n, p in own.items() if p.requires_grad or n in assembly.adapter_parameters]
         rows.append(
             RoleRow(
                 role=role,
                 modules=len(leaves),
-                parameters=sum(p.numel() for name, p in own.items() if name not in assembly.of_method),
+                parameters=sum(p.numel() for name, p in own.items() if name not in assembly.adapter_parameters),
                 adapted=sum(any(name.startswith(f"{leaf}.") for name in changed) for leaf in leaves),
                 trained=sum(p.numel() for p in own.values() if p.requires_grad),
-                fresh=known and role in assembly.fresh,
+                newly_initialised=known and role in assembly.newly_initialised,
             )
         )
     counts = assembly.counts()

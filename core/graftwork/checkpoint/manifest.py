@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from graftwork.checkpoint.verification import ProbeFacts
+from graftwork.checkpoint.verification import GoldenFacts
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
@@ -46,11 +46,11 @@ class Manifest:
     plan: Plan
     tensors: dict[str, TensorEntry]
     files: dict[str, FileEntry]
-    probe: ProbeFacts
+    golden: GoldenFacts
     counts: dict[str, int]
     """Numbers in the model: `total`, `trained`."""
     health: Verdict
-    fresh: tuple[str, ...] = ()
+    newly_initialised: tuple[str, ...] = ()
     """Roles that the base lacks."""
     attention: dict[str, Any] = field(default_factory=dict)
     """Which kernel ran at each site."""

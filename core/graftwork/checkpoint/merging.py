@@ -29,7 +29,7 @@ PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 @dataclass(frozen=True)
 class Certificate:
-    """What shows that merged weights are the checkpoint: a census of tensors, and equal logits."""
+    """What shows that merged weights are the checkpoint: a check_keys of tensors, and equal logits."""
 
     checkpoint: str
     """The checkpoint's sha256."""
@@ -43,7 +43,7 @@ class Certificate:
     """How many of them the base lacks."""
     unchanged: int
     error: float
-    """The largest difference between a logit of the merged and of the unmerged model on the probe, both in fp32."""
+    """The largest difference between a logit of the merged and of the unmerged model on the golden, both in fp32."""
     tolerance: float
 
 
@@ -63,15 +63,15 @@ def merge(
     """
     assembly = opened.assembly
     refuse_existing(out)
-    if assembly.rounded:
+    if assembly.quantized:
         raise CheckpointError(
-            f"an adapter is merged into the whole base, and here {' and '.join(assembly.rounded)} rounded it; open the "
+            f"an adapter is merged into the whole base, and here {' and '.join(assembly.quantized)} rounded it; open the "
             "checkpoint without as_trained"
         )
-    probe = _probe_of(opened)
-    wanted, _ = verification.probe_logits(assembly, probe)
-    with assembly.off():
-        base = {n: t.detach().clone() for n, t in named_tensors(assembly.model).items() if n in assembly.from_base}
+    golden = _golden_of(opened)
+    wanted, _ = verification.golden_logits(assembly, golden)
+    with assembly.disable_adapter():
+        base = {n: t.detach().clone() for n, t in named_tensors(assembly.model).items() if n in assembly.base_keys}
     ids = {id(t): n for n, t in named_tensors(assembly.model).items()}
     if assembly.peft:
         assembly.peft.merge(assembly.model)
@@ -86,10 +86,10 @@ def merge(
         (write or assembly.architecture.write)(assembly, work)
         again = _reopen(assembly.plan, work, lookup)
         read = named_tensors(again.model)
-        filling.census(merged, {name: tuple(tensor.shape) for name, tensor in read.items()})
+        filling.check_keys(merged, {name: tuple(tensor.shape) for name, tensor in read.items()})
         if different := [name for name, tensor in merged.items() if not tensor.equal(read[name])]:
             raise CheckpointError(f"merging failed: {len(different)} tensors read back differently", different[:5])
-        got, _ = verification.probe_logits(again, probe)
+        got, _ = verification.golden_logits(again, golden)
         certificate = Certificate(
             checkpoint=opened.sha256,
             precision=stored,
@@ -98,7 +98,7 @@ def merge(
             new=new,
             unchanged=len(read) - changed - new,
             error=float((got - wanted).abs().max()),
-            tolerance=verification.TOLERANCE[stored] * max(1.0, opened.manifest.probe.largest),
+            tolerance=verification.TOLERANCE[stored] * max(1.0, opened.manifest.golden.largest),
         )
         if not certificate.error <= certificate.tolerance:
             raise CheckpointError(
@@ -110,15 +110,15 @@ def merge(
     return certificate
 
 
-def _probe_of(opened: Opened) -> dict[str, Tensor]:
-    from graftwork.checkpoint.store import PROBE, read_tensors
+def _golden_of(opened: Opened) -> dict[str, Tensor]:
+    from graftwork.checkpoint.store import GOLDEN_INPUTS, read_tensors
 
-    return read_tensors(opened.folder / PROBE)
+    return read_tensors(opened.folder / GOLDEN_INPUTS)
 
 
 def _stored_precision(plan: Plan) -> str:
     """The precision that the base's own weights are stored in; fp32 where it is mixed or unknown."""
-    folder = folder_of(plan.identity.model)
+    folder = folder_of(plan.model_spec.model)
     files = [file for file in weights.tensor_files(folder) if file.suffix == ".safetensors"] if folder else []
     found = {PRECISIONS.get(dtype) for file in files for dtype in weights.dtypes_in(file)} - {None}
     return found.pop() or "fp32" if len(found) == 1 else "fp32"
@@ -139,16 +139,21 @@ def _round(model: Any, precision: str) -> dict[str, Tensor]:
 
 def _reopen(plan: Plan, folder: Path, lookup: Lookup) -> Assembly:
     """A merged folder, built as the base of a run would be, in fp32 and on the CPU."""
-    identity = plan.identity
+    model_spec = plan.model_spec
 
     def bare(choice: Choice) -> Choice:
         return replace(choice, weights=None, folder=None)
 
-    model = replace(identity.model, weights=WeightsRef(given=str(folder), path=str(folder)), folder=str(folder))
+    model = replace(model_spec.model, weights=WeightsRef(given=str(folder), path=str(folder)), folder=str(folder))
     whole = replace(
-        identity, model=model, parts={p: bare(c) for p, c in identity.parts.items()}, peft=None, on=(), also_train=()
+        model_spec,
+        model=model,
+        parts={p: bare(c) for p, c in model_spec.parts.items()},
+        peft=None,
+        on=(),
+        also_train=(),
     )
-    return compose.build(replace(plan, identity=whole), lookup, device="cpu", precision="fp32")
+    return compose.build(replace(plan, model_spec=whole), lookup, device="cpu", precision="fp32")
 
 
 def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str = "fp32") -> Certificate | None:
@@ -159,14 +164,14 @@ def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str
     """
     refuse_existing(out)
     assembly = opened.assembly
-    of_method, of_model = assembly.peft.exports() if assembly.peft else {}, assembly.architecture.exports()
+    adapter_parameters, of_model = assembly.peft.exports() if assembly.peft else {}, assembly.architecture.exports()
     if to in of_model:
         return merge(opened, out, lookup, precision=precision, write=of_model[to])
-    if to not in of_method:
-        known = ", ".join(sorted([*of_method, *of_model])) or "none"
+    if to not in adapter_parameters:
+        known = ", ".join(sorted([*adapter_parameters, *of_model])) or "none"
         raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
     with unfinished(out) as work:
-        of_method[to](assembly, work)
+        adapter_parameters[to](assembly, work)
         put_in_place(work, out)
     return None
 

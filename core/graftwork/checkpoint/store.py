@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
 TENSORS = "tensors.safetensors"
-PROBE = "probe.safetensors"
+GOLDEN_INPUTS = "golden.safetensors"
 PROCESSOR = "processor"
 OPTIMIZER = "optimizer"
 UNFINISHED = ".unfinished-"
@@ -41,13 +41,13 @@ class Opened:
 
     assembly: Assembly
     manifest: Manifest
-    proof: verification.Proof
+    verification: verification.Verification
     folder: Path
 
     @property
-    def remark(self) -> str:
+    def note(self) -> str:
         """What a person should know of how it was opened, as a sentence; empty when there is nothing to say."""
-        missing = [name for name in self.manifest.probe.rounded if name not in self.assembly.rounded]
+        missing = [name for name in self.manifest.golden.quantized if name not in self.assembly.quantized]
         if not missing:
             return ""
         return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
@@ -65,7 +65,7 @@ def save(
     *,
     step: int,
     steps: int,
-    probe: dict[str, Tensor],
+    golden: dict[str, Tensor],
     health: Verdict,
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
@@ -79,15 +79,15 @@ def save(
     """
     from safetensors.torch import save_file
 
-    facts = verification.measure(assembly, probe)
-    with assembly.whole(assembly.added()):
-        added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.added().items()}
+    facts = verification.measure(assembly, golden)
+    with assembly.full_params(assembly.state_to_save()):
+        added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.state_to_save().items()}
     if not processes.is_first():
-        processes.gather(None)  # Nobody goes on before the checkpoint has its name.
+        processes.all_gather_object(None)  # Nobody goes on before the checkpoint has its name.
         return manifest.read(folder)
     with unfinished(folder) as work:
         save_file(added, work / TENSORS)
-        save_file(probe, work / PROBE)
+        save_file(golden, work / GOLDEN_INPUTS)
         (work / PROCESSOR).mkdir()
         assembly.processor.save(work / PROCESSOR)
         if optimizer is not None:
@@ -102,18 +102,18 @@ def save(
                 n: manifest.TensorEntry(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in added.items()
             },
             files=manifest.describe_files(work),
-            probe=facts,
+            golden=facts,
             counts=assembly.counts(),
             health=health,
-            fresh=assembly.fresh,
-            attention=assembly.attention_report(),
+            newly_initialised=assembly.newly_initialised,
+            attention=assembly.kernel_usage(),
             data=dict(data),
             provenance={**provenance(), **(origin or {})},
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)
         put_in_place(work, folder)
-    processes.gather(None)
+    processes.all_gather_object(None)
     return written
 
 
@@ -188,9 +188,9 @@ def with_fingerprints(plan: Plan, folder: Path) -> Plan:
         known = choice.weights.sha256 or weights.fingerprint(path)
         return replace(choice, weights=replace(choice.weights, relative=relative, sha256=known))
 
-    identity = plan.identity
-    parts = {part: marked(choice) for part, choice in identity.parts.items()}
-    return replace(plan, identity=replace(identity, model=marked(identity.model), parts=parts))
+    model_spec = plan.model_spec
+    parts = {part: marked(choice) for part, choice in model_spec.parts.items()}
+    return replace(plan, model_spec=replace(model_spec, model=marked(model_spec.model), parts=parts))
 
 
 def rebuild_shape(folder: Path, lookup: Lookup) -> None:
@@ -200,7 +200,7 @@ def rebuild_shape(folder: Path, lookup: Lookup) -> None:
     read = manifest.read(folder)
     with torch.random.fork_rng():
         rebuilt = compose.build(read.plan, lookup, meta=True, processor_folder=folder / PROCESSOR)
-    filling.census(rebuilt.added(), weights.shapes_in(folder / TENSORS))
+    filling.check_keys(rebuilt.state_to_save(), weights.shapes_in(folder / TENSORS))
 
 
 def provenance() -> dict[str, str]:
@@ -246,7 +246,7 @@ def open_checkpoint(
     precision: str | None = None,
     as_trained: bool = False,
 ) -> Opened:
-    """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the probe.
+    """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the golden.
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
     recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
@@ -257,15 +257,15 @@ def open_checkpoint(
     read = manifest.read(folder)
     if (folder / TENSORS).is_file():
         # Before the hashes: which tensors differ says more than that the file does.
-        filling.census(read.tensors, weights.shapes_in(folder / TENSORS))
+        filling.check_keys(read.tensors, weights.shapes_in(folder / TENSORS))
     manifest.check_files(read, folder)
     plan = locate_base(read.plan, folder, base, parts or {})
-    # Memory strategies are a circumstance of training, and so are the kernels.
+    # Memory strategies are a run_context of training, and so are the kernels.
     memory = rounding(read, lookup) if as_trained else []
-    plan = replace(plan, circumstance=replace(plan.circumstance, memory=memory))
+    plan = replace(plan, run_context=replace(plan.run_context, memory=memory))
     if attention is not None:
         plan = replace(
-            plan, circumstance=replace(plan.circumstance, attention={k: list(v) for k, v in attention.items()})
+            plan, run_context=replace(plan.run_context, attention={k: list(v) for k, v in attention.items()})
         )
     assembly = compose.build(
         plan,
@@ -276,15 +276,15 @@ def open_checkpoint(
         processor_folder=folder / PROCESSOR,
     )
     assembly.model.eval()
-    proven = verification.prove(assembly, read_tensors(folder / PROBE), read.probe)
+    proven = verification.verify(assembly, read_tensors(folder / GOLDEN_INPUTS), read.golden)
     return Opened(assembly, read, proven, folder)
 
 
 def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
     """The memory strategies that rounded a checkpoint's weights in training and that work here."""
     found = []
-    for choice in read.plan.circumstance.memory:
-        if choice.name in read.probe.rounded:
+    for choice in read.plan.run_context.memory:
+        if choice.name in read.golden.quantized:
             with suppress(CheckpointError):  # it is not installed
                 if not missing_requirements(restore_component(choice, lookup).requires):
                     found.append(choice)
@@ -304,10 +304,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str, Path]) -> Plan:
     """The plan with the places where its base weights are now; every folder must hold the recorded weights."""
-    identity = plan.identity
-    if unknown := sorted(parts.keys() - identity.parts.keys()):
+    model_spec = plan.model_spec
+    if unknown := sorted(parts.keys() - model_spec.parts.keys()):
         raise CheckpointError(
-            f"the model has no part '{unknown[0]}'; its parts are {', '.join(identity.parts) or 'none'}"
+            f"the model has no part '{unknown[0]}'; its parts are {', '.join(model_spec.parts) or 'none'}"
         )
 
     def found(choice: Choice, given: Path | None, option: str) -> Choice:
@@ -316,9 +316,9 @@ def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str,
         place = find_weights(choice.weights, folder, given, option)
         return replace(choice, weights=replace(choice.weights, path=str(place)), folder=str(place))
 
-    located = {part: found(choice, parts.get(part), f"--part {part}=DIR") for part, choice in identity.parts.items()}
+    located = {part: found(choice, parts.get(part), f"--part {part}=DIR") for part, choice in model_spec.parts.items()}
     return replace(
-        plan, identity=replace(identity, model=found(identity.model, base, "--base-weights DIR"), parts=located)
+        plan, model_spec=replace(model_spec, model=found(model_spec.model, base, "--base-weights DIR"), parts=located)
     )
 
 

@@ -1,4 +1,4 @@
-"""The probe: a few inputs whose logits a checkpoint must reproduce, and proof that its adapter is alive."""
+"""The golden: a few inputs whose logits a checkpoint must reproduce, and verification that its adapter is alive."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PIXELS = "pixels."
 
 
 @dataclass(frozen=True)
-class ProbeFacts:
-    """What the manifest says of the probe."""
+class GoldenFacts:
+    """What the manifest says of the golden."""
 
     precision: str
     device: str
@@ -32,13 +32,13 @@ class ProbeFacts:
     """The largest difference that switching the adapter on makes to a logit."""
     largest: float
     """The largest absolute logit with the adapter on."""
-    rounded: tuple[str, ...] = ()
-    """The memory strategies that had rounded the weights (see `Assembly.rounded`)."""
+    quantized: tuple[str, ...] = ()
+    """The memory strategies that had rounded the weights (see `Assembly.quantized`)."""
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What running a checkpoint's probe showed."""
+class Verification:
+    """What running a checkpoint's golden showed."""
 
     error: float
     """The largest difference between a logit now and the recorded one."""
@@ -46,38 +46,38 @@ class Proof:
     distance: float
     recorded_distance: float
     comparable: bool
-    """Whether the probe ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
+    """Whether the golden ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
 
 
-def probe_tensors(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """The probe's inputs, from the first few encoded records that fit."""
+def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """The golden's inputs, from the first few encoded records that fit."""
     import torch
 
     batch = collate(examples[:RECORDS], pad_id=pad_id)
     rows, positions = torch.nonzero(batch.labels[:, 1:] != IGNORED, as_tuple=True)
     if not len(rows):
-        raise CheckpointError("the probe's records carry no labels, so nothing could be proven; check the data")
+        raise CheckpointError("the golden's records carry no labels, so nothing could be proven; check the data")
     chosen = torch.linspace(0, len(rows) - 1, min(POSITIONS, len(rows))).long()
     tensors = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
-        "picture_positions": batch.picture_positions,
+        "image_token_mask": batch.image_token_mask,
         "rows": rows[chosen],
         "positions": positions[chosen],
     }
     return tensors | {PIXELS + part: pixels for part, pixels in batch.pixels.items()}
 
 
-def probe_logits(assembly: Assembly, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The probe's logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
+def golden_logits(assembly: Assembly, golden: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The golden's logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
     import torch
 
     batch = Batch(
-        input_ids=probe["input_ids"],
-        attention_mask=probe["attention_mask"],
-        picture_positions=probe["picture_positions"],
-        labels=torch.full_like(probe["input_ids"], IGNORED),
-        pixels={name.removeprefix(PIXELS): value for name, value in probe.items() if name.startswith(PIXELS)},
+        input_ids=golden["input_ids"],
+        attention_mask=golden["attention_mask"],
+        image_token_mask=golden["image_token_mask"],
+        labels=torch.full_like(golden["input_ids"], IGNORED),
+        pixels={name.removeprefix(PIXELS): value for name, value in golden.items() if name.startswith(PIXELS)},
     ).to(assembly.device)
     model = assembly.model
     training = model.training
@@ -86,64 +86,64 @@ def probe_logits(assembly: Assembly, probe: Mapping[str, Tensor]) -> tuple[Tenso
     def logits() -> Tensor:
         # Autocast for each by itself: it keeps the rounded weights for as long as it is entered.
         with assembly.autocast():
-            hidden = model(batch)[probe["rows"], probe["positions"]]
+            hidden = model(batch)[golden["rows"], golden["positions"]]
             return model.logits(hidden).float().cpu()  # type: ignore[no-any-return]
 
     try:
         # Not in inference mode: what sharding strategies fetch here may be kept for training.
         with torch.no_grad():
-            on = assembly.running(logits)
-            with assembly.off():
-                return on, assembly.running(logits)
+            on = assembly.run_forward(logits)
+            with assembly.disable_adapter():
+                return on, assembly.run_forward(logits)
     finally:
         model.train(training)
 
 
-def measure(assembly: Assembly, probe: dict[str, Tensor]) -> ProbeFacts:
-    """Run the probe and put the logits that it must give into it."""
-    on, off = probe_logits(assembly, probe)
-    probe["logits"] = on
-    return ProbeFacts(
+def measure(assembly: Assembly, golden: dict[str, Tensor]) -> GoldenFacts:
+    """Run the golden and put the logits that it must give into it."""
+    on, off = golden_logits(assembly, golden)
+    golden["logits"] = on
+    return GoldenFacts(
         precision=assembly.precision,
         device=assembly.device.type,
         distance=float((on - off).abs().max()),
         largest=float(on.abs().max()),
-        rounded=assembly.rounded,
+        quantized=assembly.quantized,
     )
 
 
-def prove(assembly: Assembly, probe: Mapping[str, Tensor], facts: ProbeFacts) -> Proof:
-    """Run a checkpoint's probe on the model rebuilt from it.
+def verify(assembly: Assembly, golden: Mapping[str, Tensor], facts: GoldenFacts) -> Verification:
+    """Run a checkpoint's golden on the model rebuilt from it.
 
     Raises AdapterError when the adapter changes nothing, CheckpointError when the logits are not the recorded ones. At
     another precision, on another kind of device or with other weights rounded only the first can be judged.
     """
-    on, off = probe_logits(assembly, probe)
-    proof = Proof(
-        error=float((on - probe["logits"]).abs().max()),
+    on, off = golden_logits(assembly, golden)
+    verification = Verification(
+        error=float((on - golden["logits"]).abs().max()),
         tolerance=TOLERANCE[facts.precision] * max(1.0, facts.largest),
         distance=float((on - off).abs().max()),
         recorded_distance=facts.distance,
-        comparable=(facts.precision, facts.device, facts.rounded)
-        == (assembly.precision, assembly.device.type, assembly.rounded),
+        comparable=(facts.precision, facts.device, facts.quantized)
+        == (assembly.precision, assembly.device.type, assembly.quantized),
     )
-    refuse_dead(assembly, on, off)
-    if proof.comparable and not proof.error <= proof.tolerance:
+    refuse_without_effect(assembly, on, off)
+    if verification.comparable and not verification.error <= verification.tolerance:
         raise CheckpointError(
-            f"the rebuilt model is not the one that was saved: its logits differ by {proof.error:.3g}, at most "
-            f"{proof.tolerance:.3g} is rounding; use the versions that the checkpoint records"
+            f"the rebuilt model is not the one that was saved: its logits differ by {verification.error:.3g}, at most "
+            f"{verification.tolerance:.3g} is rounding; use the versions that the checkpoint records"
         )
-    return proof
+    return verification
 
 
-def refuse_dead(assembly: Assembly, on: Tensor, off: Tensor) -> None:
+def refuse_without_effect(assembly: Assembly, on: Tensor, off: Tensor) -> None:
     """CheckpointError for logits that are not finite, AdapterError for an adapter that moves none of them."""
     if not on.isfinite().all():
         raise CheckpointError(
             "the rebuilt model's logits are not finite numbers: its run was unhealthy; use an earlier checkpoint"
         )
-    if assembly.switchable and on.equal(off):
+    if assembly.can_disable and on.equal(off):
         raise AdapterError(
-            "the adapter is dead: switching it on changes no logit of the probe (distance 0); train it longer or with a "
+            "the adapter is dead: switching it on changes no logit of the golden (distance 0); train it longer or with a "
             "higher learning rate, or use the base itself"
         )

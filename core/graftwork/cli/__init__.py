@@ -23,9 +23,9 @@ COMMANDS = {
     "train": ("graftwork.cli.train:train", "Train an adapter as a run file says."),
     "evaluate": ("graftwork.cli.evaluate:evaluate", "Score a checkpoint with evaluators."),
     "compare": ("graftwork.cli.evaluate:compare", "Score a checkpoint and its base in one pass."),
-    "ask": ("graftwork.cli.evaluate:ask", "Ask a checkpoint about a picture."),
+    "ask": ("graftwork.cli.evaluate:ask", "Ask a checkpoint about an image."),
     "inspect": ("graftwork.cli.checkpoint:inspect", "Say what a folder is: a checkpoint, or what other code left."),
-    "import": ("graftwork.cli.foreign:import_command", "Make a checkpoint of a folder that other code wrote."),
+    "import": ("graftwork.cli.importing:import_command", "Make a checkpoint of a folder that other code wrote."),
     "verify": ("graftwork.cli.checkpoint:verify", "Reopen a checkpoint and prove that it is what was saved."),
     "merge": ("graftwork.cli.checkpoint:merge", "Fold an adapter into its base, and prove that they are equal."),
     "export": ("graftwork.cli.checkpoint:export", "Write a checkpoint in a format of other tools."),
@@ -95,14 +95,14 @@ class Commands(click.Group):
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
         except GraftworkError as error:
-            processes.give_way(error)
+            processes.yield_to_launcher(error)
             if ctx.params["debug"]:
                 _print_traceback(error)
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
         except Exception as error:
-            processes.give_way(error)
-            if processes.is_lost(error):
+            processes.yield_to_launcher(error)
+            if processes.is_peer_failure(error):
                 click.echo(
                     f"Error: process {processes.rank()} of {processes.count()} lost the others: one of them has ended; look for "
                     "its message",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from graftwork.contracts.component import Component, Rounding
+    from graftwork.contracts.component import Approximation, Component
     from graftwork_registry import ComponentRow, PluginRow
 
 WIDE = 180
@@ -33,12 +33,12 @@ def list_components(session: Session, kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"components": [r.to_json() for r in rows], "plugins": [p.to_json() for p in plugins]})
         return
-    absent = [plugin for plugin in plugins if plugin.state != "ok"]
+    failed = [plugin for plugin in plugins if plugin.state != "ok"]
     if is_terminal():
-        _print_for_people(rows, absent)
+        _print_for_people(rows, failed)
         return
     print_columns(HEADERS, [_cells(row) for row in rows])
-    for plugin in absent:
+    for plugin in failed:
         click.echo(plugin.sentence)
 
 
@@ -47,13 +47,13 @@ def _cells(row: ComponentRow) -> tuple[str, ...]:
     return row.kind, row.name, row.plugin, origin, row.reason or "ready", row.summary
 
 
-def _print_for_people(rows: Sequence[ComponentRow], absent: Sequence[PluginRow]) -> None:
+def _print_for_people(rows: Sequence[ComponentRow], failed: Sequence[PluginRow]) -> None:
     console = open_console()
     if console.width >= WIDE:
         console.print(_table(rows))
     else:
         _print_cards(console, rows)
-    for plugin in absent:
+    for plugin in failed:
         style = "red" if plugin.state == "broken" else "dim"
         console.print(plugin.sentence, style=style, markup=False, soft_wrap=True)
 
@@ -98,11 +98,11 @@ def show(session: Session, kind: str, name: str, as_json: bool) -> None:
 
     row = session.catalog.row(kind, name)
     settings = settings_of(row.component.Settings)
-    needs, objects, rounds = _needs(row.component), _objections(row.component), _rounding(row.component)
+    needs, objects, approximates = _needs(row.component), _objections(row.component), _approximation(row.component)
     about = _about(row.component)
     if as_json:
         table = [vars(setting) for setting in settings]
-        facts = {"needs": needs, "objections": objects, "rounds": rounds}
+        facts = {"needs": needs, "validate": objects, "approximates": approximates}
         print_json({**row.to_json(), "about": about, "settings": table, **facts})
         return
     click.echo(f"{row.kind} {click.style(row.name, bold=True)}: {row.summary}")
@@ -114,7 +114,7 @@ def show(session: Session, kind: str, name: str, as_json: bool) -> None:
         "needs": ", ".join(needs) or "nothing",
         "ready": "yes" if row.ready else f"no: {row.reason}",
         "objects": objects,
-        "rounds": rounds,
+        "approximates": approximates,
     }
     click.echo()
     for fact, value in lines.items():
@@ -138,16 +138,18 @@ def _needs(component: type[Component[Any]]) -> list[str]:
     return [*component.requires.packages, *([f"CUDA compute capability {cuda[0]}.{cuda[1]}"] if cuda else [])]
 
 
-def _rounding(component: type[Component[Any]]) -> str:
-    """What a memory strategy says that it rounds, and how far a step may be from a plain one; empty for all others."""
-    rounds: Rounding | None = getattr(component, "rounds", None)
-    return f"{rounds.reason}: a step is within {rounds.tolerance:.0%} of a plain one" if rounds else ""
+def _approximation(component: type[Component[Any]]) -> str:
+    """What a memory strategy says that it approximates, and how far a step may be from a plain one; empty for all others."""
+    approximates: Approximation | None = getattr(component, "approximates", None)
+    return (
+        f"{approximates.reason}: a step is within {approximates.tolerance:.0%} of a plain one" if approximates else ""
+    )
 
 
 def _objections(component: type[Component[Any]]) -> str:
     """What the component says of the plans it refuses; empty where it refuses none."""
     from graftwork.contracts.component import Component
 
-    if component.objections is Component.objections:
+    if component.validate is Component.validate:
         return ""
-    return " ".join((component.objections.__doc__ or "to some plans").split())
+    return " ".join((component.validate.__doc__ or "to some plans").split())

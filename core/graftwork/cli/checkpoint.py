@@ -82,7 +82,7 @@ def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
 
 def describe(read: Manifest) -> list[tuple[str, str]]:
     """The rows that tell a person what a checkpoint is."""
-    identity = read.plan.identity
+    model_spec = read.plan.model_spec
     numbers = sum(_size(entry.shape) for entry in read.tensors.values())
     created = read.provenance.get("created", "")
     rows = [("trained", f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {created}")]
@@ -90,31 +90,36 @@ def describe(read: Manifest) -> list[tuple[str, str]]:
         steps = f"; trained there in {read.steps:,} steps" if read.steps else ""
         rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
     rows += [("verdict", read.health.sentence())]
-    for role, choice in [("model", identity.model), *identity.parts.items()]:
+    for role, choice in [("model", model_spec.model), *model_spec.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
         rows.append((role, f"{choice.name} ({choice.distribution} {choice.version}){where}"))
-    if identity.peft:
-        settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in identity.peft.settings.items())
+    if model_spec.peft:
+        settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in model_spec.peft.settings.items())
         rows.append(
-            ("method", f"{identity.peft.name} on {', '.join(identity.on)}" + (f"; {settings}" if settings else ""))
+            ("method", f"{model_spec.peft.name} on {', '.join(model_spec.on)}" + (f"; {settings}" if settings else ""))
         )
-    if identity.also_train:
-        rows.append(("also trained", ", ".join(identity.also_train)))
-    if read.fresh:
-        rows.append(("not in the base", f"{', '.join(read.fresh)} (switching the adapter off leaves these as trained)"))
+    if model_spec.also_train:
+        rows.append(("also trained", ", ".join(model_spec.also_train)))
+    if read.newly_initialised:
+        rows.append(
+            (
+                "not in the base",
+                f"{', '.join(read.newly_initialised)} (switching the adapter off leaves these as trained)",
+            )
+        )
     share = read.counts["trained"] / read.counts["total"]
     rows.append(("parameters", f"{read.counts['trained']:,} trained of {read.counts['total']:,} ({share:.2%})"))
     rows.append(("holds", f"{len(read.tensors)} tensors with {numbers:,} numbers"))
     rows.append(
         (
             "adapter",
-            f"moves the probe's logits by up to {read.probe.distance:.3g} (largest logit {read.probe.largest:.3g})",
+            f"moves the probe's logits by up to {read.golden.distance:.3g} (largest logit {read.golden.largest:.3g})",
         )
     )
     for site, facts in read.attention.items():
         ran = ", ".join(facts.get("ran", {})) or "nothing"
         said = f"; {'; '.join(facts['fallbacks'])}" if facts.get("fallbacks") else ""
-        rows.append((f"attention, {site}", f"{ran} ran in {read.probe.precision} on the {read.probe.device}{said}"))
+        rows.append((f"attention, {site}", f"{ran} ran in {read.golden.precision} on the {read.golden.device}{said}"))
     groups = ", ".join(f"{name} ({count:,})" for name, count in read.data.get("groups", {}).items())
     rows.append(("data", f"{read.data.get('records', 0):,} records" + (f": {groups}" if groups else "")))
     return rows
@@ -144,12 +149,12 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
 def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
     """Rebuild CHECKPOINT from its files alone, and prove that it gives the logits that it was saved with."""
     opened = open_for(session, checkpoint, base, parts, as_trained=True)
-    facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)}
+    facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)}
     if as_json:
         print_json(facts)
         return
     console = open_console()
-    tensors, proof = opened.manifest.tensors, opened.proof
+    tensors, proof = opened.manifest.tensors, opened.verification
     console.print(f"[bold]{opened.folder}[/bold] is proven.")
     console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
     console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")

@@ -129,9 +129,9 @@ def report_imports(modules: Sequence[str]) -> None:
 def _describe_torch() -> dict[str, Any]:
     import torch
 
-    from graftwork.config.machine import probe
+    from graftwork.config.machine import detect_machine
 
-    machine = probe()
+    machine = detect_machine()
     refusal = ""
     if torch.version.cuda and not machine.cuda:
         try:

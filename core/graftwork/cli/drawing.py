@@ -8,7 +8,7 @@ from functools import singledispatchmethod
 from typing import TYPE_CHECKING, Any
 
 from graftwork.cli.printing import print_comparison, print_scores
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
 from graftwork.jobs.messages import Answering, Compared, Listener, Message, Rehearsing, Scored
 
@@ -92,8 +92,8 @@ class Drawing:
         steps, facts = TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.fields[facts]}")
         bar = self.open_bar("training", steps, BarColumn(), facts, TimeRemainingColumn(), transient=False)
         bar.update(self.task, total=event.steps, completed=event.step)
-        for remark in event.remarks:
-            self.console.print(f"memory: {remark}", style="yellow", markup=False)
+        for note in event.notes:
+            self.console.print(f"memory: {note}", style="yellow", markup=False)
         if event.step:
             self.console.print(f"resumed after step {event.step} of {event.steps}")
 
@@ -104,7 +104,7 @@ class Drawing:
         recent = self.rates[-RECENT:]
         facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {sum(recent) / len(recent):.0f} {unit}/s"
         if event.memory:
-            facts += f"  {shown_size(event.memory)}"
+            facts += f"  {format_size(event.memory)}"
         if self.bar:
             self.bar.update(self.task, completed=event.step, facts=facts)
         tenth = max(1, event.steps // 10)

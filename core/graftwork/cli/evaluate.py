@@ -119,17 +119,17 @@ def ask(
     base: Path | None,
     parts: tuple[str, ...],
 ) -> None:
-    """Ask CHECKPOINT a QUESTION about the picture IMAGE."""
-    from graftwork.contracts.records import Picture, Record, Turn
+    """Ask CHECKPOINT a QUESTION about the image IMAGE."""
+    from graftwork.contracts.records import Image, Record, Turn
     from graftwork.evaluate.generation import answer, encode_prompt
 
     assembly = open_for(session, checkpoint, base, parts, device=device).assembly
-    record = Record("question", (Turn("user", f"<image>\n{question}"),), (Picture(image),))
+    record = Record("question", (Turn("user", f"<image>\n{question}"),), (Image(image),))
     prompt = [encode_prompt(assembly, record, max_new_tokens)]
     (said,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
     if not both:
         click.echo(said)
         return
-    with assembly.off():
+    with assembly.disable_adapter():
         (before,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
     click.echo(f"base:    {before}\nadapter: {said}")

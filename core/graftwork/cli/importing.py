@@ -62,7 +62,7 @@ def import_command(
     except CheckpointError:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    console.print(f"[bold]{out}[/bold] is a proven checkpoint of '{folder}': {diagnosis.said}", soft_wrap=True)
+    console.print(f"[bold]{out}[/bold] is a proven checkpoint of '{folder}': {diagnosis.description}", soft_wrap=True)
     for what, place in diagnosis.places.items():
         name = "base" if what == "base" else f"{what} part"
         if what in imported.own:

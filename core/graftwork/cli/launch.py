@@ -25,7 +25,7 @@ def on_processes(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(command)
     def run(*arguments: Any, wanted: int | None, **options: Any) -> None:
-        if wanted and wanted > 1 and not processes.is_told():
+        if wanted and wanted > 1 and not processes.launched_distributed():
             from graftwork.jobs.launching import launch
 
             ctx = click.get_current_context()

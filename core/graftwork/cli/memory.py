@@ -1,79 +1,79 @@
-"""What a rehearsal says to people: the rungs, the peak by category, and the largest things in it."""
+"""What a rehearsal says to people: the candidates, the peak by category, and the largest things in it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from graftwork.cli.console import make_table
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graftwork.memory.budget import Ladder, Rung
+    from graftwork.memory.budget import Candidate, CandidateSearch
     from graftwork.memory.timeline import Footprint
 
 BAR = 30
 """Characters of the longest bar."""
 
 
-def print_ladder(console: Console, ladder: Ladder) -> None:
+def print_search(console: Console, search: CandidateSearch) -> None:
     """Everything that a rehearsal found out, the sentence that matters last."""
-    best = ladder.best
+    best = search.best
     console.print()
     if best is None:
-        for rung in ladder.rungs:
-            console.print(f"memory: {rung.name} cannot be rehearsed: {rung.problem}", style="yellow")
+        for candidate in search.candidates:
+            console.print(f"memory: {candidate.name} cannot be rehearsed: {candidate.problem}", style="yellow")
         return
     step = best.steps[-1]
     console.print(
-        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA card' if ladder.device == 'cuda' else 'a CPU'} with records of "
-        f"{step.tokens:,} tokens, {step.tokens - step.labels:,} of them a picture's and all others labelled"
+        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA card' if search.device == 'cuda' else 'a CPU'} with records of "
+        f"{step.tokens:,} tokens, {step.tokens - step.labels:,} of them an image's and all others num_label_tokens"
     )
     console.print()
-    print_rungs(console, ladder)
+    print_candidates(console, search)
     console.print()
     print_footprint(console, best, step.footprint)
     console.print()
     console.print(
-        ("takes " if ladder.taken is not None else "") + ladder.why,
-        style=None if ladder.fits is None else "green" if ladder.fits else "bold red",
+        ("takes " if search.taken is not None else "") + search.why,
+        style=None if search.fits is None else "green" if search.fits else "bold red",
     )
 
 
-def print_rungs(console: Console, ladder: Ladder) -> None:
-    """A row for each rung."""
-    table = make_table(["strategies", "at a time", "peak*", "", "multiplications*"])
+def print_candidates(console: Console, search: CandidateSearch) -> None:
+    """A row for each candidate."""
+    table = make_table(["strategies", "at a time", "peak*", "", "flops*"])
     for column in (1, 2, 4):
         table.columns[column].justify = "right"
-    plain = next((rung.steps[-1].multiplications for rung in ladder.rungs if rung.steps), 1) or 1
-    for place, rung in enumerate(ladder.rungs):
-        if not rung.steps:
-            table.add_row(rung.name, "", "", rung.problem, "")
+    plain = next((candidate.steps[-1].flops for candidate in search.candidates if candidate.steps), 1) or 1
+    for place, candidate in enumerate(search.candidates):
+        if not candidate.steps:
+            table.add_row(candidate.name, "", "", candidate.problem, "")
             continue
-        step = rung.steps[-1]
-        fits = "" if ladder.budget is None else "fits" if step.footprint.peak <= ladder.budget else "too much"
+        step = candidate.steps[-1]
+        fits = "" if search.budget is None else "fits" if step.footprint.peak <= search.budget else "too much"
         table.add_row(
-            rung.name,
+            candidate.name,
             str(step.micro_batch),
-            shown_size(step.footprint.peak),
-            fits + (", taken" if place == ladder.taken and ladder.budget is not None else ""),
-            f"{step.multiplications / plain:.2f} x",
+            format_size(step.footprint.peak),
+            fits + (", taken" if place == search.taken and search.budget is not None else ""),
+            f"{step.flops / plain:.2f} x",
         )
     console.print(table)
-    if said := sorted({name for rung in ladder.rungs for name in rung.by_arithmetic}):
+    if said := sorted({name for candidate in search.candidates for name in candidate.by_arithmetic}):
         console.print(f"by its own arithmetic, because one process cannot show it: {', '.join(said)}")
 
 
-def print_footprint(console: Console, rung: Rung, footprint: Footprint) -> None:
+def print_footprint(console: Console, candidate: Candidate, footprint: Footprint) -> None:
     """Where the bytes are when there are most of them."""
-    strategies = "" if rung.name == "none" else f" with {rung.name}"
+    strategies = "" if candidate.name == "none" else f" with {candidate.name}"
     where = f", in {footprint.module}" if footprint.module else ""
     console.print(f"fullest{strategies}: {footprint.phase}{where} ({footprint.operation})")
     categories = make_table(["category*", "size*", ""])
     categories.columns[1].justify = "right"
     for category, size in footprint.categories.items():
-        categories.add_row(category, shown_size(size), "█" * round(BAR * size / max(1, footprint.peak)))
+        categories.add_row(category, format_size(size), "█" * round(BAR * size / max(1, footprint.peak)))
     console.print(categories)
     console.print()
     things = make_table(["the largest things then", "category*", "shape*", "type*", "number", "size*"])
@@ -87,6 +87,6 @@ def print_footprint(console: Console, rung: Rung, footprint: Footprint) -> None:
             shape,
             thing.dtype,
             str(thing.count),
-            shown_size(thing.bytes),
+            format_size(thing.bytes),
         )
     console.print(things)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_scores(console: Console, result: Result) -> None:
-    """The table of one arm's scores."""
+    """The table of one variant's scores."""
     from graftwork.evaluate.scores import is_percent, shown
 
     percent = is_percent(result.rows)
@@ -32,7 +32,7 @@ def print_scores(console: Console, result: Result) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """The table of both arms' scores, and what was forgotten."""
+    """The table of both variants' scores, and what was forgotten."""
     from rich.text import Text
 
     from graftwork.report.wording import SCORE_HEADERS, score_cells
@@ -45,7 +45,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         table.add_row(*(Text(cells[column]) for column in columns))
     console.print(table)
     gained = sum(flip.gained for flip in comparison.flips)
-    console.print("\n" + "\n".join([comparison.headline, *comparison.remarks]), markup=False)
+    console.print("\n" + "\n".join([comparison.headline, *comparison.notes]), markup=False)
     console.print(
         f"{len(comparison.flips)} answers changed sides: {gained} gained, {len(comparison.flips) - gained} lost."
     )
@@ -55,10 +55,10 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """A diagnosis for a person."""
-    console.print(f"[bold]{diagnosis.folder}[/bold]: {diagnosis.said}\n", soft_wrap=True)
+    console.print(f"[bold]{diagnosis.folder}[/bold]: {diagnosis.description}\n", soft_wrap=True)
     print_facts(console, facts(diagnosis))
     for title, lines in (
-        ("Not in it", diagnosis.adoption.missing if diagnosis.adoption else ()),
+        ("Not in it", diagnosis.import_plan.missing if diagnosis.import_plan else ()),
         ("Inconsistent", diagnosis.inconsistent),
     ):
         if lines:
@@ -70,7 +70,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     else:
         console.print("\nTo make a proven checkpoint of it:")
         console.print(f"  {diagnosis.command}", soft_wrap=True)
-        if diagnosis.adoption and diagnosis.adoption.whole and not diagnosis.places["base"].found:
+        if diagnosis.import_plan and diagnosis.import_plan.is_full_model and not diagnosis.places["base"].found:
             console.print("With --base DIR it can be compared with the language model that it was trained from.")
 
 
@@ -78,10 +78,10 @@ def facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     """What is known of a foreign folder, a label and a phrase each."""
     if diagnosis.architecture:
         yield "model", diagnosis.architecture
-    if diagnosis.adoption:
-        yield from diagnosis.adoption.facts
+    if diagnosis.import_plan:
+        yield from diagnosis.import_plan.facts
     elif diagnosis.adapter:
-        yield "adapter", diagnosis.adapter.said
+        yield "adapter", diagnosis.adapter.description
     for what, place in diagnosis.places.items():
         yield "trained from" if what == "base" else f"{what} part", place.line()
     if losses := diagnosis.losses:

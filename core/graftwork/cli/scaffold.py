@@ -14,7 +14,7 @@ from graftwork.contracts.kinds import KINDS
 TEMPLATES = Path(__file__).parent / "templates"
 
 SUMMARIES = {
-    "model": "A recurrent language model over bytes that sees pictures through one tower",
+    "model": "A recurrent language model over bytes that sees images through one tower",
     "vision_tower": "Patches of pixels, projected by two convolutions",
     "peft": "Trains the biases of the chosen roles, as BitFit does (arXiv:2106.10199)",
     "memory": "Keeps in main memory what the backward pass needs of the forward pass",

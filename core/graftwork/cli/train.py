@@ -60,7 +60,7 @@ def plan(
     exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
     from graftwork.build.outline import outline as outline_of
-    from graftwork.cli.memory import print_ladder
+    from graftwork.cli.memory import print_search
     from graftwork.config import machine, runfile
     from graftwork.jobs.messages import Rehearsing
     from graftwork.jobs.resolve import resolve_run
@@ -68,19 +68,19 @@ def plan(
 
     session: Session = ctx.obj
     console = open_console()
-    absent: list[str] = []
+    missing_files: list[str] = []
     loaded = runfile.load(run, overrides)
-    resolved = resolve_run(loaded, session.catalog, fetch=False, absent=absent)
-    here = machine.probe()
-    allowed = budget.allowance(resolved, here, device_memory)
+    resolved = resolve_run(loaded, session.catalog, fetch=False, missing_files=missing_files)
+    here = machine.detect_machine()
+    allowed = budget.budget_bytes(resolved, here, device_memory)
     outline = outline_of(resolved, session.catalog, here)
-    if outline.no_processor and not any(line.startswith("model.weights:") for line in absent):
-        absent.append(f"model: {outline.no_processor}")
-    ladder = None
+    if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
+        missing_files.append(f"model: {outline.no_processor}")
+    search = None
     if rehearse and outline.trained:
         device = "cuda" if here.cuda or allowed is not None else "cpu"
         with drawing(console) as listen:
-            ladder = budget.climb(
+            search = budget.search_candidates(
                 resolved,
                 session.catalog,
                 here,
@@ -90,54 +90,56 @@ def plan(
                 listen=lambda strategies: listen(Rehearsing(strategies)),
             )
     if as_json:
-        facts = {"outline": asdict(outline), "memory": ladder.to_json() if ladder else None, "absent": absent}
+        facts = {
+            "outline": asdict(outline),
+            "memory": search.to_json() if search else None,
+            "missing_files": missing_files,
+        }
         print_json({"plan": resolved.to_json(), **facts, "out": str(loaded.out)})
     else:
         print_plan(console, resolved)
         print_outline(console, outline)
-        if ladder:
-            print_ladder(console, ladder)
-        if absent:
+        if search:
+            print_search(console, search)
+        if missing_files:
             console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
-            for line in absent:
+            for line in missing_files:
                 console.print(f"  {line}", style="yellow", markup=False)
-    if ladder and ladder.fits is False:
+    if search and search.fits is False:
         ctx.exit(TOO_MUCH)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
     """Every choice of a plan with all its settings."""
-    identity, circumstance = plan.identity, plan.circumstance
+    model_spec, run_context = plan.model_spec, plan.run_context
     table = make_table(["what*", "component", "settings"])
 
     def add(what: str, choice: Choice, more: Sequence[str] = ()) -> None:
         lines = [*more, *(f"{key} = {shown(value)}" for key, value in choice.settings.items())]
         weights = choice.weights.path if choice.weights else None
         if choice.folder and choice.folder != weights:
-            alone = not (weights or identity.model.weights)
+            alone = not (weights or model_spec.model.weights)
             lines.insert(0, f"config = {choice.folder}" + " (random weights)" * alone)
         if weights:
             lines.insert(0, f"weights = {weights}" + " (not there yet)" * (not Path(weights).is_dir()))
         origin = f"{choice.distribution} {choice.version}"
         table.add_row(what, f"{choice.name}\n[dim]{choice.plugin}, {origin}[/dim]", "\n".join(lines))
 
-    add("model", identity.model)
-    for part, choice in identity.parts.items():
+    add("model", model_spec.model)
+    for part, choice in model_spec.parts.items():
         add(f"model.parts.{part}", choice)
-    if identity.peft:
-        add("peft", identity.peft, [f"on = {', '.join(identity.on)}"])
-    if identity.also_train:
-        table.add_row("also_train", "", ", ".join(identity.also_train))
-    for choice in circumstance.memory:
+    if model_spec.peft:
+        add("peft", model_spec.peft, [f"on = {', '.join(model_spec.on)}"])
+    if model_spec.also_train:
+        table.add_row("also_train", "", ", ".join(model_spec.also_train))
+    for choice in run_context.memory:
         add("memory", choice)
-    for what, choices in (("source", circumstance.sources), ("operator", circumstance.operators)):
+    for what, choices in (("source", run_context.sources), ("operator", run_context.operators)):
         for choice in choices:
             add(f"data.{what}", choice)
-    table.add_row(
-        "train", "", "\n".join(f"{key} = {shown(value)}" for key, value in asdict(circumstance.train).items())
-    )
-    table.add_row("seed", "", str(circumstance.seed))
-    for choice in circumstance.evaluate:
+    table.add_row("train", "", "\n".join(f"{key} = {shown(value)}" for key, value in asdict(run_context.train).items()))
+    table.add_row("seed", "", str(run_context.seed))
+    for choice in run_context.evaluate:
         add("evaluate", choice)
     console.print(table)
 
@@ -159,7 +161,7 @@ def print_outline(console: Console, outline: Outline) -> None:
         column.justify = "right"
     for row in outline.roles:
         trained = f"{row.trained:,}" if row.trained else "-"
-        note = "not in the base weights" if row.fresh else ""
+        note = "not in the base weights" if row.newly_initialised else ""
         table.add_row(row.role, str(row.modules), f"{row.parameters:,}", str(row.adapted or "-"), trained, note)
     table.add_section()
     table.add_row("all", "", f"{outline.total:,}", "", f"{outline.trained:,}", f"{outline.share:.2%} trained")

@@ -29,7 +29,7 @@ class Machine:
 
 
 @cache
-def probe() -> Machine:
+def detect_machine() -> Machine:
     """This machine, asked of torch and the operating system once in a process."""
     import torch
 

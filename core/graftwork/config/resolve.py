@@ -13,10 +13,10 @@ from graftwork.config.machine import Machine, unmet_requirement
 from graftwork.config.runfile import EMPTY, OWN_KEYS, RunFile, Selection
 from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
-from graftwork.contracts.component import Absent, Component
+from graftwork.contracts.component import Component, MissingFile
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower, Weighted
 from graftwork.contracts.lookup import Found, Lookup
-from graftwork.contracts.plan import Choice, Circumstance, Identity, Plan, WeightsRef
+from graftwork.contracts.plan import Choice, ModelSpec, Plan, RunContext, WeightsRef
 from graftwork.errors import ComponentNotFound, GraftworkError, PlanRefused, WeightsError
 
 
@@ -27,17 +27,17 @@ def resolve(
     *,
     kernels: Sequence[str] = (),
     fetch: bool = True,
-    absent: list[str] | None = None,
+    missing_files: list[str] | None = None,
 ) -> Plan:
     """The plan of a run. Reads configurations, but no weights, and imports no torch.
 
     `kernels` are the attention kernels to try, in order, where the run file does not say. Without a `machine` the
     hardware is not judged. Without `fetch`, weights that are named by a hub id must be in the local cache already.
-    With a list `absent`, what may yet come is added to it and does not count against the plan: weights beside a `config`,
-    and files whose lack a component calls `Absent`. Raises PlanRefused whose details hold every reason, each with the
+    With a list `missing_files`, what may yet come is added to it and does not count against the plan: weights beside a `config`,
+    and files whose lack a component calls `MissingFile`. Raises PlanRefused whose details hold every reason, each with the
     dotted path of what it is about.
     """
-    resolver = _Resolver(run, lookup, machine, fetch, absent)
+    resolver = _Resolver(run, lookup, machine, fetch, missing_files)
     plan = resolver.plan(kernels)
     if plan is None or resolver.reasons:
         name = f"'{run.source}'" if run.source else "the run"
@@ -59,13 +59,13 @@ class _Resolver:
     """Resolves one run. What cannot work becomes None and adds to `reasons`."""
 
     def __init__(
-        self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool, absent: list[str] | None
+        self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool, missing_files: list[str] | None
     ) -> None:
         self.run = run
         self.lookup = lookup
         self.machine = machine
         self.fetch = fetch
-        self.absent = absent
+        self.missing_files = missing_files
         self.reasons: list[str] = []
         self.complete = True
         """Whether everything the run asks for was resolved, so that the plan says what the run means."""
@@ -88,14 +88,15 @@ class _Resolver:
         if model is None or not self.complete:
             return None
         strategies = {each.where: each.choice for each in memory}
-        rungs = [
-            [strategies[where] for name in rung if (where := join("memory", name)) in strategies] for rung in run.rungs
+        candidates = [
+            [strategies[where] for name in candidate if (where := join("memory", name)) in strategies]
+            for candidate in run.candidates
         ]
-        circumstance = Circumstance(
+        run_context = RunContext(
             seed=run.seed,
             attention=attention,
-            memory=rungs[0] if rungs else [each.choice for each in memory],
-            rungs=rungs,
+            memory=candidates[0] if candidates else [each.choice for each in memory],
+            candidates=candidates,
             budget=run.budget,
             sources=[each.choice for each in sources],
             operators=[each.choice for each in operators],
@@ -104,17 +105,21 @@ class _Resolver:
             evaluate=[each.choice for each in evaluators],
         )
         towers = {part: tower.choice for part, tower in parts.items()}
-        identity = Identity(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
-        plan = Plan(identity, circumstance)
+        model_spec = ModelSpec(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
+        plan = Plan(model_spec, run_context)
         self.check_sites(plan, model, parts)
-        for rung in rungs or [circumstance.memory]:
-            self.check_engines([each for each in memory if each.choice in rung])
-            tried = replace(plan, circumstance=replace(circumstance, memory=rung))
+        for candidate in candidates or [run_context.memory]:
+            self.check_engines([each for each in memory if each.choice in candidate])
+            tried = replace(plan, run_context=replace(run_context, memory=candidate))
             for each in self.resolved:
-                if each.choice.kind == "memory" and each.choice not in rung:
+                if each.choice.kind == "memory" and each.choice not in candidate:
                     continue
-                for clause in each.component.objections(tried):
-                    into = self.reasons if self.absent is None or not isinstance(clause, Absent) else self.absent
+                for clause in each.component.validate(tried):
+                    into = (
+                        self.reasons
+                        if self.missing_files is None or not isinstance(clause, MissingFile)
+                        else self.missing_files
+                    )
                     if (line := f"{each.where}: {clause}") not in into:
                         into.append(line)
         return plan
@@ -182,8 +187,8 @@ class _Resolver:
             return weights.locate(given, self.run.folder, where=where, fetch=self.fetch)
         except WeightsError as error:
             path = weights.absolute(Path(given), self.run.folder)
-            if key == "weights" and selection.config and self.absent is not None and not path.exists():
-                self.absent += _lines(where, error)
+            if key == "weights" and selection.config and self.missing_files is not None and not path.exists():
+                self.missing_files += _lines(where, error)
                 return path
             self.refuse(*_lines(where, error))
             return None
@@ -269,7 +274,7 @@ class _Resolver:
             self.reasons += _lines("model", error)
             return
         known = [site.name for site in sites]
-        for name in sorted(plan.circumstance.attention.keys() - {"*", *known}):
+        for name in sorted(plan.run_context.attention.keys() - {"*", *known}):
             mistake = f"'{model.choice.name}' has no attention site '{name}'{suggestion(name, known)}"
             self.reasons.append(f"attention.sites.{name}: {mistake}")
         if self.machine is None:

@@ -49,7 +49,7 @@ class RunFile:
     """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run does not say."""
     memory: tuple[Selection, ...] = ()
     """Every strategy that the run names, in `use` or in `try`."""
-    rungs: tuple[tuple[str, ...], ...] = ()
+    candidates: tuple[tuple[str, ...], ...] = ()
     """The names of `try`; empty when the run does not say."""
     budget: int | None = None
     """In bytes."""
@@ -260,9 +260,11 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
     sources, operators = reader.items(items, "source"), reader.items(items, "operator")
     saving, strategies = reader.own(MemoryTable, reader.table(tables, "memory"), "memory")
-    rungs = saving.try_ if saving else ()
-    if rungs:
-        memory = reader.named("try", list(dict.fromkeys(name for rung in rungs for name in rung)), strategies, "memory")
+    candidates = saving.try_ if saving else ()
+    if candidates:
+        memory = reader.named(
+            "try", list(dict.fromkeys(name for candidate in candidates for name in candidate)), strategies, "memory"
+        )
     else:
         memory = reader.named("use", saving.use if saving else [*strategies], strategies, "memory")
     asked, evaluators = reader.own(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
@@ -283,7 +285,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         also_train=peft_own.also_train,
         attention=attention,
         memory=memory,
-        rungs=rungs,
+        candidates=candidates,
         budget=parse_size(saving.budget) if saving.budget is not None else None,
         sources=sources,
         operators=operators,

@@ -19,9 +19,9 @@ def describe_towers(
     plan: Plan, architecture: ModelArchitecture[Any], towers: Mapping[str, VisionTower[Any]]
 ) -> Mapping[str, TowerOutput]:
     """What each part's tower computes in this plan."""
-    identity = plan.identity
-    pairs = {part: (tower, config_of(identity.parts[part])) for part, tower in towers.items()}
-    return architecture.describe_towers(config_of(identity.model), pairs)
+    model_spec = plan.model_spec
+    pairs = {part: (tower, config_of(model_spec.parts[part])) for part, tower in towers.items()}
+    return architecture.describe_towers(config_of(model_spec.model), pairs)
 
 
 def attention_sites(
@@ -31,15 +31,15 @@ def attention_sites(
     outputs: Mapping[str, TowerOutput],
 ) -> list[AttentionSite]:
     """Every site of a plan's model, towers included (as `vision.PART`), known without weights."""
-    sites = list(architecture.sites(config_of(plan.identity.model), outputs))
+    sites = list(architecture.sites(config_of(plan.model_spec.model), outputs))
     for part, tower in towers.items():
-        sites += [replace(site, name=f"vision.{part}") for site in tower.sites(config_of(plan.identity.parts[part]))]
+        sites += [replace(site, name=f"vision.{part}") for site in tower.sites(config_of(plan.model_spec.parts[part]))]
     return sites
 
 
 def kernels_for(plan: Plan, site: str, lookup: Lookup) -> list[tuple[str, AttentionKernel[Any]]]:
     """The kernels to try at a site, by name, in order of preference."""
-    choices = plan.circumstance.attention.get(site, plan.circumstance.attention.get("*", []))
+    choices = plan.run_context.attention.get(site, plan.run_context.attention.get("*", []))
     return [(choice.name, cast(AttentionKernel[Any], restore_component(choice, lookup))) for choice in choices]
 
 
@@ -50,6 +50,6 @@ def kernels_on(
 
     `device` is `cuda` or `cpu`; by default the machine's.
     """
-    dtype, device = DTYPES[plan.circumstance.train.precision], device or ("cuda" if machine.cuda else "cpu")
+    dtype, device = DTYPES[plan.run_context.train.precision], device or ("cuda" if machine.cuda else "cpu")
     cases = ((site, AttentionCase(site, dtype, device, machine.capability)) for site in sites)
     return [(site, choose(case, kernels_for(plan, site.name, lookup))) for site, case in cases]

@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * 2**power)
 
 
-def shown_size(size: int) -> str:
+def format_size(size: int) -> str:
     """A size as people read it: `11.9 GiB`, `512 MiB`, `3.2 KiB`."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 0.97 * 2**power:

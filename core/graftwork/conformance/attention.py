@@ -219,7 +219,7 @@ def supports_answers_every_question(subject: Subject) -> Iterator[str]:
         if not answer and not answer.reason.strip():
             yield f"a no must have a reason, and 'supports' gave none for {case}; write unsupported(reason)"
         if answer and (reason := unmet_requirement(kernel.requires, case)):
-            yield f"'supports' must refuse what the card rules out, and it says yes although {reason}; ask graftwork.attention.lacking first"
+            yield f"'supports' must refuse what 'requires' rules out, and it says yes although {reason}; ask graftwork.attention.unmet_requirement first"
 
 
 CHECKS: tuple[Check, ...] = (

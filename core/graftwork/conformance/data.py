@@ -8,8 +8,8 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from graftwork.conformance.outcome import Check, Skipped, Subject
-from graftwork.conformance.specimens import picture, records
-from graftwork.contracts.records import BadRecord, Picture, Record, Turn
+from graftwork.conformance.specimens import image, records
+from graftwork.contracts.records import BadRecord, Image, Record, Turn
 from graftwork.errors import GraftworkError
 
 READ = 2_000
@@ -28,9 +28,9 @@ def unlike_records(items: Iterable[Any]) -> Iterator[str]:
             return
         elif not item.turns or not isinstance(item.id, str):
             yield f"a record must have turns and a text as its id, and {item.id!r} has not; yield a BadRecord instead"
-        elif (places := sum(turn.text.count("<image>") for turn in item.turns)) != len(item.pictures):
+        elif (places := sum(turn.text.count("<image>") for turn in item.turns)) != len(item.images):
             yield (
-                f"a record must have one '<image>' for each picture, and '{item.id}' has {places} for {len(item.pictures)}; "
+                f"a record must have one '<image>' for each image, and '{item.id}' has {places} for {len(item.images)}; "
                 "put it into the text"
             )
 
@@ -79,15 +79,13 @@ class KitWriter:
 
 
 def material() -> list[Record]:
-    """Records of many kinds: with and without pictures, equal pictures, a broken one, no words and many."""
-    red = picture("red")
+    """Records of many kinds: with and without images, equal images, a broken one, no words and many."""
+    red = image("red")
     asked = Turn("user", "<image>\nWhat colour is it?")
     return [
         *records(),
-        Record(
-            "twin", (asked, Turn("assistant", "red")), (Picture(data=red.data),), where="kit:4", meta={"score": [1]}
-        ),
-        Record("broken", (asked, Turn("assistant", "red")), (Picture(data=b"no picture"),), where="kit:5"),
+        Record("twin", (asked, Turn("assistant", "red")), (Image(data=red.data),), where="kit:4", meta={"score": [1]}),
+        Record("broken", (asked, Turn("assistant", "red")), (Image(data=b"no image"),), where="kit:5"),
         Record(
             "long", (Turn("user", "really " * 500 + "?"), Turn("assistant", "yes")), where="kit:6", meta={"score": [2]}
         ),

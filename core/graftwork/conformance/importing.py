@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from graftwork.conformance.outcome import Check, Subject
-from graftwork.contracts.external import Foreign
+from graftwork.contracts.external import ExternalFolder
 
 
 def a_strangers_folder_is_left_alone(subject: Subject) -> Iterator[str]:
-    """`adopt` must not claim a folder of which it knows nothing."""
-    folder = subject.scratch / "stranger"
+    """`import_from` must not claim a folder of which it knows nothing."""
+    folder = subject.scratch / "unknown"
     folder.mkdir()
     (folder / "README.md").write_text("Somebody's notes.\n", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "nobody-knows-it"}), encoding="utf-8")
     component = subject.ready()
     arguments: tuple[Any, ...] = ({}, None) if component.kind == "model" else ()
-    if component.adopt(Foreign(folder), *arguments) is not None:
+    if component.import_from(ExternalFolder(folder), *arguments) is not None:
         yield "'adopt' must return None for a folder that it does not know, and it claimed one; look at what the folder holds"
 
 

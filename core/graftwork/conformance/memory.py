@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import adapt, assemble, distance, logits, stepper, train
 from graftwork.contracts.anatomy import named_tensors
-from graftwork.contracts.component import Rounding
+from graftwork.contracts.component import Approximation
 from graftwork.contracts.kinds import MemoryStrategy
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ def assembled(
     )
 
 
-def rounding(subject: Subject) -> Rounding | None:
-    """What the strategy says that it rounds."""
-    return cast(type[MemoryStrategy[Any]], subject.component).rounds
+def approximation_of(subject: Subject) -> Approximation | None:
+    """What the strategy says that it approximates."""
+    return cast(type[MemoryStrategy[Any]], subject.component).approximates
 
 
 def away(found: Tensor, wanted: Tensor, subject: Subject) -> float:
     """How far a tensor is from what it should be: at most; as a whole and relatively where something is rounded."""
-    if not rounding(subject) or found.shape != wanted.shape:
+    if not approximation_of(subject) or found.shape != wanted.shape:
         return distance(found, wanted)
     difference = float((found.detach().float() - wanted.detach().float()).norm() / wanted.detach().float().norm())
     return difference if difference == difference else float("inf")
@@ -48,24 +48,24 @@ def learned(assembly: Assembly) -> Tensor:
     """What training added to the numbers that are trained, all of them in a row."""
     import torch
 
-    steps = [parameter.detach() - assembly.base_values[name] for name, parameter in assembly.trained().items()]
+    steps = [parameter.detach() - assembly.base_copy[name] for name, parameter in assembly.trained().items()]
     return torch.cat([step.flatten() for step in steps])
 
 
 def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
     """The loss of a training step, and every number after it, by the strategy's own loss, optimizer and engine."""
-    rounds = rounding(subject)
-    tolerance = rounds.tolerance if rounds else TOLERANCE
+    approximation = approximation_of(subject)
+    tolerance = approximation.tolerance if approximation else TOLERANCE
     for trained in TRAINED:
         plain, saving = assembled(None, trained), assembled(subject, trained)
         (wanted,), (loss,) = train(plain, steps=1), train(saving, steps=1)
         if not abs(loss - wanted) <= tolerance * max(1.0, abs(wanted)):
             yield f"a strategy must not change the loss, and a step has {loss:.6g} instead of {wanted:.6g}; compute the same numbers"
-        with saving.whole(dict(saving.model.named_parameters())):
-            if rounds and (error := away(learned(saving), learned(plain), subject)) > tolerance:
+        with saving.full_params(dict(saving.model.named_parameters())):
+            if approximation and (error := away(learned(saving), learned(plain), subject)) > tolerance:
                 yield f"a strategy must not change what a step learns, and what is learned is {error:.3g} away; hand every gradient on"
             found = named_tensors(saving.model)
-            for name, tensor in named_tensors(plain.model).items() if not rounds else ():
+            for name, tensor in named_tensors(plain.model).items() if not approximation else ():
                 if name not in found or (error := distance(found[name], tensor)) > tolerance:
                     far = f"is {error:.3g} away" if name in found else "is not there"
                     yield f"a strategy must not change what a step learns, and '{name}' {far} after one; hand every gradient on"
@@ -73,14 +73,14 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
 
 def kept(assembly: Assembly, subject: Subject) -> dict[str, Tensor]:
     """Every tensor; where frozen weights are rounded, and so stored otherwise, only what a checkpoint holds."""
-    rounds = rounding(subject)
-    return assembly.added() if rounds and rounds.outputs else named_tensors(assembly.model)
+    approximation = approximation_of(subject)
+    return assembly.state_to_save() if approximation and approximation.outputs else named_tensors(assembly.model)
 
 
 def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
     """Modules, tensors and what is trained have the names and shapes that checkpoints are made of."""
     plain, saving = assembled(None), assembled(subject)
-    with saving.whole(dict(saving.model.named_parameters())):
+    with saving.full_params(dict(saving.model.named_parameters())):
         wanted = {name: tuple(tensor.shape) for name, tensor in kept(plain, subject).items()}
         found = {name: tuple(tensor.shape) for name, tensor in kept(saving, subject).items()}
     if different := sorted(dict(wanted.items() ^ found.items())):
@@ -91,9 +91,11 @@ def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
 
 def answers_stay(subject: Subject) -> Iterator[str]:
     """What the model computes in evaluation, before and after training."""
-    plain, saving, rounds = assembled(None), assembled(subject), rounding(subject)
+    plain, saving, approximation = assembled(None), assembled(subject), approximation_of(subject)
     for when in ("before", "after"):
-        tolerance = rounds.tolerance if rounds and (rounds.outputs or when == "after") else TOLERANCE
+        tolerance = (
+            approximation.tolerance if approximation and (approximation.outputs or when == "after") else TOLERANCE
+        )
         if (error := away(logits(saving), logits(plain), subject)) > tolerance:
             yield f"a strategy must not change the output, and {when} training it is {error:.3g} away; compute the same numbers"
         train(plain, steps=1), train(saving, steps=1)
@@ -119,7 +121,7 @@ def resuming_goes_on_exactly(subject: Subject) -> Iterator[str]:
 
 def numbers(assembly: Assembly) -> dict[str, Tensor]:
     """All numbers that are trained, by name."""
-    with assembly.whole(assembly.trained()):
+    with assembly.full_params(assembly.trained()):
         return {name: parameter.detach().clone() for name, parameter in assembly.trained().items()}
 
 

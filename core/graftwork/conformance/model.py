@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.build import compose
-from graftwork.build.filling import census
+from graftwork.build.filling import check_keys
 from graftwork.config.sites import attention_sites
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.recorder import misfit, recorder
-from graftwork.conformance.specimens import KitTower, distance, picture, records
+from graftwork.conformance.specimens import KitTower, distance, image, records
 from graftwork.conformance.weighted import folder_of
 from graftwork.contracts.anatomy import AttentionCase, named_tensors, within
 from graftwork.contracts.assembly import Assembly
@@ -115,9 +115,9 @@ def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
         for name in names:
             if name not in modules:
                 yield f"a role must name modules, and there is no '{name}' for '{role}'; mend 'build'"
-    for role in component.fresh_roles:
+    for role in component.newly_initialised_roles:
         if role not in component.roles:
-            yield f"'fresh_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
+            yield f"'newly_initialised_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
     for part in component.parts:
         if len(structure.roles.get(f"vision.{part}", ())) != 1:
             yield f"a filled part must be one module, and 'vision.{part}' names none or several; add the role with the tower's name"
@@ -132,13 +132,13 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
     """Every block and every module of an attention site is there, and every site of `sites` has modules."""
     assembly = built(subject).assembly
     structure, modules = assembly.structure, dict(assembly.model.named_modules())
-    for kind, rows in (("block", structure.blocks), ("site", structure.sites)):
+    for kind, rows in (("block", structure.blocks), ("site", structure.attention_modules)):
         for row, names in rows.items():
             for name in names:
                 if name not in modules:
                     yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; mend 'build'"
     for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
-        if site.name not in structure.sites:
+        if site.name not in structure.attention_modules:
             yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(sites=…)"
 
 
@@ -182,7 +182,7 @@ def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
     made = built(subject)
     shaped = compose.build(made.assembly.plan, made.lookup, meta=True)
     real = {name: tuple(tensor.shape) for name, tensor in named_tensors(made.assembly.model).items()}
-    census(named_tensors(shaped.model), real)
+    check_keys(named_tensors(shaped.model), real)
     for name, parameter in shaped.model.named_parameters():
         if not parameter.is_meta:
             yield f"'build' must leave parameters where they are made, and '{name}' has values on 'meta'; read no weights"
@@ -235,7 +235,7 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
         return Batch(
             torch.cat([prompts.input_ids, new], 1),
             torch.cat([prompts.attention_mask, real[:, :n]], 1),
-            torch.cat([prompts.picture_positions, ~real[:, :n]], 1),
+            torch.cat([prompts.image_token_mask, ~real[:, :n]], 1),
             torch.cat([prompts.labels, new], 1),
             prompts.pixels,
         )
@@ -252,27 +252,27 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
 
 
 def features_can_be_kept(subject: Subject) -> Iterator[str]:
-    """What `see` returned stands for the pixels, and its first dimension counts pictures, so that some can be chosen."""
+    """What `see` returned stands for the pixels, and its first dimension counts images, so that some can be chosen."""
     import torch
 
     assembly = built(subject).assembly
     batch = batch_of(assembly, examples(assembly))
-    count = sum(len(record.pictures) for record in records())
+    count = sum(len(record.images) for record in records())
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.reshape(count, -1, *tensor.shape[1:]).flip(0).flatten(0, 1)
 
     with torch.no_grad():
-        features = assembly.model.see(batch.pixels)
-        others = assembly.model.see({part: turned(pixels) for part, pixels in batch.pixels.items()})
+        features = assembly.model.encode_images(batch.pixels)
+        others = assembly.model.encode_images({part: turned(pixels) for part, pixels in batch.pixels.items()})
     blind = replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
     if apart := far(hidden(assembly, blind, features), hidden(assembly, batch)):
         yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'see'"
     for feature, other in zip(tensors_in(features), tensors_in(others), strict=True):
         if len(feature) % count or far(turned(feature), other):
             yield (
-                f"the first dimension of what 'see' returns must count pictures, and of {count} turned round it is not turned "
-                f"round, in a tensor of shape {tuple(feature.shape)}; put pictures first"
+                f"the first dimension of what 'see' returns must count images, and of {count} turned round it is not turned "
+                f"round, in a tensor of shape {tuple(feature.shape)}; put images first"
             )
 
 
@@ -285,26 +285,26 @@ def tensors_in(features: Any) -> Iterator[Tensor]:
         yield features
 
 
-def pictures_are_seen(subject: Subject) -> Iterator[str]:
-    """Another picture changes the answer to it, at and after the picture's tokens, and no other row."""
+def images_are_seen(subject: Subject) -> Iterator[str]:
+    """Another image changes the answer to it, at and after the image's tokens, and no other row."""
     assembly = built(subject).assembly
     if not _model_class(subject).parts:
         raise Skipped("it has no part that sees")
     first, text, _ = records()
-    other = replace(first, pictures=(picture("lime"),))
+    other = replace(first, images=(image("lime"),))
     pairs = [[assembly.processor.encode(record) for record in pair] for pair in ((first, text), (other, text))]
     red, lime = (hidden(assembly, batch_of(assembly, pair)) for pair in pairs)
-    places = pairs[0][0].picture_positions
+    places = pairs[0][0].image_token_mask
     if not any(places):
-        yield "a record with a picture must have picture positions, and there is none; set them in 'encode'"
+        yield "a record with an image must have image positions, and there is none; set them in 'encode'"
         return
     last = len(places) - 1
     for at, where in ((places.index(True), "at its first token"), (last, "at the last token of its record")):
         if not distance(red[0, at], lime[0, at]) > 0:
-            yield f"another picture must change the hidden states, and {where} nothing changes; put the features at picture_positions"
+            yield f"another image must change the hidden states, and {where} nothing changes; put the features at image_token_mask"
     n = len(pairs[0][1].input_ids)
     if far(red[1, :n], lime[1, :n]):
-        yield "another picture must not change other rows, and it does; give each row the features of its own pictures"
+        yield "another image must not change other rows, and it does; give each row the features of its own images"
 
 
 def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
@@ -315,17 +315,19 @@ def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
     assembly.architecture.write(assembly, folder)
     if pickled := [file.name for file in folder.rglob("*") if file.suffix in PICKLES]:
         yield f"'write' must write no pickle, and it wrote '{pickled[0]}'; use safetensors"
-    identity = assembly.plan.identity
-    model = replace(identity.model, weights=WeightsRef(str(folder), str(folder)), folder=str(folder))
-    again = compose.build(replace(assembly.plan, identity=replace(identity, model=model)), made.lookup, device="cpu")
+    model_spec = assembly.plan.model_spec
+    model = replace(model_spec.model, weights=WeightsRef(str(folder), str(folder)), folder=str(folder))
+    again = compose.build(
+        replace(assembly.plan, model_spec=replace(model_spec, model=model)), made.lookup, device="cpu"
+    )
     again.model.eval()
-    if again.fresh:
-        yield f"'write' must write the whole model, and of '{again.fresh[0]}' nothing is read back; write every tensor"
+    if again.newly_initialised:
+        yield f"'write' must write the whole model, and of '{again.newly_initialised[0]}' nothing is read back; write every tensor"
     batch = batch_of(assembly, examples(assembly))
     found, wanted = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
     if apart := far(found, wanted):
         yield f"what 'write' wrote must read back the same, and the logits are {apart:.3g} away; write every tensor and every setting"
-    if dict(again.architecture.configuration(folder)) != dict(identity.model.config or {}):
+    if dict(again.architecture.configuration(folder)) != dict(model_spec.model.config or {}):
         yield "the written folder must have the same configuration, and it has another one; write all that 'configuration' reads"
 
 
@@ -339,6 +341,6 @@ CHECKS: tuple[Check, ...] = (
     padding_and_neighbours_change_nothing,
     a_cache_changes_nothing,
     features_can_be_kept,
-    pictures_are_seen,
+    images_are_seen,
     what_is_written_reads_back,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from graftwork.contracts.component import Component
-from graftwork.contracts.plan import Choice, Identity, Plan
+from graftwork.contracts.plan import Choice, ModelSpec, Plan
 from graftwork.errors import GraftworkError
 
 
@@ -49,7 +49,7 @@ class Subject:
         """A new instance with settings that it does not object to; Skipped with its objection otherwise."""
         instance = self.ready()
         model = Choice("model", "none", "none", "none", "0")
-        for objection in instance.objections(Plan(Identity(model))):
+        for objection in instance.validate(Plan(ModelSpec(model))):
             raise Skipped(f"{objection} (set it with --set {self.component.name}.KEY=VALUE)")
         return instance
 

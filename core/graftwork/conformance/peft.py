@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from graftwork.build import compose
-from graftwork.build.filling import census
+from graftwork.build.filling import check_keys
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import ROLES, adapt, assemble, calls_of, distance, logits, loss, train, transformer
 from graftwork.contracts.anatomy import named_tensors, within
@@ -97,7 +97,7 @@ def off_gives_the_base_and_leaving_it_the_adapter(subject: Subject) -> Iterator[
     adapt(assembly)
     train(assembly)
     trained, flags = logits(assembly), {name: p.requires_grad for name, p in assembly.model.named_parameters()}
-    with assembly.off():
+    with assembly.disable_adapter():
         inside = logits(assembly)
     if not torch.equal(inside, base):
         yield (
@@ -110,7 +110,7 @@ def off_gives_the_base_and_leaving_it_the_adapter(subject: Subject) -> Iterator[
         if parameter.requires_grad != flags.get(name):
             yield f"after 'off' the same parameters must be trained, and requires_grad of '{name}' changed; restore it"
     try:
-        with assembly.off():
+        with assembly.disable_adapter():
             raise InterruptedError
     except InterruptedError:
         pass
@@ -124,10 +124,10 @@ def saved_tensors_rebuild_the_adapter(subject: Subject) -> Iterator[str]:
 
     first = adapted(subject)
     train(first)
-    saved = {name: tensor.detach().clone() for name, tensor in first.added().items()}
+    saved = {name: tensor.detach().clone() for name, tensor in first.state_to_save().items()}
     second = adapt(assemble(peft=subject.ready()), fresh=False)
     try:
-        compose.load_added(second, saved)
+        compose.load_saved_state(second, saved)
     except AdapterError as error:
         yield f"'apply' must add the same tensors each time, and {'; '.join([error.sentence, *error.details])}; do not depend on 'fresh'"
         return
@@ -163,7 +163,7 @@ def groups_hold_every_parameter_once(subject: Subject) -> Iterator[str]:
     assembly = adapted(subject)
     assert assembly.peft
     trained = assembly.trained()
-    groups = assembly.peft.groups(trained, 0.1)
+    groups = assembly.peft.param_groups(trained, 0.1)
     if missing := [group for group in groups if "lr" not in group or "params" not in group]:
         yield f"a group must have 'params' and 'lr', and one has {sorted(missing[0])}; add what is missing"
         return
@@ -177,10 +177,10 @@ def groups_hold_every_parameter_once(subject: Subject) -> Iterator[str]:
 
 def shapes_are_known_without_values(subject: Subject) -> Iterator[str]:
     """On the meta device `apply` makes the same names and shapes; every checkpoint is checked so before it is named."""
-    real = {name: tuple(tensor.shape) for name, tensor in adapted(subject).added().items()}
+    real = {name: tuple(tensor.shape) for name, tensor in adapted(subject).state_to_save().items()}
     shaped = adapt(assemble(peft=subject.ready(), meta=True), fresh=False)
     try:
-        census(shaped.added(), real)
+        check_keys(shaped.state_to_save(), real)
     except AdapterError as error:
         yield f"'apply' must add the same tensors where parameters are on 'meta', and {'; '.join(error.details)}; ask no values"
 
@@ -213,7 +213,7 @@ def targets_that_cannot_be_adapted_are_refused(subject: Subject) -> Iterator[str
     def learns(targets: list[str]) -> bool:
         model: nn.Module = transformer().requires_grad_(False)
         try:
-            subject.ready().apply(model, targets, fresh=True)
+            subject.ready().inject(model, targets, fresh=True)
         except AdapterError:
             return True
         return any(parameter.requires_grad for parameter in model.parameters())

@@ -10,7 +10,7 @@ from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import records
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.model import Processor
-from graftwork.contracts.records import Picture
+from graftwork.contracts.records import Image
 from graftwork.errors import DataError
 
 
@@ -21,7 +21,7 @@ def processor_of(subject: Subject) -> Processor:
 
 def differing(first: Encoded, second: Encoded) -> str:
     """What two encoded records differ in; empty when they are equal."""
-    for name in ("input_ids", "picture_positions", "labels"):
+    for name in ("input_ids", "image_token_mask", "labels"):
         if list(getattr(first, name)) != list(getattr(second, name)):
             return name
     same = first.pixels.keys() == second.pixels.keys()
@@ -29,7 +29,7 @@ def differing(first: Encoded, second: Encoded) -> str:
 
 
 def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
-    """One label and one picture position for each token, `length` of them, and every id within the vocabulary."""
+    """One label and one image position for each token, `length` of them, and every id within the vocabulary."""
     processor = processor_of(subject)
     for record in records():
         encoded = processor.encode(record)
@@ -38,19 +38,19 @@ def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
         if len(set(counts.values())) != 1:
             yield f"everything about a record must count its tokens, and for '{record.id}' there are {counts}; make them agree"
             return
-        for token, label, place in zip(encoded.input_ids, encoded.labels, encoded.picture_positions, strict=True):
+        for token, label, place in zip(encoded.input_ids, encoded.labels, encoded.image_token_mask, strict=True):
             if not 0 <= token < processor.vocabulary:
                 yield f"token ids must be below the vocabulary, {processor.vocabulary}, and '{record.id}' has {token}; mend 'encode'"
             if label not in (IGNORED, token):
                 yield f"a label must be its own token or IGNORED, and '{record.id}' has {label} at {token}; labels are not shifted"
             if place and token != processor.pad_id:
-                yield f"picture positions must hold the padding id, {processor.pad_id}, and '{record.id}' has {token} at one; use pad_id"
-        if any(encoded.picture_positions) != bool(record.pictures) or bool(encoded.pixels) != bool(record.pictures):
-            yield f"pixels and picture positions must come with pictures, and for '{record.id}' they do not; mend 'encode'"
+                yield f"image positions must hold the padding id, {processor.pad_id}, and '{record.id}' has {token} at one; use pad_id"
+        if any(encoded.image_token_mask) != bool(record.images) or bool(encoded.pixels) != bool(record.images):
+            yield f"pixels and image positions must come with images, and for '{record.id}' they do not; mend 'encode'"
 
 
 def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
-    """For each part `[pictures, 3, height, width]` in the size of its tower, finite, and the same each time."""
+    """For each part `[images, 3, height, width]` in the size of its tower, finite, and the same each time."""
     assembly = built(subject).assembly
     for record in records():
         encoded, again = assembly.processor.encode(record), assembly.processor.encode(record)
@@ -62,11 +62,11 @@ def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
                 return
             side = assembly.outputs[part].pixels.size
             if tuple(pixels.shape[1:]) != (3, side, side) or not pixels.isfinite().all():
-                yield f"pixels for '{part}' must be finite and [pictures, 3, {side}, {side}], and they are {tuple(pixels.shape)}; mend 'encode'"
+                yield f"pixels for '{part}' must be finite and [images, 3, {side}, {side}], and they are {tuple(pixels.shape)}; mend 'encode'"
 
 
 def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
-    """The labels are the answers with a stop id after each; a prompt and a picture have none."""
+    """The labels are the answers with a stop id after each; a prompt and an image have none."""
     processor = processor_of(subject)
     for record in records():
         encoded = processor.encode(record)
@@ -82,7 +82,7 @@ def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
         if said != wanted:
             yield f"the labels must be the answers, {wanted}, and those of '{record.id}' say {said}; label every assistant turn alone"
         elif not all(processor.stop_ids & set(answer) for answer in found):
-            yield f"after an answer a stop id must be labelled, and in '{record.id}' none is; without one the model never ends"
+            yield f"after an answer a stop id must be num_label_tokens, and in '{record.id}' none is; without one the model never ends"
         if any(label != IGNORED for label in processor.encode(record.without_answer()).labels):
             yield f"a prompt must have no labels, and that of '{record.id}' has some; label nothing where the user's turn is last"
 
@@ -111,11 +111,11 @@ def decoding_gives_the_text_alone(subject: Subject) -> Iterator[str]:
 
 
 def what_cannot_be_read_is_a_data_error(subject: Subject) -> Iterator[str]:
-    """A picture that is none, and a text that has no place for its picture."""
+    """An image that is none, and a text that has no place for its image."""
     processor, record = processor_of(subject), records()[0]
     broken = {
-        "a picture that is none": replace(record, pictures=(Picture(data=b"no picture"),)),
-        "a picture without '<image>'": replace(records()[1], pictures=record.pictures),
+        "an image that is none": replace(record, images=(Image(data=b"no image"),)),
+        "an image without '<image>'": replace(records()[1], images=record.images),
     }
     for what, each in broken.items():
         try:
@@ -133,7 +133,7 @@ def it_comes_back_from_its_files(subject: Subject) -> Iterator[str]:
     assembly.processor.save(folder)
     if pickled := [file.name for file in folder.rglob("*") if file.suffix in PICKLES]:
         yield f"'save' must write no pickle, and it wrote '{pickled[0]}'; use JSON"
-    again = assembly.architecture.processor(assembly.plan.identity.model.config or {}, folder, assembly.outputs)
+    again = assembly.architecture.processor(assembly.plan.model_spec.model.config or {}, folder, assembly.outputs)
     for name in ("pad_id", "stop_ids", "vocabulary"):
         if getattr(again, name) != getattr(assembly.processor, name):
             yield f"a saved processor must come back the same, and its {name} differs; save all that it needs"

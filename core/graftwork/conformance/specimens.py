@@ -1,4 +1,4 @@
-"""What components are tried on: a small transformer in an assembly, records with pictures, and a vision tower."""
+"""What components are tried on: a small transformer in an assembly, records with images, and a vision tower."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.build import compose
-from graftwork.contracts.anatomy import PixelSettings, Site, Structure, TowerOutput, named_tensors
+from graftwork.contracts.anatomy import BuildContext, PixelSettings, Structure, TowerOutput, named_tensors
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.batch import Batch
 from graftwork.contracts.kinds import MemoryStrategy, PeftMethod, VisionTower
-from graftwork.contracts.plan import Choice, Identity, Plan, TrainSettings
-from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.plan import Choice, ModelSpec, Plan, TrainSettings
+from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for, summed_loss
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def transformer(dropout: float = 0.0) -> nn.Module:
         torch.manual_seed(0)
         model = Transformer()
         with torch.no_grad():
-            for parameter in model.parameters():  # no bias is nought and no scale is one, so that none can be forgotten
+            for parameter in model.parameters():  # no bias is zero and no scale is one, so that none can be forgotten
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -107,7 +107,7 @@ def assemble(
     method = Choice("peft", peft.name, peft.name, "none", "0") if peft else None
     return Assembly(
         plan=Plan(
-            Identity(
+            ModelSpec(
                 Choice("model", "none", "none", "none", "0"), {}, method, tuple(on) if peft else (), tuple(also_train)
             )
         ),
@@ -128,14 +128,14 @@ def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor]
     """Apply the PEFT method, load `saved` numbers, and let the memory strategies prepare, as core does."""
     base = {id(tensor) for tensor in named_tensors(assembly.model).values()}
     compose.adapt(assembly, fresh=fresh)
-    assembly.from_base = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
-    assembly.base_values = {
-        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.from_base
+    assembly.base_keys = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
+    assembly.base_copy = {
+        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
     }
     for name, value in (saved or {}).items():
         assembly.model.get_parameter(name).data = value
     for strategy in assembly.strategies:
-        strategy.compress(assembly)
+        strategy.quantize(assembly)
     for strategy in assembly.strategies:
         strategy.prepare(assembly)
     return assembly
@@ -180,7 +180,7 @@ def train(assembly: Assembly, steps: int = 3, by: Stepper | None = None) -> list
         torch.manual_seed(1)
         assembly.model.train()
         for _ in range(steps):
-            losses.append(float(by.accumulate(batch(), labelled=2 * (TOKENS - 1))))
+            losses.append(float(by.accumulate(batch(), num_label_tokens=2 * (TOKENS - 1))))
             by.gradient_norm()
             by.update()
             by.clear()
@@ -215,22 +215,22 @@ def distance(first: Tensor, second: Tensor) -> float:
 # Records ----------------------------------------------------------------------------------------------------------------
 
 
-def picture(colour: str, size: tuple[int, int] = (40, 32)) -> Picture:
+def image(colour: str, size: tuple[int, int] = (40, 32)) -> Image:
     """A PNG of one colour, as bytes."""
     from io import BytesIO
 
-    from PIL import Image
+    from PIL import Image as PILImage
 
     file = BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return Picture(data=file.getvalue())
+    PILImage.new("RGB", size, colour).save(file, "PNG")
+    return Image(data=file.getvalue())
 
 
 def records() -> list[Record]:
-    """Conversations with and without a picture, with their answers; the last has two questions."""
+    """Conversations with and without an image, with their answers; the last has two questions."""
     asked = "<image>\nWhat colour is it?"
     return [
-        Record("red", (Turn("user", asked), Turn("assistant", "red")), (picture("red"),), where="kit:1"),
+        Record("red", (Turn("user", asked), Turn("assistant", "red")), (image("red"),), where="kit:1"),
         Record("text", (Turn("user", "Say yes."), Turn("assistant", "yes")), where="kit:2"),
         Record(
             "blue",
@@ -240,7 +240,7 @@ def records() -> list[Record]:
                 Turn("user", "Is it round?"),
                 Turn("assistant", "no"),
             ),
-            (picture("blue", (32, 48)),),
+            (image("blue", (32, 48)),),
             where="kit:3",
         ),
     ]
@@ -265,7 +265,7 @@ class KitTower(VisionTower[Any]):
         pixels = PixelSettings(size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         return TowerOutput((config["width"],), ((side, side),), pixels)
 
-    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
         """A convolution."""
         from torch import nn
 
@@ -279,6 +279,6 @@ class KitTower(VisionTower[Any]):
 
         return Tower()
 
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         """The module's own names."""
         return name if name.startswith("patches.") else None

@@ -14,7 +14,7 @@ from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.recorder import misfit, recorder
 from graftwork.conformance.weighted import folder_of
-from graftwork.contracts.anatomy import Site, TowerOutput, named_tensors
+from graftwork.contracts.anatomy import BuildContext, TowerOutput, named_tensors
 from graftwork.contracts.kinds import VisionTower
 from graftwork.errors import WeightsError
 
@@ -54,11 +54,11 @@ def build(component: VisionTower[Any], config: Mapping[str, Any], *, meta: bool 
     register()
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False) if meta else nullcontext():
         torch.manual_seed(0)
-        return component.build(config, Site(ATTN_IMPLEMENTATION)).eval()
+        return component.build(config, BuildContext(ATTN_IMPLEMENTATION)).eval()
 
 
 def maps_of(module: nn.Module, size: int) -> list[Tensor]:
-    """What a tower computes from two pictures of noise."""
+    """What a tower computes from two images of noise."""
     import torch
 
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -96,18 +96,18 @@ def it_computes_what_it_describes(subject: Subject) -> Iterator[str]:
 
 
 def every_published_name_translates_back(subject: Subject) -> Iterator[str]:
-    """`translate(original(name))` is `name` for every tensor, and no two have one published name."""
+    """`module_name(published_name(name))` is `name` for every tensor, and no two have one published name."""
     built = tower(subject)
     seen: dict[str, str] = {}
     for name in named_tensors(built.module):
-        original = built.component.original(name)
-        if (back := built.component.translate(original)) != name:
-            yield f"'translate' must undo 'original', and '{name}' becomes '{original}' and then {back!r}; mend one of them"
-        if seen.setdefault(original, name) != name:
-            yield f"published names must differ, and '{seen[original]}' and '{name}' are both '{original}'; mend 'original'"
-    stranger = "no.such.tensor.anywhere"
-    if built.component.translate(stranger) in named_tensors(built.module):
-        yield f"'translate' must return None for what it does not know, and '{stranger}' became a tensor; return None"
+        published = built.component.published_name(name)
+        if (back := built.component.module_name(published)) != name:
+            yield f"'module_name' must undo 'published_name', and '{name}' becomes '{published}' and then {back!r}; mend one of them"
+        if seen.setdefault(published, name) != name:
+            yield f"published names must differ, and '{seen[published]}' and '{name}' are both '{published}'; mend 'published'"
+    unknown = "no.such.tensor.anywhere"
+    if built.component.module_name(unknown) in named_tensors(built.module):
+        yield f"'module_name' must return None for what it does not know, and '{unknown}' became a tensor; return None"
 
 
 def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:

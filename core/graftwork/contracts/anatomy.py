@@ -41,7 +41,7 @@ class AttentionCase:
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """How a picture becomes a tensor: the side of the square in pixels, and the mean and deviation of each channel."""
+    """How an image becomes a tensor: the side of the square in pixels, and the mean and deviation of each channel."""
 
     size: int
     mean: tuple[float, float, float]
@@ -59,7 +59,7 @@ class TowerOutput:
 
 
 @dataclass(frozen=True)
-class Part:
+class TowerSlot:
     """A slot of a model for a vision tower."""
 
     summary: str
@@ -70,7 +70,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Site:
+class BuildContext:
     """Where building happens: what a model or tower needs from its surroundings."""
 
     attn_implementation: str = "eager"
@@ -86,12 +86,12 @@ class Structure:
     """Role to the names of its modules; a module stands for everything below it."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """`language`, `vision.PART`: the names of the repeated blocks, in order. `mining`: what joins the maps of several
-    towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count pictures in their
+    towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count images in their
     first dimension."""
-    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    attention_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
-    copies: Mapping[str, str] = field(default_factory=dict)
+    tied_weights: Mapping[str, str] = field(default_factory=dict)
     """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
 
 

@@ -45,19 +45,19 @@ class Assembly:
     bindings: Mapping[str, KernelBinding]
     device: torch.device
     precision: str
-    fresh: tuple[str, ...] = ()
+    newly_initialised: tuple[str, ...] = ()
     """Roles that the base weights lack."""
-    from_base: frozenset[str] = frozenset()
+    base_keys: frozenset[str] = frozenset()
     """Names, in the built model, of the tensors that the base weights hold."""
     leaves: tuple[str, ...] = ()
     """The modules that held parameters themselves before the PEFT method was applied."""
-    of_method: frozenset[str] = frozenset()
+    adapter_parameters: frozenset[str] = frozenset()
     """Names of the parameters that the PEFT method added."""
-    base_values: dict[str, Tensor] = field(default_factory=dict)
+    base_copy: dict[str, Tensor] = field(default_factory=dict)
     """The base's values, on the CPU, of its tensors that are trained."""
     cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
-    running: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    run_forward: Callable[[Callable[[], Any]], Any] = lambda work: work()
     """How to run something that calls the model, outside a stepper; an engine whose weights come and go replaces it."""
     counted: dict[str, int] | None = None
     """What `counts` returns, counted before memory strategies keep weights in another way."""
@@ -67,13 +67,13 @@ class Assembly:
         """The model (see `model.VisionLanguageModel`), a `torch.nn.Module`."""
         return self.structure.model
 
-    def added(self) -> dict[str, Tensor]:
+    def state_to_save(self) -> dict[str, Tensor]:
         """Every tensor that the base does not have or that is trained, by name: what a checkpoint must hold."""
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return {
             name: tensor
             for name, tensor in named_tensors(self.model).items()
-            if name in trained or name not in self.from_base
+            if name in trained or name not in self.base_keys
         }
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -91,7 +91,7 @@ class Assembly:
     def trains_vision(self) -> bool:
         """Whether something that the base lacks, or that is trained, lies in a vision tower."""
         towers = tuple(f"{name}." for part in self.towers for name in self.structure.roles[f"vision.{part}"])
-        return any(name.startswith(towers) for name in self.added()) if towers else False
+        return any(name.startswith(towers) for name in self.state_to_save()) if towers else False
 
     def autocast(self) -> Any:
         """The context in which the model computes at this assembly's precision."""
@@ -102,29 +102,31 @@ class Assembly:
         return torch.autocast(self.device.type, getattr(torch, DTYPES[self.precision]))
 
     @property
-    def rounded(self) -> tuple[str, ...]:
+    def quantized(self) -> tuple[str, ...]:
         """The memory strategies with which the model computes something else than without."""
-        return tuple(strategy.name for strategy in self.strategies if strategy.rounds and strategy.rounds.outputs)
+        return tuple(
+            strategy.name for strategy in self.strategies if strategy.approximates and strategy.approximates.outputs
+        )
 
     @property
-    def switchable(self) -> bool:
+    def can_disable(self) -> bool:
         """Whether `off` can make a difference: false where only what the base lacks is trained (a fresh connector)."""
-        return bool(self.of_method or self.base_values)
+        return bool(self.adapter_parameters or self.base_copy)
 
     @contextmanager
-    def whole(self, names: Collection[str]) -> Iterator[None]:
+    def full_params(self, names: Collection[str]) -> Iterator[None]:
         """While entered, the parameters of these names hold all their numbers, which may be replaced. Collective."""
         parameters = {name: p for name, p in self.model.named_parameters() if name in names}
         with ExitStack() as stack:
             for strategy in self.strategies:
-                stack.enter_context(strategy.whole(parameters.values()))
+                stack.enter_context(strategy.full_params(parameters.values()))
             yield
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def disable_adapter(self) -> Iterator[None]:
         """While entered, the model computes what its base computes. What the base never had stays as it is. Collective."""
-        with self.peft.off(self.model) if self.peft else nullcontext():
-            kept = self._replace(self.base_values)
+        with self.peft.disable_adapter(self.model) if self.peft else nullcontext():
+            kept = self._replace(self.base_copy)
             try:
                 yield
             finally:
@@ -133,14 +135,14 @@ class Assembly:
     def _replace(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give parameters other values; returns those that they had."""
         kept = {}
-        with self.whole(values) if values else nullcontext():
+        with self.full_params(values) if values else nullcontext():
             parameters = dict(self.model.named_parameters())
             for name, value in values.items():
                 kept[name] = parameters[name].data
                 parameters[name].data = value.to(kept[name].device)
         return kept
 
-    def attention_report(self) -> dict[str, Any]:
+    def kernel_usage(self) -> dict[str, Any]:
         """Which kernel really ran at each site, how often, and why others were passed over."""
         return {
             name: {"ran": dict(binding.ran), "fallbacks": list(binding.fallbacks)}

@@ -15,38 +15,38 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """One record as the model's processor sees it; every picture is already spread over its tokens."""
+    """One record as the model's processor sees it; every image is already spread over its tokens."""
 
     input_ids: Sequence[int]
-    """The token ids; positions of picture tokens hold the padding id."""
-    picture_positions: Sequence[bool]
+    """The token ids; positions of image tokens hold the padding id."""
+    image_token_mask: Sequence[bool]
     labels: Sequence[int]
     """The ids to predict, `IGNORED` where there is no loss; as long as `input_ids`, not shifted."""
     pixels: Mapping[str, torch.Tensor]
-    """The pictures of this record: part name to `[pictures, 3, height, width]`; empty without pictures."""
+    """The images of this record: part name to `[images, 3, height, width]`; empty without images."""
 
     @property
-    def labelled(self) -> int:
+    def num_label_tokens(self) -> int:
         """How many positions carry a loss."""
         return sum(label != IGNORED for label in self.labels)
 
 
 @dataclass
 class Batch:
-    """Padded records. Rows are records; the pictures of all rows lie one after another, in order."""
+    """Padded records. Rows are records; the images of all rows lie one after another, in order."""
 
     input_ids: torch.Tensor
     """`[rows, tokens]`, int64."""
     attention_mask: torch.Tensor
     """`[rows, tokens]`, bool, True at real tokens."""
-    picture_positions: torch.Tensor
-    """`[rows, tokens]`, bool, True where a picture token goes."""
+    image_token_mask: torch.Tensor
+    """`[rows, tokens]`, bool, True where an image token goes."""
     labels: torch.Tensor
     """`[rows, tokens]`, int64, `IGNORED` where there is no loss."""
     pixels: dict[str, torch.Tensor]
-    """Part name to `[pictures, 3, height, width]`; empty when no row has a picture."""
-    predicting: torch.Tensor | None = None
-    """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
+    """Part name to `[images, 3, height, width]`; empty when no row has an image."""
+    label_positions: torch.Tensor | None = None
+    """`[labels]`, int64: the positions, counted through all rows, from which a num_label_tokens token is predicted. Made at
     collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
 
     def to(self, device: Any) -> Batch:
@@ -55,15 +55,15 @@ class Batch:
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.attention_mask.to(device, non_blocking=True),
-            self.picture_positions.to(device, non_blocking=True),
+            self.image_token_mask.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             moved,
-            None if self.predicting is None else self.predicting.to(device, non_blocking=True),
+            None if self.label_positions is None else self.label_positions.to(device, non_blocking=True),
         )
 
 
-def predicting_positions(labels: torch.Tensor) -> torch.Tensor:
-    """`Batch.predicting`, from the labels of a batch that was not collated."""
+def find_label_positions(labels: torch.Tensor) -> torch.Tensor:
+    """`Batch.label_positions`, from the labels of a batch that was not collated."""
     places = (labels != IGNORED).nonzero()
     rows, columns = places[places[:, 1] > 0].unbind(1)
     return rows * labels.shape[1] + columns - 1
@@ -81,7 +81,7 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
 
     parts = dict.fromkeys(name for example in examples for name in example.pixels)
     labels = [padded(example.labels, IGNORED) for example in examples]
-    predicting = [
+    label_positions = [
         row * longest + place - 1
         for row, values in enumerate(labels)
         for place, label in enumerate(values)
@@ -90,8 +90,8 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
     return Batch(
         torch.tensor([padded(e.input_ids, pad_id) for e in examples], dtype=torch.int64),
         torch.tensor([padded([True] * len(e.input_ids), False) for e in examples], dtype=torch.bool),
-        torch.tensor([padded(e.picture_positions, False) for e in examples], dtype=torch.bool),
+        torch.tensor([padded(e.image_token_mask, False) for e in examples], dtype=torch.bool),
         torch.tensor(labels, dtype=torch.int64),
         {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
-        torch.tensor(predicting, dtype=torch.int64),
+        torch.tensor(label_positions, dtype=torch.int64),
     )

@@ -66,7 +66,7 @@ class Support:
 SUPPORTED = Support(True)
 
 
-class Absent(str):
+class MissingFile(str):
     """An objection to a file that is not there: a plan can be shown without it, and nothing can be carried out."""
 
 
@@ -76,7 +76,7 @@ def unsupported(reason: str) -> Support:
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Approximation:
     """What a memory strategy rounds, and how far that moves a step away from a plain one."""
 
     reason: str
@@ -118,9 +118,9 @@ class Component(ABC, Generic[S]):
         """Settings that an older `version` of this component wrote, as this version wants them."""
         return settings
 
-    def objections(self, plan: Plan) -> Iterable[str]:
+    def validate(self, plan: Plan) -> Iterable[str]:
         """Why this component cannot work in this plan, a clause each; nothing when it can. A file that may yet come is
-        `Absent`."""
+        `MissingFile`."""
         return ()
 
     def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:

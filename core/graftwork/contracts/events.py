@@ -21,13 +21,13 @@ class RunStarted(Event):
     step: int
     steps: int
     plan: Any
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What the memory strategies say of themselves."""
 
 
 @dataclass(frozen=True)
 class StepTaken(Event):
-    """One optimizer step; `loss` is the mean over the step's labelled tokens, in nats."""
+    """One optimizer step; `loss` is the mean over the step's num_label_tokens tokens, in nats."""
 
     step: int
     steps: int
@@ -58,7 +58,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """An evaluator's scores are known: `scores[arm][metric or group]`."""
+    """An evaluator's scores are known: `scores[variant][metric or group]`."""
 
     evaluator: str
     scores: dict[str, dict[str, float]]

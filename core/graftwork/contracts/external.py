@@ -15,7 +15,7 @@ HISTORY = "trainer_state.json"
 """Where transformers' Trainer keeps the losses of a run."""
 
 
-class Foreign:
+class ExternalFolder:
     """A folder of which nothing is believed: what it says is read, and never run."""
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class Foreign:
         """The steps that were taken and the losses that were logged, by transformers' Trainer; 0 and none without a log."""
         saves = [path for path in self.path.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
         newest = max(saves, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-        for folder in (self, *([Foreign(newest)] if newest else [])):
+        for folder in (self, *([ExternalFolder(newest)] if newest else [])):
             state = folder.json(HISTORY)
             lines = state.get("log_history")
             found = (
@@ -60,7 +60,7 @@ class Foreign:
 class Adapter:
     """An adapter in a foreign folder, as the PEFT method that can use it reads it."""
 
-    said: str
+    description: str
     """What it is, as a noun phrase."""
     settings: Callable[[Sequence[str]], dict[str, Any]]
     """The method's settings, given the names of the modules that the chosen roles would adapt."""
@@ -78,7 +78,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequiredTower:
     """A vision tower that a foreign folder was trained with."""
 
     recorded: str
@@ -95,19 +95,19 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Adoption:
+class ImportPlan:
     """What an architecture makes of a foreign folder."""
 
-    said: str
+    description: str
     """What it is, as a noun phrase."""
     configure: Callable[[Path | None], Mapping[str, Any]]
     """The model's configuration, given the base's folder; raises WeightsError when that base does not fit."""
     base: str = ""
     """The path or hub id of what it was trained from."""
-    parts: Mapping[str, Wanted] = field(default_factory=dict)
+    parts: Mapping[str, RequiredTower] = field(default_factory=dict)
     tensors: Mapping[str, LazyTensor] = field(default_factory=dict)
     """What it holds besides an adapter's own tensors, by names in the built model."""
-    whole: bool = False
+    is_full_model: bool = False
     """Whether that is all of the model, so that it needs no base."""
     vocabulary: int = 0
     has_processor: bool = False

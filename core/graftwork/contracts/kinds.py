@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftwork.contracts.anatomy import AttentionCase, AttentionSite, Part, Site, Structure, TowerOutput
-from graftwork.contracts.component import Component, Rounding, S, Support
+from graftwork.contracts.anatomy import AttentionCase, AttentionSite, BuildContext, Structure, TowerOutput, TowerSlot
+from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.errors import WeightsError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from graftwork.contracts.assembly import Assembly
-    from graftwork.contracts.external import Adapter, Adoption, Foreign
+    from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan
     from graftwork.contracts.plan import TrainSettings
     from graftwork.contracts.stepper import Stepper
 
@@ -96,7 +96,7 @@ class VisionTower(Weighted[S]):
 
     @abstractmethod
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
-        """What the tower computes from square pictures of `size` pixels (by default those it was trained on).
+        """What the tower computes from square images of `size` pixels (by default those it was trained on).
 
         Raises WeightsError for a size that it cannot take.
         """
@@ -106,16 +106,16 @@ class VisionTower(Weighted[S]):
         return ()
 
     @abstractmethod
-    def build(self, config: Mapping[str, Any], site: Site) -> nn.Module:
-        """The tower, whose forward takes pixels `[pictures, 3, size, size]` and returns a list of maps
-        `[pictures, width, rows, columns]`, finest first. No weights are read here."""
+    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+        """The tower, whose forward takes pixels `[images, 3, size, size]` and returns a list of maps
+        `[images, width, rows, columns]`, finest first. No weights are read here."""
 
     @abstractmethod
-    def translate(self, name: str) -> str | None:
+    def module_name(self, name: str) -> str | None:
         """The built module's name for a tensor of that name in a weights file; None for one that it does not use."""
 
-    def original(self, name: str) -> str:
-        """The name that published weights give to the built module's tensor `name`; the inverse of `translate`."""
+    def published_name(self, name: str) -> str:
+        """The name that published weights give to the built module's tensor `name`; the inverse of `module_name`."""
         return name
 
 
@@ -126,10 +126,10 @@ class ModelArchitecture(Weighted[S]):
     """A vision-language model: how it is built from towers, which part plays which role, and its prompt."""
 
     kind: ClassVar[str] = "model"
-    parts: ClassVar[Mapping[str, Part]] = {}
+    parts: ClassVar[Mapping[str, TowerSlot]] = {}
     roles: ClassVar[Mapping[str, str]] = {}
     """Every role, such as `language.attention`, with a line on what it is. `language` selects all `language.*`."""
-    fresh_roles: ClassVar[tuple[str, ...]] = ()
+    newly_initialised_roles: ClassVar[tuple[str, ...]] = ()
     """The roles that may be missing from the weights and then start untrained (a connector)."""
     overflows_in: ClassVar[tuple[str, ...]] = ()
     """Precisions, such as `fp16`, in which the published model is known to overflow."""
@@ -147,7 +147,11 @@ class ModelArchitecture(Weighted[S]):
 
     @abstractmethod
     def build(
-        self, config: Mapping[str, Any], towers: Mapping[str, nn.Module], outputs: Mapping[str, TowerOutput], site: Site
+        self,
+        config: Mapping[str, Any],
+        towers: Mapping[str, nn.Module],
+        outputs: Mapping[str, TowerOutput],
+        site: BuildContext,
     ) -> Structure:
         """The model around its towers. No weights are read here; it may be called where parameters are on `meta`."""
 
@@ -165,9 +169,9 @@ class ModelArchitecture(Weighted[S]):
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
 
-    def adopt(
-        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
-    ) -> Adoption | None:
+    def import_from(
+        self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> ImportPlan | None:
         """What this model makes of a folder that other code wrote; None where it is not of this model.
 
         `towers` are the default ones of each part, and `adapter` is what a PEFT method has read in the folder. Nothing is
@@ -188,7 +192,7 @@ class PeftMethod(Component[S]):
     kind: ClassVar[str] = "peft"
 
     @abstractmethod
-    def apply(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+    def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
         """Change `model` in place so that what should be trained requires gradients; everything else is frozen already.
 
         `targets` are names of modules that hold parameters themselves (a Linear, a LayerNorm). With `fresh` false the
@@ -197,18 +201,18 @@ class PeftMethod(Component[S]):
         """
 
     @abstractmethod
-    def off(self, model: nn.Module) -> AbstractContextManager[None]:
+    def disable_adapter(self, model: nn.Module) -> AbstractContextManager[None]:
         """While entered, what `apply` added has no effect. Values of the base that were trained are core's business."""
 
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
         """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
 
-    def adopt(self, folder: Foreign) -> Adapter | None:
+    def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""
         return None
 
-    def groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         """The optimizer's parameter groups for all trained parameters, by name."""
         return [{"params": list(parameters.values()), "lr": learning_rate}]
 
@@ -217,22 +221,22 @@ class MemoryStrategy(Component[S]):
     """A way of using less memory that does not change what is trained."""
 
     kind: ClassVar[str] = "memory"
-    rounds: ClassVar[Rounding | None] = None
+    approximates: ClassVar[Approximation | None] = None
     """What it rounds; None for a strategy whose step equals a plain one."""
 
     def building(self) -> AbstractContextManager[None]:
         """Entered while the model is built and filled."""
         return nullcontext()
 
-    def compress(self, assembly: Assembly) -> None:
+    def quantize(self, assembly: Assembly) -> None:
         """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`."""
 
     def prepare(self, assembly: Assembly) -> None:
         """Change the assembled model in place, on its device and before the optimizer exists."""
 
-    def remark(self, assembly: Assembly) -> str:
+    def note(self, assembly: Assembly) -> str:
         """What a person should know of it in this run, as a clause; empty when there is nothing to say."""
-        return self.rounds.reason if self.rounds else ""
+        return self.approximates.reason if self.approximates else ""
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
         """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""
@@ -251,7 +255,7 @@ class MemoryStrategy(Component[S]):
         """
         return alone
 
-    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+    def full_params(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Entered while all numbers of these parameters are read or replaced, as for saving; every process enters it."""
         return nullcontext()
 
@@ -290,7 +294,7 @@ class Evaluator(Component[S]):
             totals[group] = sum(values) / len(values)
         return totals
 
-    def write(self, answered: Sequence[Answered], folder: Path) -> None:
+    def write(self, answered: Sequence[Prediction], folder: Path) -> None:
         """Write into `folder`, once all is answered, what the benchmark asks for besides, such as a file to submit.
 
         `answers.jsonl` and `scores.json` are core's; by default there is nothing else.
@@ -328,14 +332,14 @@ class DataOperator(Component[S]):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A question with the answers of each arm."""
+class Prediction:
+    """A question with the answers of each variant."""
 
     record: Record
     answers: Mapping[str, str]
     scores: Mapping[str, Score]
     tokens: Mapping[str, int]
-    """Generated, by arm."""
+    """Generated, by variant."""
     seconds: float
 
     @property
@@ -343,6 +347,6 @@ class Answered:
         """The group that the question counts for."""
         return next(iter(self.scores.values())).group
 
-    def correct(self, arm: str) -> bool:
+    def correct(self, variant: str) -> bool:
         """Whether an answer counts as right where only right and wrong are told apart: a score of at least a half."""
-        return self.scores[arm].value >= 0.5
+        return self.scores[variant].value >= 0.5

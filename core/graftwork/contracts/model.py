@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class VisionLanguageModel(Protocol):
     """What the engine calls on a built model, which is a `torch.nn.Module`."""
 
-    def see(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts pictures (or their views)."""
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts images (or their views)."""
         ...
 
     def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
@@ -47,11 +47,11 @@ class Processor(Protocol):
 
     def encode(self, record: Record) -> Encoded:
         """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
-        turn is labelled. Raises DataError for a record that does not fit the template or a picture that cannot be read."""
+        turn is num_label_tokens. Raises DataError for a record that does not fit the template or an image that cannot be read."""
         ...
 
     def length(self, record: Record) -> int:
-        """How many tokens `encode` would make, without opening the pictures."""
+        """How many tokens `encode` would make, without opening the images."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

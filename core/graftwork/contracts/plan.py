@@ -49,7 +49,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Identity:
+class ModelSpec:
     """What the trained weights mean; needed to rebuild them."""
 
     model: Choice
@@ -80,7 +80,7 @@ class TrainSettings:
         "bf16", "Of frozen weights and of autocast; trained weights are fp32"
     )
     force_precision: bool = setting(False, "Use a precision in which the model is known to overflow")
-    max_length: int = setting(2048, "The longest record in tokens, picture tokens included", minimum=1)
+    max_length: int = setting(2048, "The longest record in tokens, image tokens included", minimum=1)
     too_long: Literal["skip", "cut"] = setting("skip", "What happens to longer records; both are counted and said")
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
@@ -89,14 +89,14 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Circumstance:
+class RunContext:
     """How the trained weights come about; recorded in full, and chosen afresh elsewhere."""
 
     seed: int = 17
     attention: dict[str, list[Choice]] = field(default_factory=dict)
     """Site to kernels in order of preference; `*` for sites that are not named."""
     memory: list[Choice] = field(default_factory=list)
-    rungs: list[list[Choice]] = field(default_factory=list)
+    candidates: list[list[Choice]] = field(default_factory=list)
     """Memory strategies to choose among, the fastest first; empty where the run leaves no choice."""
     budget: int | None = None
     """The bytes that the run may take of its device; None where the device decides."""
@@ -111,8 +111,8 @@ class Circumstance:
 class Plan:
     """A resolved run."""
 
-    identity: Identity
-    circumstance: Circumstance = field(default_factory=Circumstance)
+    model_spec: ModelSpec
+    run_context: RunContext = field(default_factory=RunContext)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; `from_json` reads it back to an equal plan."""

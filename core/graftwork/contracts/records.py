@@ -11,30 +11,30 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; `<image>` stands where a picture does."""
+    """One message of a conversation; `<image>` stands where an image does."""
 
     role: Literal["user", "assistant"]
     text: str
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture by reference: a file, or its encoded bytes. `graftwork.data.images.load` opens it safely."""
+class Image:
+    """An image by reference: a file, or its encoded bytes. `graftwork.data.images.load` opens it safely."""
 
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        return str(self.path) if self.path else f"{len(self.data or b'')} bytes of picture data"
+        return str(self.path) if self.path else f"{len(self.data or b'')} bytes of image data"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation about at most one picture each, and what is known of it."""
+    """A conversation about at most one image each, and what is known of it."""
 
     id: str
     turns: tuple[Turn, ...]
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[Image, ...] = ()
     group: str = ""
     """What scores are split by, such as `colour`."""
     reference: tuple[str, ...] = ()
@@ -64,10 +64,10 @@ class BadRecord:
     why: str
 
 
-def picture_key(record: Record) -> str:
-    """What identifies the pictures of a record; a record without pictures stands alone."""
-    return "\n".join(_name(picture) for picture in record.pictures) or f"no picture: {record.id}"
+def image_key(record: Record) -> str:
+    """What identifies the images of a record; a record without images stands alone."""
+    return "\n".join(_name(image) for image in record.images) or f"no image: {record.id}"
 
 
-def _name(picture: Picture) -> str:
-    return str(picture.path) if picture.path else hashlib.sha256(picture.data or b"").hexdigest()
+def _name(image: Image) -> str:
+    return str(image.path) if image.path else hashlib.sha256(image.data or b"").hexdigest()

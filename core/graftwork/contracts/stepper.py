@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork import processes
-from graftwork.contracts.batch import predicting_positions
+from graftwork.contracts.batch import find_label_positions
 from graftwork.errors import PlanRefused
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class Stepper:
     strategy with an engine of its own returns a child of this class from `MemoryStrategy.stepper`.
     """
 
-    together: ClassVar[bool] = False
+    reduces_gradients: ClassVar[bool] = False
     """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
-    lockstep: ClassVar[bool] = False
-    """Whether all processes must accumulate equally many micro-batches, each with pictures if any record has some."""
+    needs_equal_micro_batches: ClassVar[bool] = False
+    """Whether all processes must accumulate equally many micro-batches, each with images if any record has some."""
 
     def __init__(self, assembly: Assembly, settings: TrainSettings) -> None:
         import torch
@@ -45,7 +45,7 @@ class Stepper:
         peft, rate = self.assembly.peft, self.settings.learning_rate
         if peft is None:
             return [{"params": list(self.parameters.values()), "lr": rate}]
-        return [group for group in peft.groups(self.parameters, rate) if group["params"]]
+        return [group for group in peft.param_groups(self.parameters, rate) if group["params"]]
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The first optimizer that a strategy offers, else AdamW."""
@@ -67,16 +67,16 @@ class Stepper:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
-        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `labelled`, the
+    def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> Tensor:
+        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `num_label_tokens`, the
         number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
-            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
+            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def gradients(self) -> list[Tensor]:
-        """The gathered gradients of all trained parameters: nought for one that no record of the step has reached, so that
+        """The gathered gradients of all trained parameters: zero for one that no record of the step has reached, so that
         it does not matter to AdamW which process had which records."""
         import torch
 
@@ -102,12 +102,12 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def whole(self, value: Tensor) -> Tensor:
+    def unshard(self, value: Tensor) -> Tensor:
         """All numbers of a tensor of the optimizer's state, of which a process may have a part. Collective."""
         return value
 
-    def part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The part that this process needs of `value`, a tensor of the state of `parameter`; the inverse of `whole`."""
+    def shard(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The part that this process needs of `value`, a tensor of the state of `parameter`; the inverse of `unshard`."""
         return value.to(parameter.device)
 
     def state(self) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class Stepper:
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
             # Copied, for a file holds no tensor twice; a whole number becomes a tensor, and one again in `restore`.
-            f"{names[id(parameter)]}/{key}": self.whole(torch.as_tensor(value).detach())
+            f"{names[id(parameter)]}/{key}": self.unshard(torch.as_tensor(value).detach())
             .to("cpu", copy=True)
             .contiguous()
             for parameter, values in self.optimizer.state.items()
@@ -135,7 +135,7 @@ class Stepper:
         def restored(key: str, parameter: nn.Parameter) -> Tensor | int:
             if state[key].dtype == torch.int64 and state[key].dim() == 0:
                 return int(state[key])
-            return state[key] if key.endswith("/step") else self.part(state[key], parameter)
+            return state[key] if key.endswith("/step") else self.shard(state[key], parameter)
 
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition("/")[0] == name]
@@ -150,7 +150,7 @@ def stepper_for(assembly: Assembly, settings: TrainSettings) -> Stepper:
     would each learn for themselves."""
     brought = (strategy.stepper(assembly, settings) for strategy in assembly.strategies)
     stepper = next((each for each in brought if each is not None), None) or Stepper(assembly, settings)
-    if processes.count() > 1 and not stepper.together:
+    if processes.count() > 1 and not stepper.reduces_gradients:
         raise PlanRefused(
             f"{processes.count()} processes run this plan, and none of its memory strategies brings their gradients together; "
             "add one that does to memory.use (graftwork list memory)"
@@ -168,10 +168,10 @@ def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
 def summed_loss(
     model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
 ) -> Tensor:
-    """The cross entropy in nats, summed over the labelled positions, and computed only there.
+    """The cross entropy in nats, summed over the num_label_tokens positions, and computed only there.
 
-    Most positions are picture or prompt; logits for them are never made (their size is tokens x vocabulary).
+    Most positions are image or prompt; logits for them are never made (their size is tokens x vocabulary).
     """
-    predicting = predicting_positions(batch.labels) if batch.predicting is None else batch.predicting
-    hidden = model(batch).flatten(0, 1).index_select(0, predicting)
-    return cross_entropy(model, hidden, batch.labels.flatten()[predicting + 1])
+    label_positions = find_label_positions(batch.labels) if batch.label_positions is None else batch.label_positions
+    hidden = model(batch).flatten(0, 1).index_select(0, label_positions)
+    return cross_entropy(model, hidden, batch.labels.flatten()[label_positions + 1])

@@ -1,26 +1,26 @@
 """Data: images and files read safely, and the way from data sources to the batch of any step."""
 
 from graftwork.data.datafiles import (
-    find_picture,
-    lacking,
+    find_image,
     make_records,
     member,
+    missing_files,
     read_json,
     read_json_lines,
     read_text,
     required,
 )
-from graftwork.data.images import MAX_PIXELS, digest, load, probe
+from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image
 
 __all__ = [
     "MAX_PIXELS",
-    "digest",
-    "find_picture",
-    "lacking",
-    "load",
+    "image_digest",
+    "find_image",
+    "missing_files",
+    "load_image",
     "make_records",
     "member",
-    "probe",
+    "image_size",
     "read_json",
     "read_json_lines",
     "read_text",

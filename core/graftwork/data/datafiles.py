@@ -1,4 +1,4 @@
-"""Reading the files of a data set: JSON, JSON lines and pictures, with every mistake at its place."""
+"""Reading the files of a data set: JSON, JSON lines and images, with every mistake at its place."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graftwork.contracts.component import Absent
-from graftwork.contracts.records import BadRecord, Picture, Record
+from graftwork.contracts.component import MissingFile
+from graftwork.contracts.records import BadRecord, Image, Record
 from graftwork.errors import DataError
 
 T = TypeVar("T")
 
 
-def lacking(settings: Any, *names: str) -> Iterator[str]:
-    """A clause for each of these settings, all of them paths, that is not set or leads nowhere; for `objections`."""
+def missing_files(settings: Any, *names: str) -> Iterator[str]:
+    """A clause for each of these settings, all of them paths, that is not set or leads nowhere; for `validate`."""
     for name in names:
         path: Path | None = getattr(settings, name)
         if path is None:
             yield f"'{name}' is not set"
         elif not path.exists():
-            yield Absent(f"'{name}' is '{path}', which does not exist")
+            yield MissingFile(f"'{name}' is '{path}', which does not exist")
 
 
 def required(settings: Any, name: str) -> Path:
     """The path that a setting holds; DataError when it is not set or leads nowhere."""
-    for clause in lacking(settings, name):
+    for clause in missing_files(settings, name):
         raise DataError(f"{clause}; set it to where the data is")
     path: Path = getattr(settings, name)
     return path
@@ -86,18 +86,18 @@ def member(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
     return value
 
 
-def find_picture(folder: Path, name: str) -> Picture:
-    """The picture of that name in the folder; DataError when there is none, or the name leads elsewhere."""
+def find_image(folder: Path, name: str) -> Image:
+    """The image of that name in the folder; DataError when there is none, or the name leads elsewhere."""
     path = folder / name
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"the picture's name '{name}' does not lie within its folder")
+        raise DataError(f"the image's name '{name}' does not lie within its folder")
     try:
         there = path.is_file()
     except (OSError, ValueError):  # Too long a name, or one that holds a NUL.
         there = False
     if not there:
-        raise DataError(f"there is no picture '{path}'")
-    return Picture(path)
+        raise DataError(f"there is no image '{path}'")
+    return Image(path)
 
 
 KINDS: Mapping[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}

@@ -26,7 +26,7 @@ class StageCount(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gathered:
+class PipelineResult:
     """What is left for a run, everything that was dropped on the way, and a row for each stage."""
 
     records: list[Record]
@@ -34,14 +34,14 @@ class Gathered:
     counts: list[StageCount]
 
 
-def gather(
+def read_records(
     sources: Sequence[DataSource[Any]],
     operators: Sequence[DataOperator[Any]],
     *,
     seed: int,
     strict: bool,
     writer: Writer | None = None,
-) -> Gathered:
+) -> PipelineResult:
     """Read the sources in order and pass their records through the operators in order.
 
     Ids that repeat get `#2`, `#3`, … so that all differ. With `strict` the first bad record of a source raises
@@ -66,10 +66,10 @@ def gather(
         read = sum(count.read for count in counts[: len(sources)])
         losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in counts if count.dropped)
         raise DataError(f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _shown(bad))
-    return Gathered(records, bad, counts)
+    return PipelineResult(records, bad, counts)
 
 
-def summary(gathered: Gathered) -> list[str]:
+def summary(gathered: PipelineResult) -> list[str]:
     """A line for each stage, and a total."""
     stages = [
         f"{name}: {read:,} read, {kept:,} kept, {dropped:,} dropped" for name, read, kept, dropped in gathered.counts

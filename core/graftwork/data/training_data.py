@@ -38,31 +38,31 @@ class TrainingData:
         return {**self.summary, "bad": bad[:RECORDED], "bad_in_all": len(bad)}
 
 
-def gather(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
+def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
     """Read the records of a plan and measure them in tokens; what is too long is cut or left out, and counted."""
-    circumstance = plan.circumstance
-    gathered = pipeline.gather(
-        [restore_component(choice, lookup) for choice in circumstance.sources],  # type: ignore[misc]
-        [restore_component(choice, lookup) for choice in circumstance.operators],  # type: ignore[misc]
-        seed=circumstance.seed,
-        strict=circumstance.strict_data,
+    run_context = plan.run_context
+    gathered = pipeline.read_records(
+        [restore_component(choice, lookup) for choice in run_context.sources],  # type: ignore[misc]
+        [restore_component(choice, lookup) for choice in run_context.operators],  # type: ignore[misc]
+        seed=run_context.seed,
+        strict=run_context.strict_data,
     )
-    limit, records, lengths, long, bad = circumstance.train.max_length, [], [], [], list(gathered.bad)
+    limit, records, lengths, long, bad = run_context.train.max_length, [], [], [], list(gathered.bad)
     for record in gathered.records:
         try:
             length = processor.length(record)
         except DataError as error:
             bad.append(BadRecord(record.where, str(error)))
-            if circumstance.strict_data:
+            if run_context.strict_data:
                 raise
             continue
         if length > limit:
             long.append(f"{record.where or record.id}: {length} tokens")
-            if circumstance.strict_data:
+            if run_context.strict_data:
                 raise DataError(
                     f"{record.where or record.id}: the record has {length} tokens, train.max_length is {limit}"
                 )
-            if circumstance.train.too_long == "skip":
+            if run_context.train.too_long == "skip":
                 continue
         records.append(record)
         lengths.append(min(length, limit))
@@ -79,7 +79,7 @@ def gather(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
         "records": len(records),
         "bad": [f"{one.where}: {one.why}" for one in bad],
         "too_long": len(long),
-        "too_long_were": "cut" if circumstance.train.too_long == "cut" else "left out",
+        "too_long_were": "cut" if run_context.train.too_long == "cut" else "left out",
         "stages": [count._asdict() for count in gathered.counts],
         "groups": {group: count for group, count in sorted(groups.items()) if group},
     }
@@ -87,14 +87,14 @@ def gather(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
 
 
 def cut(example: Encoded, longest: int) -> Encoded:
-    """The first `longest` tokens of a record; DataError when no label, or not the whole picture, is among them."""
+    """The first `longest` tokens of a record; DataError when no label, or not the whole image, is among them."""
     if len(example.input_ids) <= longest:
         return example
-    if any(example.picture_positions[longest:]) or all(label == IGNORED for label in example.labels[:longest]):
+    if any(example.image_token_mask[longest:]) or all(label == IGNORED for label in example.labels[:longest]):
         raise DataError(f"nothing to learn is left of a record of {len(example.input_ids)} tokens cut to {longest}")
     return replace(
         example,
         input_ids=example.input_ids[:longest],
-        picture_positions=example.picture_positions[:longest],
+        image_token_mask=example.image_token_mask[:longest],
         labels=example.labels[:longest],
     )

@@ -24,15 +24,15 @@ class AnswerFile:
     def begin(self, header: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> None:
         """Continue if the file has this header, else set it aside and start a new one; `say` is told which.
 
-        A file that holds the answers of more arms than asked for is continued with all of them. A line that an
+        A file that holds the answers of more variants than asked for is continued with all of them. A line that an
         interruption left half-written is cut off.
         """
         wanted: dict[str, Any] = json.loads(json.dumps(header, default=str))
         content = self.path.read_bytes() if self.path.exists() else b""
         found, good = _entries(content)
         self.header = found[0] if found else {}
-        fits = {**self.header, "arms": None} == {**wanted, "arms": None}
-        if resume and fits and set(wanted["arms"]) <= set(self.header.get("arms", ())):
+        fits = {**self.header, "variants": None} == {**wanted, "variants": None}
+        if resume and fits and set(wanted["variants"]) <= set(self.header.get("variants", ())):
             self.runs = [entry["run"] for entry in found[1:] if "run" in entry]
             self.lines = [entry for entry in found[1:] if "run" not in entry]
             with self.path.open("r+b") as file:
@@ -78,16 +78,16 @@ def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
 
 
 @dataclass
-class News:
+class BatchResult:
     """What a process has to tell the others after a batch."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] | None = None
     bad: list[BadRecord] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
         """Make room for those of the next batch, in the same lists."""
         self.lines, self.run = [], None
         self.bad.clear()
-        self.said.clear()
+        self.messages.clear()

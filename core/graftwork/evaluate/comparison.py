@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftwork.contracts.records import Picture, picture_key
+from graftwork.contracts.records import Image, image_key
 from graftwork.errors import DataError
 from graftwork.evaluate.evaluation import Result
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_change, describe_ratio, is_percent, shown
@@ -15,7 +15,7 @@ from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_change, descr
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that exactly one of the two arms answers correctly."""
+    """A question that exactly one of the two variants answers correctly."""
 
     id: str
     group: str
@@ -25,7 +25,7 @@ class Flip:
     adapter: str
     gained: bool
     """Whether the adapter is the one that answers correctly."""
-    picture: Picture | None = None
+    image: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Comparison:
     percent: bool
     """Whether scores lie from 0 to 1 and are shown in per cent."""
     questions: int
-    pictures: int
-    """How many pictures, or questions without one, were drawn from for the intervals."""
+    images: int
+    """How many images, or questions without one, were drawn from for the intervals."""
     bad: int
     """Questions that could not be asked."""
     rows: tuple[Row, ...]
@@ -46,8 +46,8 @@ class Comparison:
     flips: tuple[Flip, ...]
     headline: str
     """The overall result in a sentence."""
-    remarks: tuple[str, ...]
-    """Sentences about the whole: its ratio to the base, questions that could not be asked, an arm that always says the same."""
+    notes: tuple[str, ...]
+    """Sentences about the whole: its ratio to the base, questions that could not be asked, an variant that always says the same."""
     forgetting: tuple[str, ...]
     """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
     untrained: tuple[str, ...]
@@ -55,23 +55,23 @@ class Comparison:
     provenance: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; pictures are named, not embedded."""
+        """As plain data; images are named, not embedded."""
         flips = [
-            {**dataclasses.asdict(dataclasses.replace(flip, picture=None)), "picture": str(flip.picture or "")}
+            {**dataclasses.asdict(dataclasses.replace(flip, image=None)), "image": str(flip.image or "")}
             for flip in self.flips
         ]
         return {**dataclasses.asdict(dataclasses.replace(self, flips=())), "flips": flips}
 
 
 def compare(result: Result, trained_groups: Collection[str] | None = None) -> Comparison:
-    """Compare the two arms of an evaluation, which must have run both.
+    """Compare the two variants of an evaluation, which must have run both.
 
-    Differences and ratios are paired: both arms are resampled together (see `graftwork.evaluate.statistics`). `trained_groups` are
+    Differences and ratios are paired: both variants are resampled together (see `graftwork.evaluate.statistics`). `trained_groups` are
     the groups of the training data; None when they are not known.
     """
     if set(result.answered[0].answers) != {BASE, ADAPTER}:
         raise DataError(
-            f"the evaluation of '{result.evaluator.name}' did not ask base and adapter both; evaluate both arms"
+            f"the evaluation of '{result.evaluator.name}' did not ask base and adapter both; evaluate both variants"
         )
     rows = result.rows
     percent = is_percent(rows)
@@ -84,18 +84,18 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
             one.answers[BASE],
             one.answers[ADAPTER],
             one.correct(ADAPTER),
-            one.record.pictures[0] if one.record.pictures else None,
+            one.record.images[0] if one.record.images else None,
         )
         for one in result.answered
         if one.correct(ADAPTER) != one.correct(BASE)
     )
-    pictures = len({picture_key(one.record) for one in result.answered})
+    images = len({image_key(one.record) for one in result.answered})
     groups = {one.group for one in result.answered}
     untrained = [
         row for row in rows[1:] if trained_groups is not None and row.name in groups.difference(trained_groups)
     ]
     headline = (
-        f"{describe_change(rows[0], rows[0].name, percent)}, on {rows[0].records:,} questions about {pictures:,} pictures; "
+        f"{describe_change(rows[0], rows[0].name, percent)}, on {rows[0].records:,} questions about {images:,} images; "
         f"always answering '{rows[0].majority_answer}' scores {shown(rows[0].majority, percent)}."
     )
     return Comparison(
@@ -103,12 +103,12 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         metric=result.evaluator.metric,
         percent=percent,
         questions=len(result.answered),
-        pictures=pictures,
+        images=images,
         bad=len(result.bad),
         rows=rows,
         flips=flips,
         headline=headline[:1].upper() + headline[1:],
-        remarks=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
+        notes=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
         forgetting=tuple(
             describe_change(row, f"{row.name}, which was not trained on,", percent) + "." for row in untrained
         ),
@@ -118,9 +118,9 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
 
 
 def _monotonous(result: Result) -> Iterator[str]:
-    """A sentence for each arm that gave all questions, which have different answers, one and the same."""
+    """A sentence for each variant that gave all questions, which have different answers, one and the same."""
     if len({one.record.reference for one in result.answered}) > 1:
-        for arm in (BASE, ADAPTER):
-            said = {one.answers[arm] for one in result.answered}
+        for variant in (BASE, ADAPTER):
+            said = {one.answers[variant] for one in result.answered}
             if len(said) == 1:
-                yield f"The {arm} gave one and the same answer to every question: '{said.pop()[:80]}'."
+                yield f"The {variant} gave one and the same answer to every question: '{said.pop()[:80]}'."

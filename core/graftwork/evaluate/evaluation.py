@@ -1,4 +1,4 @@
-"""Evaluation: questions asked once for every arm, scored, and written down so that an interruption costs nothing."""
+"""Evaluation: questions asked once for every variant, scored, and written down so that an interruption costs nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.contracts.batch import Encoded, collate
-from graftwork.contracts.kinds import Answered, Evaluator
-from graftwork.contracts.records import BadRecord, Record, picture_key
+from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.records import BadRecord, Record, image_key
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
-from graftwork.evaluate.answers import AnswerFile, News
+from graftwork.evaluate.answers import AnswerFile, BatchResult
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
-from graftwork.evaluate.questions import by_picture, read_questions
+from graftwork.evaluate.questions import by_image, read_questions
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown, tabulate
 from graftwork.weights import sha256
 
@@ -40,7 +40,7 @@ class Result:
     """An evaluation that was carried out: every answer, and what shows that a model really gave it."""
 
     evaluator: Evaluator[Any]
-    answered: tuple[Answered, ...]
+    answered: tuple[Prediction, ...]
     """In the evaluator's order."""
     bad: tuple[BadRecord, ...]
     provenance: Mapping[str, Any]
@@ -53,23 +53,23 @@ class Result:
     @property
     def scores(self) -> dict[str, dict[str, float]]:
         """Arm to metric or group to number."""
-        arms = self.answered[0].answers
-        return {arm: {row.name: row.scores[arm].value for row in self.rows} for arm in arms}
+        variants = self.answered[0].answers
+        return {variant: {row.name: row.scores[variant].value for row in self.rows} for variant in variants}
 
     @property
     def mean_of_all(self) -> dict[str, float]:
-        """By arm, the mean score of all questions, where those that could not be asked score nought."""
+        """By variant, the mean score of all questions, where those that could not be asked score zero."""
         count = len(self.answered) + len(self.bad)
-        arms = self.answered[0].answers
-        return {arm: sum(one.scores[arm].value for one in self.answered) / count for arm in arms}
+        variants = self.answered[0].answers
+        return {variant: sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
 
     def unanswered(self) -> str:
         """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
         if not self.bad:
             return ""
-        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({arm})" for arm, mean in self.mean_of_all.items())
+        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({variant})" for variant, mean in self.mean_of_all.items())
         count = len(self.answered) + len(self.bad)
-        return f"{len(self.bad):,} of {count:,} questions could not be asked; with nought for them the mean score is {means}."
+        return f"{len(self.bad):,} of {count:,} questions could not be asked; with zero for them the mean score is {means}."
 
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
@@ -78,7 +78,7 @@ class Result:
             "metric": self.evaluator.metric,
             "questions": len(self.answered) + len(self.bad),
             "answered": len(self.answered),
-            "mean_with_unanswered_as_nought": self.mean_of_all,
+            "mean_with_unanswered_as_zero": self.mean_of_all,
             "bad": [dataclasses.asdict(bad) for bad in self.bad],
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "provenance": dict(self.provenance),
@@ -89,9 +89,9 @@ def evaluate(
     assembly: Assembly,
     evaluator: Evaluator[Any],
     *,
-    arms: Sequence[str] = (ADAPTER,),
+    variants: Sequence[str] = (ADAPTER,),
     out: Path,
-    identity: Mapping[str, str],
+    hashes: Mapping[str, str],
     batch_size: int = 16,
     limit: int | None = None,
     strict: bool = False,
@@ -101,7 +101,7 @@ def evaluate(
 ) -> Result:
     """Ask the evaluator's questions, and write `answers.jsonl` and `scores.json` into `out`.
 
-    `arms` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `identity` holds the
+    `variants` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `hashes` holds the
     hashes of the checkpoint and of its base weights: answers of another model are never mixed in. `limit` takes the first
     questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` is told how
     many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
@@ -111,22 +111,31 @@ def evaluate(
     malformed = len(bad)
     file = AnswerFile(out / "answers.jsonl")
     if processes.is_first():
-        file.begin(_header(assembly, evaluator, arms, identity), resume=resume, say=say)
-    header, lines = processes.gather((file.header, file.lines))[0]
+        file.begin(_header(assembly, evaluator, variants, hashes), resume=resume, say=say)
+    header, lines = processes.all_gather_object((file.header, file.lines))[0]
     asked = {record.id: record for record in records}
     done = _restore(evaluator, asked, lines)
-    todo = questions.neighbours(by_picture([record for record in records if record.id not in done]))
+    todo = questions.contiguous_slice(by_image([record for record in records if record.id not in done]))
     progress(len(done), len(records))
-    news, ran = News(), len(file.runs)
-    chunks = _ask_all(assembly, evaluator, todo, header["arms"], batch_size, news.bad, strict, news.said.append)
+    batch_result, ran = BatchResult(), len(file.runs)
+    chunks = _ask_all(
+        assembly,
+        evaluator,
+        todo,
+        header["variants"],
+        batch_size,
+        batch_result.bad,
+        strict,
+        batch_result.messages.append,
+    )
     while True:
         # A batch of every process at a time, so that an interruption costs no more than that.
         for answered, size in islice(chunks, 1):
-            news.lines = [_line(one) for one in answered]
-            news.run = _describe_run(assembly, size)
-        gathered = processes.gather(news)
+            batch_result.lines = [_line(one) for one in answered]
+            batch_result.run = _describe_run(assembly, size)
+        gathered = processes.all_gather_object(batch_result)
         for told in gathered:
-            for sentence in told.said:
+            for sentence in told.messages:
                 say(sentence)
             bad += told.bad
         lines = [line for told in gathered for line in told.lines]
@@ -139,16 +148,16 @@ def evaluate(
             file.append(lines)
         done.update(_restore(evaluator, asked, lines))
         progress(len(done) + len(bad) - malformed, len(records))
-        news.clear()
+        batch_result.clear()
     if not done:
         raise DataError(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
-    kept = tuple(_only(done[record.id], arms) for record in records if record.id in done)
+    kept = tuple(_only(done[record.id], variants) for record in records if record.id in done)
     provenance = {
         **header,
-        "arms": list(arms),
-        "tokens": {arm: sum(one.tokens[arm] for one in kept) for arm in arms},
+        "variants": list(variants),
+        "tokens": {variant: sum(one.tokens[variant] for one in kept) for variant in variants},
         "seconds": round(sum(one.seconds for one in kept), 3),
         "answers": {"file": file.path.name, "sha256": sha256(file.path)},
         "runs": file.runs,
@@ -166,13 +175,13 @@ def _ask_all(
     assembly: Assembly,
     evaluator: Evaluator[Any],
     records: Sequence[Record],
-    arms: Sequence[str],
+    variants: Sequence[str],
     batch_size: int,
     bad: list[BadRecord],
     strict: bool,
     say: Callable[[str], None],
-) -> Iterator[tuple[list[Answered], int]]:
-    """Answer records batch by batch, each with the batch size; pictures are read while the model answers."""
+) -> Iterator[tuple[list[Prediction], int]]:
+    """Answer records batch by batch, each with the batch size; images are read while the model answers."""
     import torch
 
     most, narrow = evaluator.max_new_tokens, False
@@ -205,7 +214,7 @@ def _ask_all(
                 return
             chunk = waiting[:size]
             try:
-                answered = _ask(assembly, evaluator, chunk, arms, trains_vision)
+                answered = _ask(assembly, evaluator, chunk, variants, trains_vision)
             except torch.OutOfMemoryError:
                 answered = []
             if answered:
@@ -235,60 +244,64 @@ def _ahead(
 
 
 def _ask(
-    assembly: Assembly, evaluator: Evaluator[Any], prompts: Sequence[Prompt], arms: Sequence[str], trains_vision: bool
-) -> list[Answered]:
+    assembly: Assembly,
+    evaluator: Evaluator[Any],
+    prompts: Sequence[Prompt],
+    variants: Sequence[str],
+    trains_vision: bool,
+) -> list[Prediction]:
     started = time.perf_counter()
     encoded = [prompt for _, prompt in prompts]
-    features = None if trains_vision else look(assembly, prompts)
+    features = None if trains_vision else image_features(assembly, prompts)
     said: dict[str, Answers] = {}
-    for arm in arms:
-        with assembly.off() if arm == BASE else nullcontext():
-            seen = look(assembly, prompts) if trains_vision else features
-            said[arm] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=seen)
+    for variant in variants:
+        with assembly.disable_adapter() if variant == BASE else nullcontext():
+            seen = image_features(assembly, prompts) if trains_vision else features
+            said[variant] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=seen)
     seconds = (time.perf_counter() - started) / len(prompts)
     return [
-        Answered(
+        Prediction(
             record,
-            {arm: said[arm].texts[row] for arm in arms},
-            {arm: evaluator.score(record, said[arm].texts[row]) for arm in arms},
-            {arm: said[arm].tokens[row] for arm in arms},
+            {variant: said[variant].texts[row] for variant in variants},
+            {variant: evaluator.score(record, said[variant].texts[row]) for variant in variants},
+            {variant: said[variant].tokens[row] for variant in variants},
             seconds,
         )
         for row, (record, _) in enumerate(prompts)
     ]
 
 
-def look(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str, Any] | None:
-    """The towers' outputs for the pictures of all prompts, in order; prompts about the same picture share one look.
+def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str, Any] | None:
+    """The towers' outputs for the images of all prompts, in order; prompts about the same image share one look.
 
-    They can share it where every picture has the same number of views (one, or as many tiles), which is told by pixels.
+    They can share it where every image has the same number of views (one, or as many tiles), which is told by pixels.
     """
     import torch
 
     distinct: dict[str, Prompt] = {}
     for record, prompt in prompts:
-        distinct.setdefault(picture_key(record), (record, prompt))
-    views = {(part, len(value) / len(record.pictures)) for record, p in prompts for part, value in p.pixels.items()}
+        distinct.setdefault(image_key(record), (record, prompt))
+    views = {(part, len(value) / len(record.images)) for record, p in prompts for part, value in p.pixels.items()}
     shared = len(distinct) < len(prompts) and len(views) == len(dict(views))
     shown = list(distinct.values()) if shared else prompts
     pixels = collate([prompt for _, prompt in shown], pad_id=assembly.processor.pad_id).to(assembly.device).pixels
     if not pixels:
         return None
     with answering(assembly):
-        features: Mapping[str, Any] = assembly.model.see(pixels)
+        features: Mapping[str, Any] = assembly.model.encode_images(pixels)
         if not shared:
             return features
         places: dict[str, range] = {}
         count = 0
         for key, (record, _) in distinct.items():
-            places[key] = range(count, count := count + len(record.pictures))
-        index = [place for record, _ in prompts for place in places[picture_key(record)]]
+            places[key] = range(count, count := count + len(record.images))
+        index = [place for record, _ in prompts for place in places[image_key(record)]]
         repeated: Mapping[str, Any] = _repeat(features, torch.tensor(index, device=assembly.device), count)
         return repeated
 
 
 def _repeat(features: Any, index: Tensor, count: int) -> Any:
-    """The outputs for the pictures at `index`, out of those for `count` pictures."""
+    """The outputs for the images at `index`, out of those for `count` images."""
     if isinstance(features, Mapping):
         return {name: _repeat(value, index, count) for name, value in features.items()}
     if isinstance(features, list | tuple):
@@ -297,15 +310,15 @@ def _repeat(features: Any, index: Tensor, count: int) -> Any:
 
 
 def _header(
-    assembly: Assembly, evaluator: Evaluator[Any], arms: Sequence[str], identity: Mapping[str, str]
+    assembly: Assembly, evaluator: Evaluator[Any], variants: Sequence[str], hashes: Mapping[str, str]
 ) -> dict[str, Any]:
     return {
         "evaluator": evaluator.name,
         "settings": dataclasses.asdict(evaluator.settings),
         "max_new_tokens": evaluator.max_new_tokens,
         "precision": assembly.precision,
-        **identity,
-        "arms": list(arms),
+        **hashes,
+        "variants": list(variants),
     }
 
 
@@ -317,19 +330,19 @@ def _describe_run(assembly: Assembly, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "device": device,
         "torch": str(torch.__version__),
-        "attention": assembly.attention_report(),
+        "attention": assembly.kernel_usage(),
     }
 
 
-def _line(one: Answered) -> dict[str, Any]:
+def _line(one: Prediction) -> dict[str, Any]:
     return {
         "id": one.record.id,
         "group": one.group,
         "question": one.record.question,
         "reference": list(one.record.reference),
-        "pictures": [str(picture) for picture in one.record.pictures],
+        "images": [str(image) for image in one.record.images],
         "answers": dict(one.answers),
-        "scores": {arm: score.value for arm, score in one.scores.items()},
+        "scores": {variant: score.value for variant, score in one.scores.items()},
         "tokens": dict(one.tokens),
         "seconds": round(one.seconds, 4),
     }
@@ -337,19 +350,19 @@ def _line(one: Answered) -> dict[str, Any]:
 
 def _restore(
     evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Answered]:
+) -> dict[str, Prediction]:
     """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
-    done: dict[str, Answered] = {}
+    done: dict[str, Prediction] = {}
     for line in lines:
         record = asked.get(line["id"])
         if record and (line["question"], tuple(line["reference"])) == (record.question, record.reference):
-            scores = {arm: evaluator.score(record, text) for arm, text in line["answers"].items()}
-            done[record.id] = Answered(record, line["answers"], scores, line["tokens"], line["seconds"])
+            scores = {variant: evaluator.score(record, text) for variant, text in line["answers"].items()}
+            done[record.id] = Prediction(record, line["answers"], scores, line["tokens"], line["seconds"])
     return done
 
 
-def _only(one: Answered, arms: Sequence[str]) -> Answered:
+def _only(one: Prediction, variants: Sequence[str]) -> Prediction:
     def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {arm: values[arm] for arm in arms}
+        return {variant: values[variant] for variant in variants}
 
-    return Answered(one.record, chosen(one.answers), chosen(one.scores), chosen(one.tokens), one.seconds)
+    return Prediction(one.record, chosen(one.answers), chosen(one.scores), chosen(one.tokens), one.seconds)

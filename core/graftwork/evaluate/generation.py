@@ -62,7 +62,7 @@ def room(assembly: Assembly, prompt: Encoded, max_new_tokens: int) -> int:
 
 def context_of(assembly: Assembly) -> int | None:
     """How many tokens an assembled model reads; None when its configuration does not say."""
-    return context_length(assembly.plan.identity.model.config or {})
+    return context_length(assembly.plan.model_spec.model.config or {})
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
@@ -76,7 +76,7 @@ def answer(
 ) -> Answers:
     """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
 
-    `features` are the towers' outputs for the pictures of all prompts, in order, and save looking at them again.
+    `features` are the towers' outputs for the images of all prompts, in order, and save looking at them again.
     """
     import torch
 

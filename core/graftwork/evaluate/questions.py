@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from graftwork import processes
 from graftwork.contracts.kinds import Evaluator
-from graftwork.contracts.records import BadRecord, Record, picture_key
+from graftwork.contracts.records import BadRecord, Record, image_key
 from graftwork.errors import DataError
 
 T = TypeVar("T")
@@ -39,15 +39,15 @@ def read_questions(
     return list(records.values()), bad
 
 
-def by_picture(records: Sequence[Record]) -> list[Record]:
-    """The records with those about the same picture side by side, otherwise in their order."""
+def by_image(records: Sequence[Record]) -> list[Record]:
+    """The records with those about the same image side by side, otherwise in their order."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(picture_key(record), []).append(record)
+        groups.setdefault(image_key(record), []).append(record)
     return [record for group in groups.values() for record in group]
 
 
-def neighbours(questions: Sequence[T]) -> list[T]:
-    """This process's part of questions, in which neighbours stay together: they are about the same picture."""
+def contiguous_slice(questions: Sequence[T]) -> list[T]:
+    """This process's part of questions, in which contiguous_slice stay together: they are about the same image."""
     rank, count = processes.rank(), processes.count()
     return list(questions[rank * len(questions) // count : (rank + 1) * len(questions) // count])

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.kinds import Answered, Evaluator
-from graftwork.contracts.records import Record, picture_key
+from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.records import Record, image_key
 from graftwork.evaluate import statistics
 from graftwork.evaluate.statistics import Interval
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Draws = Mapping[str, Mapping[str, NDArray[np.float64]]]
 
 BASE, ADAPTER = "base", "adapter"
-"""The arms: the model with its adapter off, and on."""
+"""The variants: the model with its adapter off, and on."""
 TOTAL_RESAMPLES = 1_000
 """Fewer than for means, because a benchmark's own `total` is called for each."""
 
@@ -32,33 +32,33 @@ class Row:
     name: str
     records: int
     scores: Mapping[str, Interval]
-    """By arm."""
+    """By variant."""
     majority: float
     """The score of always giving the most common reference of these questions."""
     majority_answer: str
     difference: Interval | None = None
     """Adapter minus base."""
     ratio: Interval | None = None
-    """Adapter over base; None where the base scores nought, and without bounds where a resample of it does."""
+    """Adapter over base; None where the base scores zero, and without bounds where a resample of it does."""
     p: float | None = None
     """Of McNemar's exact test; None where the number is not the mean of the questions' scores."""
     gained: int = 0
     lost: int = 0
 
 
-def tabulate(evaluator: Evaluator[Any], answered: Sequence[Answered]) -> tuple[Row, ...]:
+def tabulate(evaluator: Evaluator[Any], answered: Sequence[Prediction]) -> tuple[Row, ...]:
     """The table of scores: the metric first, then whatever groups the evaluator has."""
-    arms = tuple(answered[0].answers)
-    totals = {arm: evaluator.total([one.scores[arm] for one in answered]) for arm in arms}
-    clusters: dict[str, list[Answered]] = {}
+    variants = tuple(answered[0].answers)
+    totals = {variant: evaluator.total([one.scores[variant] for one in answered]) for variant in variants}
+    clusters: dict[str, list[Prediction]] = {}
     for one in answered:
-        clusters.setdefault(picture_key(one.record), []).append(one)
+        clusters.setdefault(image_key(one.record), []).append(one)
     plain = type(evaluator).total is Evaluator.total
     draw = _draw_means if plain else _draw_totals
-    draws = draw(evaluator, list(clusters.values()), arms, list(totals[arms[0]]))
-    members: dict[str, list[Answered]] = {name: [] for name in totals[arms[0]]}
+    draws = draw(evaluator, list(clusters.values()), variants, list(totals[variants[0]]))
+    members: dict[str, list[Prediction]] = {name: [] for name in totals[variants[0]]}
     for one in answered:  # A question counts for the numbers that there would be if it were the only one.
-        for name in evaluator.total([one.scores[arms[0]]]).keys() & members.keys():
+        for name in evaluator.total([one.scores[variants[0]]]).keys() & members.keys():
             members[name].append(one)
     return tuple(_row(evaluator, name, members[name] or answered, totals, draws) for name in members)
 
@@ -66,7 +66,7 @@ def tabulate(evaluator: Evaluator[Any], answered: Sequence[Answered]) -> tuple[R
 def _row(
     evaluator: Evaluator[Any],
     name: str,
-    members: Sequence[Answered],
+    members: Sequence[Prediction],
     totals: Mapping[str, Mapping[str, float]],
     draws: Draws,
 ) -> Row:
@@ -75,7 +75,7 @@ def _row(
     row = Row(
         name,
         len(members),
-        {arm: statistics.interval(totals[arm][name], draws[arm][name]) for arm in totals},
+        {variant: statistics.interval(totals[variant][name], draws[variant][name]) for variant in totals},
         evaluator.total(always).get(name, 0.0),
         common,
     )
@@ -84,8 +84,10 @@ def _row(
     base, adapter = totals[BASE][name], totals[ADAPTER][name]
     gained = sum(one.correct(ADAPTER) and not one.correct(BASE) for one in members)
     lost = sum(one.correct(BASE) and not one.correct(ADAPTER) for one in members)
-    means = {arm: sum(one.scores[arm].value for one in members) / len(members) for arm in totals}
-    mean = all(math.isclose(means[arm], totals[arm][name], abs_tol=1e-9) for arm in totals)  # what the test is about
+    means = {variant: sum(one.scores[variant].value for one in members) / len(members) for variant in totals}
+    mean = all(
+        math.isclose(means[variant], totals[variant][name], abs_tol=1e-9) for variant in totals
+    )  # what the test is about
     known = draws[BASE][name] == draws[BASE][name]  # NaN where a resample holds no member of the group
     ratio = Interval(adapter / base) if base > 0 else None
     if ratio and (draws[BASE][name][known] > 0).all():
@@ -107,39 +109,39 @@ def majority_answer(records: Sequence[Record]) -> str:
 
 
 def _draw_means(
-    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Answered]], arms: Sequence[str], names: Sequence[str]
+    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Prediction]], variants: Sequence[str], names: Sequence[str]
 ) -> Draws:
-    """Every mean in every resample, all at once: columns hold how many members a name has, and their scores by arm."""
+    """Every mean in every resample, all at once: columns hold how many members a name has, and their scores by variant."""
     import numpy as np
 
-    column = {name: position * (1 + len(arms)) for position, name in enumerate(names)}
-    sums = np.zeros((len(clusters), len(names) * (1 + len(arms))))
+    column = {name: position * (1 + len(variants)) for position, name in enumerate(names)}
+    sums = np.zeros((len(clusters), len(names) * (1 + len(variants))))
     for row, cluster in zip(sums, clusters, strict=True):
         for one in cluster:
             for name in {evaluator.metric, one.group} - {""}:
                 row[column[name]] += 1
-                for offset, arm in enumerate(arms, start=1):
-                    row[column[name] + offset] += one.scores[arm].value
+                for offset, variant in enumerate(variants, start=1):
+                    row[column[name] + offset] += one.scores[variant].value
     drawn = statistics.resample_sums(sums)
     with np.errstate(invalid="ignore"):
         return {
-            arm: {name: drawn[:, column[name] + offset] / drawn[:, column[name]] for name in names}
-            for offset, arm in enumerate(arms, start=1)
+            variant: {name: drawn[:, column[name] + offset] / drawn[:, column[name]] for name in names}
+            for offset, variant in enumerate(variants, start=1)
         }
 
 
 def _draw_totals(
-    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Answered]], arms: Sequence[str], names: Sequence[str]
+    evaluator: Evaluator[Any], clusters: Sequence[Sequence[Prediction]], variants: Sequence[str], names: Sequence[str]
 ) -> Draws:
     """The evaluator's own totals in every resample; NaN where a resample lacks a group."""
     import numpy as np
 
-    draws = {arm: {name: np.full(TOTAL_RESAMPLES, np.nan) for name in names} for arm in arms}
+    draws = {variant: {name: np.full(TOTAL_RESAMPLES, np.nan) for name in names} for variant in variants}
     for number, drawn in enumerate(statistics.resample_clusters(len(clusters), resamples=TOTAL_RESAMPLES)):
-        for arm in arms:
-            total = evaluator.total([one.scores[arm] for cluster in drawn for one in clusters[cluster]])
-            for name in total.keys() & draws[arm].keys():
-                draws[arm][name][number] = total[name]
+        for variant in variants:
+            total = evaluator.total([one.scores[variant] for cluster in drawn for one in clusters[cluster]])
+            for name in total.keys() & draws[variant].keys():
+                draws[variant][name][number] = total[name]
     return draws
 
 
@@ -153,7 +155,7 @@ def shown(value: float | None, percent: bool) -> str:
     return "–" if value is None else f"{value:.1%}" if percent else f"{value:,.1f}"
 
 
-def shown_change(change: Interval, percent: bool) -> str:
+def format_change(change: Interval, percent: bool) -> str:
     """A difference with its interval: `+84.1 [+80.0, +88.2]`, in percentage points where scores are in per cent."""
     bounds = f" [{_signed(change.low, percent)}, {_signed(change.high, percent)}]" if change.known else ""
     return _signed(change.value, percent) + bounds
@@ -164,7 +166,7 @@ def _signed(value: float | None, percent: bool) -> str:
     return f"{rounded:+,.1f}"
 
 
-def shown_ratio(ratio: Interval | None) -> str:
+def format_ratio(ratio: Interval | None) -> str:
     """A ratio with its interval: `0.53 [0.48, 0.59]`."""
     if ratio is None:
         return "undefined"
@@ -175,16 +177,16 @@ def describe_ratio(row: Row) -> str:
     """The ratio to the base in a sentence, also where there is none."""
     ratio = row.ratio
     if ratio is None:
-        return "A ratio to the base is undefined, because the base scores nought."
+        return "A ratio to the base is undefined, because the base scores zero."
     if not ratio.known:
         return (
             f"The adapter scores {ratio.value:.2f} times the base; an interval of this ratio cannot be given, because the base's "
-            "score may be nought."
+            "score may be zero."
         )
     return f"The adapter scores {ratio.value:.2f} times the base (95% interval {ratio.low:.2f} to {ratio.high:.2f})."
 
 
-def shown_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """A p value as people read it."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -192,7 +194,7 @@ def shown_p(p: float | None) -> str:
 def describe_change(row: Row, subject: str, percent: bool) -> str:
     """What became of a score: `colour rose from 12.0% to 96.4% (+84.4 points, 95% interval +80.1 to +88.3, p < 0.001)`.
 
-    It rose or fell only if the interval of the difference excludes nought.
+    It rose or fell only if the interval of the difference excludes zero.
     """
     base, adapter = shown(row.scores[BASE].value, percent), shown(row.scores[ADAPTER].value, percent)
     difference = row.difference or Interval(0.0)
@@ -200,8 +202,8 @@ def describe_change(row: Row, subject: str, percent: bool) -> str:
     if difference.known:
         facts.append(f"95% interval {_signed(difference.low, percent)} to {_signed(difference.high, percent)}")
     if row.p is not None:
-        facts.append(f"p {shown_p(row.p)}" if row.p < 0.001 else f"p = {shown_p(row.p)}")
-    if difference.excludes_nought:
+        facts.append(f"p {format_p(row.p)}" if row.p < 0.001 else f"p = {format_p(row.p)}")
+    if difference.excludes_zero:
         change = f"{'rose' if difference.value > 0 else 'fell'} from {base} to {adapter}"
     else:
         change = f"did not change measurably: {base} before, {adapter} after"

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over pictures, and McNemar's exact test."""
+"""How sure a score is: bootstrap intervals over images, and McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Interval:
         return self.low is not None
 
     @property
-    def excludes_nought(self) -> bool:
-        """Whether both bounds lie on one side of nought."""
+    def excludes_zero(self) -> bool:
+        """Whether both bounds lie on one side of zero."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 
@@ -52,7 +52,7 @@ def interval(value: float, draws: NDArray[np.float64]) -> Interval:
 def resample_sums(sums: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
     """The column sums of `resamples` bootstrap resamples of the rows of `sums`: `[resamples, columns]`.
 
-    A row is a cluster: everything that is asked about one picture. Questions about one picture are not independent, so
+    A row is a cluster: everything that is asked about one image. Questions about one image are not independent, so
     whole clusters are drawn (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; for
     benchmarks of language models Miller, Adding Error Bars to Evals, arXiv:2411.00640). Equal rows are interchangeable:
     how often each distinct row is drawn is multinomial, which is exact and much faster than drawing rows.
@@ -82,7 +82,7 @@ def mcnemar(gained: int, lost: int) -> float:
     """The two-sided p value of McNemar's exact test: are as many answers gained as lost?
 
     McNemar, Psychometrika 12, 1947; exactly, by the binomial distribution of the answers that changed. It treats
-    questions as independent, also those about one picture.
+    questions as independent, also those about one image.
     """
     changed, fewer = gained + lost, min(gained, lost)
     term = tail = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftwork import weights
-from graftwork.contracts.external import Adapter, Adoption, Foreign, Wanted, broken
+from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
 from graftwork.contracts.kinds import ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.verdict import Verdict
@@ -47,12 +47,12 @@ class Diagnosis:
     """What a foreign folder is."""
 
     folder: Path
-    said: str
+    description: str
     """What it is, as a noun phrase."""
     architecture: str = ""
     """The model that reads it, as `Lookup.find` knows it; empty where none does."""
     method: str = ""
-    adoption: Adoption | None = None
+    import_plan: ImportPlan | None = None
     adapter: Adapter | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
     """`base` and every part of the model, where they are elsewhere."""
@@ -81,26 +81,26 @@ class Diagnosis:
         for path in self.search:
             words.append(f"--search {shlex.quote(str(path))}")
         for what, place in self.places.items():
-            if place.given or place in self.absent:
+            if place.given or place in self.not_found:
                 option = "--base" if what == BASE else f"--part {what}="
                 words.append(f"{option}{' ' * (what == BASE)}{shlex.quote(str(place.found)) if place.found else 'DIR'}")
         return " ".join(words)
 
     @property
-    def absent(self) -> list[Place]:
+    def not_found(self) -> list[Place]:
         """What has to be found before it can be imported; a whole model needs no base."""
-        whole = self.adoption is not None and self.adoption.whole
+        whole = self.import_plan is not None and self.import_plan.is_full_model
         return [p for p in self.places.values() if p.found is None and not (whole and p.what == BASE)]
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        adoption = self.adoption
+        import_plan = self.import_plan
         return {
             "folder": str(self.folder),
-            "what": self.said,
+            "what": self.description,
             "model": self.architecture or None,
             "method": self.method or None,
-            "facts": dict(adoption.facts) if adoption else {},
+            "facts": dict(import_plan.facts) if import_plan else {},
             "trained_from": {
                 what: {"recorded": p.recorded, "found": str(p.found) if p.found else None, "instead": p.instead}
                 for what, p in self.places.items()
@@ -110,7 +110,7 @@ class Diagnosis:
             if self.losses
             else None,
             "healthy": self.verdict.healthy if self.verdict else None,
-            "missing": list(adoption.missing) if adoption else [],
+            "missing": list(import_plan.missing) if import_plan else [],
             "inconsistent": list(self.inconsistent),
             "refused": self.refused or None,
             "command": self.command or None,
@@ -129,7 +129,7 @@ def diagnose(
     folders to look below. Raises CheckpointError where there is no folder, WeightsError for files that cannot be read."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder '{folder}'; correct the path")
-    found = _Diagnosing(Foreign(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
+    found = _Diagnosing(ExternalFolder(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
     return replace(found, search=tuple(search))
 
 
@@ -137,32 +137,32 @@ class _Diagnosing:
     """The diagnosis of one folder."""
 
     def __init__(
-        self, folder: Foreign, lookup: Lookup, base: Path | None, parts: dict[str, Path], search: Search
+        self, folder: ExternalFolder, lookup: Lookup, base: Path | None, parts: dict[str, Path], search: Search
     ) -> None:
         self.folder, self.lookup, self.base, self.parts, self.search = folder, lookup, base, parts, search
 
     def diagnosis(self) -> Diagnosis:
         method, adapter = self.adapter()
-        architecture, adoption = self.adoption(self.folder, adapter)
-        if adoption is None and adapter is not None:
-            return self.bare(method, adapter)
-        if adoption is None:
-            return Diagnosis(self.folder.path, self.stranger(), refused=self.helpless())
-        recorded = (adapter.base if adapter else "") or adoption.base
-        return self.judged(architecture, method, adoption, adapter, self.places(architecture, adoption, recorded))
+        architecture, import_plan = self.import_plan(self.folder, adapter)
+        if import_plan is None and adapter is not None:
+            return self.adapter_alone(method, adapter)
+        if import_plan is None:
+            return Diagnosis(self.folder.path, self.unknown(), refused=self.unreadable())
+        recorded = (adapter.base if adapter else "") or import_plan.base
+        return self.judged(architecture, method, import_plan, adapter, self.places(architecture, import_plan, recorded))
 
     def adapter(self) -> tuple[str, Adapter | None]:
         """The first method that finds an adapter, and the adapter."""
         for name in self.lookup.names("peft"):
-            if found := self.method(name).adopt(self.folder):
+            if found := self.method(name).import_from(self.folder):
                 return name, found
         return "", None
 
-    def adoption(self, folder: Foreign, adapter: Adapter | None) -> tuple[str, Adoption | None]:
+    def import_plan(self, folder: ExternalFolder, adapter: Adapter | None) -> tuple[str, ImportPlan | None]:
         """The first model that makes something of a folder, and what."""
         for name in self.lookup.names("model"):
             model = self.model(name)
-            if found := model.adopt(folder, self.towers(model), adapter):
+            if found := model.import_from(folder, self.towers(model), adapter):
                 return name, found
         return "", None
 
@@ -183,22 +183,22 @@ class _Diagnosing:
         tower = cast(type[VisionTower[Any]], self.lookup.find("vision_tower", name).component)
         return tower(tower.Settings(**settings or {}))
 
-    def places(self, architecture: str, adoption: Adoption, recorded: str) -> dict[str, Place]:
+    def places(self, architecture: str, import_plan: ImportPlan, recorded: str) -> dict[str, Place]:
         """Where everything is that the folder needs from elsewhere."""
         places = {}
-        fits = self.fits_base(adoption)
-        if not adoption.refused or recorded:
+        fits = self.fits_base(import_plan)
+        if not import_plan.refused or recorded:
 
             def guess(place: Path) -> str:
-                _, other = self.adoption(Foreign(place), None)
+                _, other = self.import_plan(ExternalFolder(place), None)
                 return fits(place) or ("" if other and other.refused else "it was trained itself")
 
             places[BASE] = self.place(BASE, recorded, self.base, fits, guess)
-        for part, wanted in adoption.parts.items():
+        for part, wanted in import_plan.parts.items():
             fitting = self.fits_part(self.model(architecture).parts[part].default or "", wanted)
             places[part] = self.place(part, wanted.recorded, self.parts.get(part), fitting, fitting)
-        if unknown := sorted(self.parts.keys() - adoption.parts.keys()):
-            known = ", ".join(adoption.parts) or "none"
+        if unknown := sorted(self.parts.keys() - import_plan.parts.keys()):
+            known = ", ".join(import_plan.parts) or "none"
             raise CheckpointError(
                 f"--part: the model in '{self.folder.path}' has no part '{unknown[0]}'; its parts are {known}"
             )
@@ -216,17 +216,17 @@ class _Diagnosing:
             raise WeightsError(f"{option}: '{given}' is not what '{self.folder.path}' was trained with: {reason}")
         return Place(what, recorded, where, given=True)
 
-    def fits_base(self, adoption: Adoption) -> Callable[[Path], str]:
+    def fits_base(self, import_plan: ImportPlan) -> Callable[[Path], str]:
         def fits(place: Path) -> str:
             try:
-                adoption.configure(place)
+                import_plan.configure(place)
                 return "" if weights.tensor_files(place) else "it holds no weights"
             except GraftworkError as error:
                 return error.sentence
 
         return fits
 
-    def fits_part(self, name: str, wanted: Wanted) -> Callable[[Path], str]:
+    def fits_part(self, name: str, wanted: RequiredTower) -> Callable[[Path], str]:
         def fits(place: Path) -> str:
             try:
                 tower = self.tower(name, wanted.settings)
@@ -239,33 +239,33 @@ class _Diagnosing:
 
         return fits
 
-    def bare(self, method: str, adapter: Adapter) -> Diagnosis:
+    def adapter_alone(self, method: str, adapter: Adapter) -> Diagnosis:
         """An adapter without a word on its model, whose base must say all."""
         if (refused := self.unfinished(method)) is not None:
-            said = f"an intermediate save of a run: {adapter.said}, and nothing else that the run trained"
-            return replace(self.judged("", method, None, adapter, {}, said), refused=refused)
-        said = f"a peft folder: {adapter.said}"
+            description = f"an intermediate save of a run: {adapter.description}, and nothing else that the run trained"
+            return replace(self.judged("", method, None, adapter, {}, description), refused=refused)
+        description = f"a peft folder: {adapter.description}"
 
         def fits(place: Path) -> str:
-            _, found = self.adoption(Foreign(place), None)
+            _, found = self.import_plan(ExternalFolder(place), None)
             return "" if found else "no installed model reads it"
 
         place = self.place(BASE, adapter.base, self.base, fits, fits)
         if place.found is None:
-            return self.judged("", method, None, adapter, {BASE: place}, said)
-        architecture, of_base = self.adoption(Foreign(place.found), None)
+            return self.judged("", method, None, adapter, {BASE: place}, description)
+        architecture, of_base = self.import_plan(ExternalFolder(place.found), None)
         assert of_base is not None
         if of_base.refused:
             refused = (
-                f"its base '{place.found}' is {of_base.said}, so it has no connector to see pictures with; if it comes from a run "
+                f"its base '{place.found}' is {of_base.description}, so it has no connector to see images with; if it comes from a run "
                 "that trained one, import the folder in which that run ended, else name a whole model with --base DIR"
             )
-            return replace(self.judged("", method, None, adapter, {BASE: place}, said), refused=refused)
-        adoption = replace(
+            return replace(self.judged("", method, None, adapter, {BASE: place}, description), refused=refused)
+        import_plan = replace(
             of_base,
-            said=said,
+            description=description,
             configure=self.model(architecture).configuration,
-            facts=[("adapter", adapter.said)],
+            facts=[("adapter", adapter.description)],
             tensors={},
             whole=False,
             has_processor=False,
@@ -273,19 +273,21 @@ class _Diagnosing:
             inconsistent=(),
         )
         parts = {
-            part: wanted for part, wanted in self.places(architecture, adoption, adapter.base).items() if part != BASE
+            part: wanted
+            for part, wanted in self.places(architecture, import_plan, adapter.base).items()
+            if part != BASE
         }
-        return self.judged(architecture, method, adoption, adapter, {BASE: place, **parts})
+        return self.judged(architecture, method, import_plan, adapter, {BASE: place, **parts})
 
     def unfinished(self, method: str) -> str | None:
         """Why an intermediate save of transformers' Trainer cannot be used; None where the folder is no such save."""
-        parent = Foreign(self.folder.path.resolve().parent)
+        parent = ExternalFolder(self.folder.path.resolve().parent)
         if not (LEFT_BY_TRAINER & self.folder.files and "config.json" in parent.files):
             return None
         reason = "it lacks the configuration and what the run trained besides its adapter, which are saved only when a run ends"
         if any(path.is_dir() for path in self.folder.path.glob("global_step*")):
             reason += "; DeepSpeed's own states lie in it, from which its zero_to_fp32.py gathers all tensors"
-        _, final = self.adoption(parent, self.method(method).adopt(parent))
+        _, final = self.import_plan(parent, self.method(method).import_from(parent))
         if final is None or final.refused:
             return f"{reason}; this run did not end, so there is nothing to import: resume it with what trained it"
         return f"{reason}; import the run's own folder, '{parent.path}'"
@@ -294,35 +296,35 @@ class _Diagnosing:
         self,
         architecture: str,
         method: str,
-        adoption: Adoption | None,
+        import_plan: ImportPlan | None,
         adapter: Adapter | None,
         places: Mapping[str, Place],
-        said: str = "",
+        description: str = "",
     ) -> Diagnosis:
         """The diagnosis with a judgement on tensors, losses and paths."""
         steps, losses = self.folder.history
-        verdict = judge(losses, adoption.vocabulary if adoption else 0)
-        faults = [*(adoption.inconsistent if adoption else ()), *(adapter.inconsistent if adapter else ())]
-        astray = [
+        verdict = judge(losses, import_plan.vocabulary if import_plan else 0)
+        faults = [*(import_plan.inconsistent if import_plan else ()), *(adapter.inconsistent if adapter else ())]
+        broken_paths = [
             "base" if place.what == BASE else f"{place.what} part"
             for place in places.values()
             if place.recorded and not Path(place.recorded).is_dir() and not weights.HUB_ID.fullmatch(place.recorded)
         ]
-        if astray:
-            faults.append(f"the paths that it records lead nowhere from here: {', '.join(astray)}")
+        if broken_paths:
+            faults.append(f"the paths that it records lead nowhere from here: {', '.join(broken_paths)}")
         if verdict and not verdict.healthy:
             faults += [f"its losses are not those of a working model: {reason}" for reason in verdict.reasons]
-        refused = (adapter.refused if adapter else "") or (adoption.refused if adoption else "")
-        if not refused and adoption and adoption.refused_on_plain and self.on_plain(places[BASE]):
-            refused = adoption.refused_on_plain
-        if not refused and adoption and not adoption.whole:
-            refused = broken(adoption.tensors)
+        refused = (adapter.refused if adapter else "") or (import_plan.refused if import_plan else "")
+        if not refused and import_plan and import_plan.refused_on_plain and self.on_plain(places[BASE]):
+            refused = import_plan.refused_on_plain
+        if not refused and import_plan and not import_plan.is_full_model:
+            refused = broken(import_plan.tensors)
         return Diagnosis(
             folder=self.folder.path,
-            said=said or (adoption.said if adoption else ""),
+            description=description or (import_plan.description if import_plan else ""),
             architecture=architecture,
             method=method if adapter else "",
-            adoption=adoption,
+            import_plan=import_plan,
             adapter=adapter,
             places=places,
             steps=steps,
@@ -336,18 +338,18 @@ class _Diagnosing:
         """Whether a folder's base is a plain language model, as far as is known."""
         if base.found is None:
             return True
-        _, found = self.adoption(Foreign(base.found), None)
+        _, found = self.import_plan(ExternalFolder(base.found), None)
         return found is None or bool(found.refused)
 
-    def stranger(self) -> str:
-        """What can be said of a folder that no component knows."""
+    def unknown(self) -> str:
+        """What can be description of a folder that no component knows."""
         config = self.folder.json("config.json")
         if kind := config.get("model_type"):
             named = ", ".join(map(str, config.get("architectures") or [])) or "no class"
             return f"a folder of the model type '{kind}' ({named})"
         return "a folder that no installed model or method knows"
 
-    def helpless(self) -> str:
+    def unreadable(self) -> str:
         """Why nothing can be made of a folder that no component knows."""
         models = ", ".join(self.lookup.names("model")) or "none"
         return f"no installed model or method reads it (models: {models}); name another folder, or install a plugin that reads it"
@@ -363,5 +365,5 @@ def judge(losses: Sequence[float], vocabulary: int) -> Verdict | None:
         return None
     health = Health(vocabulary)
     for loss in losses:
-        health.saw(loss)
+        health.update(loss)
     return health.verdict()

@@ -17,10 +17,10 @@ from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import EMPTY, RunFile, Selection
 from graftwork.contracts.anatomy import modules_of, named_tensors, within
-from graftwork.contracts.external import Adoption
+from graftwork.contracts.external import ImportPlan
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan, TrainSettings
-from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
 from graftwork.foreign.diagnosis import BASE, Diagnosis
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
     from graftwork.weights import LazyTensor
 
-TEXTS = (("<image>\nWhat is it?", "It is a picture."), ("<image>\n1 2 3", "4 5 6"), ("What is it?", "I see nothing."))
-"""The conversations of the probe, which have to reach every part of a model and mean nothing."""
+TEXTS = (("<image>\nWhat is it?", "It is an image."), ("<image>\n1 2 3", "4 5 6"), ("What is it?", "I see nothing."))
+"""The conversations of the golden, which have to reach every part of a model and mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,51 +53,55 @@ def import_folder(
     `precision` is the one to prove it in, and to evaluate it in by default. `kernels` are the attention kernels to try.
     Raises CheckpointError with the reason where it cannot be saved; nothing is ever left out in silence.
     """
-    adoption = diagnosis.adoption
+    import_plan = diagnosis.import_plan
     if diagnosis.refused:
-        raise CheckpointError(f"'{diagnosis.folder}' is {diagnosis.said}, and cannot be imported: {diagnosis.refused}")
-    if adoption is None or diagnosis.absent:
-        lines = [f"{place.what}: {place.line()}" for place in diagnosis.absent]
         raise CheckpointError(
-            f"'{diagnosis.folder}' is {diagnosis.said}, and what it was trained from is not at hand: {diagnosis.command}",
+            f"'{diagnosis.folder}' is {diagnosis.description}, and cannot be imported: {diagnosis.refused}"
+        )
+    if import_plan is None or diagnosis.not_found:
+        lines = [f"{place.what}: {place.line()}" for place in diagnosis.not_found]
+        raise CheckpointError(
+            f"'{diagnosis.folder}' is {diagnosis.description}, and what it was trained from is not at hand: {diagnosis.command}",
             lines,
         )
-    importing = _Importing(diagnosis, adoption, lookup, precision)
+    importing = _Importing(diagnosis, import_plan, lookup, precision)
     plan = importing.plan(kernels)
     assembly = compose.build(
         plan, lookup, device="cpu", trained=importing.tensors(plan), processor_folder=importing.processor_folder
     )
-    probe = verification.probe_tensors(
+    golden = verification.golden_inputs(
         [assembly.processor.encode(record) for record in records()], assembly.processor.pad_id
     )
-    verification.refuse_dead(assembly, *verification.probe_logits(assembly, probe))
+    verification.refuse_without_effect(assembly, *verification.golden_logits(assembly, golden))
     written = store.save(
         assembly,
         out,
         lookup,
         step=diagnosis.steps,
         steps=diagnosis.steps,
-        probe=probe,
+        golden=golden,
         health=diagnosis.verdict or Verdict(True, ("its losses were not recorded, so its health is not known",)),
         data={"records": 0, "bad": [], "too_long": 0, "too_long_were": "left out", "stages": [], "groups": {}},
         origin={"imported from": str(diagnosis.folder.resolve()), "imported tensors": importing.fingerprint()},
     )
-    return Imported(out, written, tuple(part for part, choice in plan.identity.parts.items() if not choice.weights))
+    return Imported(out, written, tuple(part for part, choice in plan.model_spec.parts.items() if not choice.weights))
 
 
 def records() -> list[Record]:
-    """The probe's conversations, the first ones about a picture with different pixels everywhere."""
-    from PIL import Image
+    """The golden's conversations, the first ones about an image with different pixels everywhere."""
+    from PIL import Image as PILImage
 
-    image = Image.linear_gradient("L").resize((120, 80))
-    drawn = Image.merge("RGB", (image, image.rotate(180), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(45)))
+    image = PILImage.linear_gradient("L").resize((120, 80))
+    drawn = PILImage.merge(
+        "RGB", (image, image.rotate(180), image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT).rotate(45))
+    )
     buffer = BytesIO()
     drawn.save(buffer, "PNG")
     return [
         Record(
-            f"probe-{index}",
+            f"golden-{index}",
             (Turn("user", asked), Turn("assistant", answered)),
-            (Picture(data=buffer.getvalue()),) * asked.count("<image>"),
+            (Image(data=buffer.getvalue()),) * asked.count("<image>"),
         )
         for index, (asked, answered) in enumerate(TEXTS)
     ]
@@ -106,15 +110,15 @@ def records() -> list[Record]:
 class _Importing:
     """The plan and the tensors of one folder's checkpoint."""
 
-    def __init__(self, diagnosis: Diagnosis, adoption: Adoption, lookup: Lookup, precision: str) -> None:
-        self.diagnosis, self.adoption, self.lookup, self.precision = diagnosis, adoption, lookup, precision
+    def __init__(self, diagnosis: Diagnosis, import_plan: ImportPlan, lookup: Lookup, precision: str) -> None:
+        self.diagnosis, self.import_plan, self.lookup, self.precision = diagnosis, import_plan, lookup, precision
         self.base = diagnosis.places[BASE].found if BASE in diagnosis.places else None
         self.folder = diagnosis.folder.resolve()
 
     @property
     def processor_folder(self) -> Path:
         """Where the tokenizer is."""
-        return self.folder if self.adoption.has_processor or not self.base else self.base
+        return self.folder if self.import_plan.has_processor or not self.base else self.base
 
     def plan(self, kernels: Sequence[str]) -> Plan:
         """The plan that the folder is the result of."""
@@ -157,49 +161,49 @@ class _Importing:
             train=TrainSettings(precision=self.precision, force_precision=True),  # type: ignore[arg-type]
         )
         plan = resolve(run, self.lookup, kernels=kernels)
-        model = replace(plan.identity.model, config=dict(self.adoption.configure(self.base)))
-        return replace(plan, identity=replace(plan.identity, model=model))
+        model = replace(plan.model_spec.model, config=dict(self.import_plan.configure(self.base)))
+        return replace(plan, model_spec=replace(plan.model_spec, model=model))
 
     def part(self, part: str) -> Selection:
         """A part's tower, with its own folder's weights unless those in the foreign folder are what was used."""
         where = f"model.parts.{part}"
-        if part not in self.adoption.parts:
+        if part not in self.import_plan.parts:
             return Selection(EMPTY, where=where)
         place = str(self.diagnosis.places[part].found)
-        settings = dict(self.adoption.parts[part].settings)
+        settings = dict(self.import_plan.parts[part].settings)
         if self.is_own(part):
             return Selection("", settings, config=place, where=where)
         return Selection("", settings, weights=place, where=where)
 
     def is_own(self, part: str) -> bool:
         """Whether a part has no base weights, so that the checkpoint holds it."""
-        wanted, place = self.adoption.parts[part], self.diagnosis.places[part].found
+        wanted, place = self.import_plan.parts[part], self.diagnosis.places[part].found
         return wanted.held and (wanted.source == "here" or not (place and weights.tensor_files(place)))
 
     def held(self, shape: Assembly) -> dict[str, LazyTensor]:
         """The folder's tensors besides an adapter's own, without copies of what is taken from a tower's own folder."""
         copies = [
             module
-            for part, wanted in self.adoption.parts.items()
+            for part, wanted in self.import_plan.parts.items()
             if wanted.source == "its folder" and not self.is_own(part)
             for module in shape.structure.roles[f"vision.{part}"]
         ]
-        return {name: read for name, read in self.adoption.tensors.items() if not within(name, copies)}
+        return {name: read for name, read in self.import_plan.tensors.items() if not within(name, copies)}
 
     def trained_roles(self, shape: Assembly) -> tuple[str, ...]:
         """The roles in which the folder has something that the base lacks or has otherwise."""
         held, base = self.held(shape), base_tensors_of(shape)
-        frozen = {f"vision.{part}" for part in self.adoption.parts if self.is_own(part)}
+        frozen = {f"vision.{part}" for part in self.import_plan.parts if self.is_own(part)}
         lacking = [
             role
-            for role in shape.fresh
+            for role in shape.newly_initialised
             if any(n not in held for n in named_tensors(shape.model) if within(n, shape.structure.roles[role]))
         ]
         if lacking:
             raise CheckpointError(
-                f"'{self.diagnosis.folder}' is {self.diagnosis.said}, and lacks {' and '.join(lacking)}, which its base does not "
+                f"'{self.diagnosis.folder}' is {self.diagnosis.description}, and lacks {' and '.join(lacking)}, which its base does not "
                 "have either; name the base that it was trained from with --base DIR",
-                self.adoption.missing,
+                self.import_plan.missing,
             )
         return tuple(
             role
@@ -211,7 +215,7 @@ class _Importing:
         """Every tensor of the checkpoint, in fp32. CheckpointError unless the folder and its base have all of them, and
         unless everything in the folder has a place among them or is the base's."""
         shape = compose.build(plan, self.lookup, meta=True, processor_folder=self.processor_folder)
-        expected, base, held = shape.added(), base_tensors_of(shape), self.held(shape)
+        expected, base, held = shape.state_to_save(), base_tensors_of(shape), self.held(shape)
         adapter = self.diagnosis.adapter
         own = {**held, **(adapter.tensors if adapter else {})}
         sources = {**base, **own}
@@ -235,7 +239,7 @@ class _Importing:
 
 def base_tensors_of(shape: Assembly) -> Mapping[str, LazyTensor]:
     """The base's tensors by names in the model."""
-    return base_tensors(shape.plan.identity, shape.architecture, shape.towers, shape.structure, shapes_only=True)
+    return base_tensors(shape.plan.model_spec, shape.architecture, shape.towers, shape.structure, shapes_only=True)
 
 
 def differs(base: LazyTensor | None, other: LazyTensor) -> bool:

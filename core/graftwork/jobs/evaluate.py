@@ -47,7 +47,7 @@ class Asked:
 def evaluate_checkpoint(
     checkpoint: Path,
     lookup: Lookup,
-    arms: Sequence[str],
+    variants: Sequence[str],
     asked: Asked,
     *,
     listen: Listener = ignore,
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     """Open a checkpoint once (see `open_checkpoint` for `where`), and run every evaluator on it. Collective."""
     # Before the weights are opened, which takes long: a misspelt name should not.
     plan = manifest.read(newest(checkpoint)).plan
-    recorded = plan.circumstance.evaluate
+    recorded = plan.run_context.evaluate
     if not asked.evaluators and not recorded:
         known = ", ".join(lookup.names("evaluator"))
         raise GraftworkError(f"the run of '{checkpoint}' named no evaluator; name one with --on; installed: {known}")
@@ -64,9 +64,9 @@ def evaluate_checkpoint(
     settings = {choice.name: choice.settings for choice in recorded}
     evaluators = [choose_evaluator(name, lookup, settings, asked.settings) for name in names]
     for evaluator in evaluators:
-        if objections := list(evaluator.objections(plan)):
+        if validate := list(evaluator.validate(plan)):
             raise GraftworkError(
-                f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", objections
+                f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", validate
             )
     opened = open_for(checkpoint, lookup, listen=listen, **where)
     for evaluator in evaluators:
@@ -77,8 +77,8 @@ def evaluate_checkpoint(
             opened.assembly,
             evaluator,
             folder,
-            arms,
-            identity_of(opened),
+            variants,
+            hashes_of(opened),
             batch_size=asked.batch_size,
             limit=asked.limit,
             listen=listen,
@@ -112,10 +112,10 @@ def choose_evaluator(
     return cast("Evaluator[Any]", component(parse(component.Settings, table, where=name, folder=Path.cwd())))
 
 
-def identity_of(opened: Opened) -> dict[str, str]:
+def hashes_of(opened: Opened) -> dict[str, str]:
     """The hashes that say whose answers these are: of the checkpoint, and of all base weights."""
-    identity = opened.manifest.plan.identity
-    choices = {"base": identity.model, **{f"base_{part}": choice for part, choice in identity.parts.items()}}
+    model_spec = opened.manifest.plan.model_spec
+    choices = {"base": model_spec.model, **{f"base_{part}": choice for part, choice in model_spec.parts.items()}}
     return {
         "checkpoint": opened.sha256,
         **{name: choice.weights.sha256 for name, choice in choices.items() if choice.weights},
@@ -126,8 +126,8 @@ def run_evaluation(
     assembly: Assembly,
     evaluator: Evaluator[Any],
     folder: Path,
-    arms: Sequence[str],
-    identity: Mapping[str, str],
+    variants: Sequence[str],
+    hashes: Mapping[str, str],
     *,
     batch_size: int = BATCH_SIZE,
     limit: int | None = None,
@@ -137,12 +137,12 @@ def run_evaluation(
     result = evaluation.evaluate(
         assembly,
         evaluator,
-        arms=arms,
+        variants=variants,
         out=folder,
-        identity=identity,
+        hashes=hashes,
         batch_size=batch_size,
         limit=limit,
-        strict=assembly.plan.circumstance.strict_data,
+        strict=assembly.plan.run_context.strict_data,
         progress=lambda done, total: listen(Answering(evaluator.name, done, total)),
         say=lambda sentence: listen(Message(sentence)),
     )
@@ -157,16 +157,16 @@ def run_evaluation(
 def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
     """What a report of a comparison alone says."""
     read = opened.manifest
-    identity = read.plan.identity
+    model_spec = read.plan.model_spec
     return ReportContent(
-        title=f"{identity.peft.name if identity.peft else 'training'} on {identity.model.name}",
+        title=f"{model_spec.peft.name if model_spec.peft else 'training'} on {model_spec.model.name}",
         verdict=read.health,
         comparisons=[comparison],
         plan=read.plan,
         counts=read.counts,
         kernels=comparison.provenance["runs"][-1]["attention"],
         data=read.data.get("stages", ()),
-        proof={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.proof)},
+        verification={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)},
         provenance=read.provenance,
-        notes=notes(read.data, read.fresh, read.probe.rounded),
+        notes=notes(read.data, read.newly_initialised, read.golden.quantized),
     )

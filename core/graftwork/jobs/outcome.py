@@ -5,41 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 
 if TYPE_CHECKING:
-    from graftwork.memory.budget import Ladder
+    from graftwork.memory.budget import CandidateSearch
 
 FEW = 5
 """How many unusable records are named."""
 
 
-def memory_facts(ladder: Ladder | None, measured: int | None) -> dict[str, str]:
+def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[str, str]:
     """What was predicted of the memory, and what was measured."""
     facts = {}
-    if ladder and ladder.best:
-        facts["rehearsed"] = ladder.why
-        facts["predicted peak"] = shown_size(ladder.best.steps[-1].footprint.peak)
-    if ladder or measured:
+    if search and search.best:
+        facts["rehearsed"] = search.why
+        facts["predicted peak"] = format_size(search.best.steps[-1].footprint.peak)
+    if search or measured:
         facts["measured peak"] = (
-            shown_size(measured) if measured else "not measured: PyTorch keeps no account of a CPU's memory"
+            format_size(measured) if measured else "not measured: PyTorch keeps no account of a CPU's memory"
         )
     return facts
 
 
-def notes(data: Mapping[str, Any], fresh: Sequence[str] = (), rounded: Sequence[str] = ()) -> list[str]:
+def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quantized: Sequence[str] = ()) -> list[str]:
     """Sentences that a reader of the report must not miss."""
     said = []
     if data["bad"]:
         said.append(f"{len(data['bad']):,} records could not be used, {data['records']:,} were.")
     if data["too_long"]:
         said.append(f"{data['too_long']:,} records are longer than train.max_length, and were {data['too_long_were']}.")
-    if fresh:
+    if newly_initialised:
         said.append(
-            f"The base weights lack {', '.join(fresh)}: what is called the base here has them as trained in this run."
+            f"The base weights lack {', '.join(newly_initialised)}: what is called the base here has them as trained in this run."
         )
-    if rounded:
-        said.append(f"Trained on a base that {' and '.join(rounded)} rounded, and evaluated on the whole one.")
+    if quantized:
+        said.append(f"Trained on a base that {' and '.join(quantized)} rounded, and evaluated on the whole one.")
     return said
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from graftwork.config.machine import probe
+from graftwork.config.machine import detect_machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import RunFile
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
 
 
-def resolve_run(run: RunFile, lookup: Lookup, *, fetch: bool = True, absent: list[str] | None = None) -> Plan:
+def resolve_run(run: RunFile, lookup: Lookup, *, fetch: bool = True, missing_files: list[str] | None = None) -> Plan:
     """The plan of a run file on this machine, with every installed and ready kernel to fall back on (see `resolve`)."""
-    return resolve(run, lookup, probe(), kernels=preferred_kernels(lookup), fetch=fetch, absent=absent)
+    return resolve(
+        run, lookup, detect_machine(), kernels=preferred_kernels(lookup), fetch=fetch, missing_files=missing_files
+    )
 
 
 def preferred_kernels(lookup: Lookup) -> list[str]:

@@ -11,7 +11,7 @@ from graftwork.build import outline as outlines
 from graftwork.build.outline import Outline
 from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import checkpoints
-from graftwork.config.machine import Machine, probe
+from graftwork.config.machine import Machine, detect_machine
 from graftwork.config.restore import restore_component
 from graftwork.contracts.events import Evaluated
 from graftwork.contracts.kinds import Evaluator
@@ -20,12 +20,12 @@ from graftwork.contracts.plan import Plan
 from graftwork.errors import UnhealthyRun
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.scores import ADAPTER, BASE
-from graftwork.jobs.evaluate import identity_of, run_evaluation
+from graftwork.jobs.evaluate import hashes_of, run_evaluation
 from graftwork.jobs.messages import Compared, Listener, Message, Rehearsing, Scored, ignore
 from graftwork.jobs.outcome import data_notes, memory_facts, notes
 from graftwork.jobs.verify import open_for, verify_in_fresh_process
 from graftwork.memory import budget
-from graftwork.memory.budget import Ladder
+from graftwork.memory.budget import CandidateSearch
 from graftwork.report import ReportContent, write_report
 from graftwork.train import loop
 
@@ -44,40 +44,40 @@ def train(
 ) -> Outcome:
     """Carry out a plan, and write its checkpoints, answers and report into `out`; UnhealthyRun when its result should not
     be used. Collective: several processes train and answer together, and the first one verifies and reports."""
-    here = probe()
-    ladder = None
+    here = detect_machine()
+    search = None
     if resume and (saved := checkpoints(out)):
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
     else:
-        plan, ladder = fitted(plan, lookup, here, device or ("cuda" if here.cuda else "cpu"), listen)
+        plan, search = fitted(plan, lookup, here, device or ("cuda" if here.cuda else "cpu"), listen)
     outline = outlines.outline(plan, lookup, here)
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
     share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
     listen(Message(f"{share}, attention: {kernels}"))
     outcome = loop.train(plan, lookup, out, resume=resume, device=device, listen=listen)
-    finish(plan, lookup, outline, outcome, out, ladder, listen)
+    finish(plan, lookup, outline, outcome, out, search, listen)
     return outcome
 
 
 def as_begun(plan: Plan, begun: Plan) -> Plan:
     """The plan with the memory strategies and the micro-batch that a run began with, as far as the plan still allows them."""
-    now, then = plan.circumstance, begun.circumstance
-    memory = then.memory if then.memory in now.rungs else now.memory
-    return budget.on_rung(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
+    now, then = plan.run_context, begun.run_context
+    memory = then.memory if then.memory in now.candidates else now.memory
+    return budget.with_candidate(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
 
 
 def fitted(
     plan: Plan, lookup: Lookup, machine: Machine, device: str, listen: Listener = ignore
-) -> tuple[Plan, Ladder | None]:
+) -> tuple[Plan, CandidateSearch | None]:
     """The plan with the memory strategies and micro-batch size that fit, and what was rehearsed to find them.
 
     Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
     """
     card = device.startswith("cuda")
-    allowed = budget.allowance(plan, machine) if card else plan.circumstance.budget
+    allowed = budget.budget_bytes(plan, machine) if card else plan.run_context.budget
     if allowed is None:
         return plan, None
-    ladder = budget.climb(
+    search = budget.search_candidates(
         plan,
         lookup,
         machine,
@@ -86,11 +86,11 @@ def fitted(
         processes=processes.count(),
         listen=lambda strategies: listen(Rehearsing(strategies)),
     )
-    if ladder.best is None:
-        listen(Message(f"{ladder.why}; training begins all the same", "warning"))
+    if search.best is None:
+        listen(Message(f"{search.why}; training begins all the same", "warning"))
         return plan, None
-    listen(Message(f"memory: {ladder.why}"))
-    return budget.settled(plan, ladder), ladder
+    listen(Message(f"memory: {search.why}"))
+    return budget.chosen_plan(plan, search), search
 
 
 def finish(
@@ -99,7 +99,7 @@ def finish(
     outline: Outline,
     outcome: Outcome,
     out: Path,
-    ladder: Ladder | None = None,
+    search: CandidateSearch | None = None,
     listen: Listener = ignore,
 ) -> None:
     """Verify, compare and report a run that ended; UnhealthyRun when its result should not be used. Collective."""
@@ -107,12 +107,12 @@ def finish(
     listen(Message(verdict.sentence(), "success" if verdict.healthy else "error"))
     for line in data_notes(outcome.data):
         listen(Message(line, "warning"))
-    proof: dict[str, Any] = {}
+    verification: dict[str, Any] = {}
     comparisons: list[Comparison] = []
     if verdict.healthy:
         mine = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
-        (facts, *_) = processes.gather(mine)
-        proof = {"reopened in a fresh process": True, **facts}
+        (facts, *_) = processes.all_gather_object(mine)
+        verification = {"reopened in a fresh process": True, **facts}
         listen(
             Message(
                 f"proven: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
@@ -121,7 +121,7 @@ def finish(
         )
         comparisons = compare_all(plan, lookup, outcome.checkpoint, out, listen)
     if processes.is_first():
-        write_report(out, report_content(plan, outline, outcome, ladder, proof, comparisons))
+        write_report(out, report_content(plan, outline, outcome, search, verification, comparisons))
     listen(Message(f"report: {out / 'report.html'}"))
     if not verdict.healthy:
         raise UnhealthyRun(
@@ -134,14 +134,14 @@ def report_content(
     plan: Plan,
     outline: Outline,
     outcome: Outcome,
-    ladder: Ladder | None,
-    proof: dict[str, Any],
+    search: CandidateSearch | None,
+    verification: dict[str, Any],
     comparisons: list[Comparison],
 ) -> ReportContent:
     """What the report of a run says."""
     read = manifest.read(outcome.checkpoint)
     return ReportContent(
-        title=f"{plan.identity.peft.name if plan.identity.peft else 'training'} on {plan.identity.model.name}",
+        title=f"{plan.model_spec.peft.name if plan.model_spec.peft else 'training'} on {plan.model_spec.model.name}",
         summary=comparisons[0].headline if comparisons else "",
         verdict=outcome.verdict,
         comparisons=comparisons,
@@ -151,28 +151,28 @@ def report_content(
         roles=[asdict(row) for row in outline.roles],
         kernels=read.attention,
         data=outcome.data["stages"],
-        proof=proof,
+        verification=verification,
         provenance=read.provenance,
-        notes=notes(outcome.data, read.fresh, read.probe.rounded),
-        memory=memory_facts(ladder, outcome.peak),
-        footprint=ladder.best.steps[-1].footprint if ladder and ladder.best else None,
+        notes=notes(outcome.data, read.newly_initialised, read.golden.quantized),
+        memory=memory_facts(search, outcome.peak),
+        footprint=search.best.steps[-1].footprint if search and search.best else None,
     )
 
 
 def compare_all(plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore) -> list[Comparison]:
     """Ask base and adapter, in one pass, the questions of every evaluator of the plan."""
     comparisons: list[Comparison] = []
-    if not plan.circumstance.evaluate:
+    if not plan.run_context.evaluate:
         return comparisons
     opened = open_for(checkpoint, lookup, listen=listen)
-    arms = (BASE, ADAPTER) if opened.assembly.switchable else (ADAPTER,)
-    for choice in plan.circumstance.evaluate:
+    variants = (BASE, ADAPTER) if opened.assembly.can_disable else (ADAPTER,)
+    for choice in plan.run_context.evaluate:
         evaluator = cast(Evaluator[Any], restore_component(choice, lookup))
         folder = out / "evaluation" / choice.name
-        result = run_evaluation(opened.assembly, evaluator, folder, arms, identity_of(opened), listen=listen)
+        result = run_evaluation(opened.assembly, evaluator, folder, variants, hashes_of(opened), listen=listen)
         if processes.is_first():
             lookup.emit(Evaluated(out, choice.name, result.scores))
-        if len(arms) == 1:
+        if len(variants) == 1:
             listen(Message("There is no base to compare with: everything that was trained is new."))
             listen(Scored(result))
             continue

@@ -22,8 +22,8 @@ def open_for(folder: Path, lookup: Lookup, *, listen: Listener = ignore, **optio
     from graftwork.checkpoint.store import open_checkpoint
 
     opened = open_checkpoint(folder, lookup, **options)
-    if opened.remark:
-        listen(Message(opened.remark, "warning"))
+    if opened.note:
+        listen(Message(opened.note, "warning"))
     return opened
 
 

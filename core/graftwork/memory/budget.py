@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.config.machine import Machine
 from graftwork.config.restore import restore_component
-from graftwork.config.sizes import parse_size, shown_size
+from graftwork.config.sizes import format_size, parse_size
 from graftwork.contracts.kinds import MemoryStrategy
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 RESERVE = 1 << 30
 """The bytes of a card that are left to what the rehearsal does not see: the CUDA context, the workspaces of libraries, and
-gaps between tensors. It is an allowance, and not measured."""
+gaps between tensors. It is an budget_bytes, and not measured."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class Candidate:
     """One list of memory strategies, rehearsed."""
 
     strategies: tuple[str, ...]
@@ -50,35 +50,39 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Every rung of a plan, and the one that is taken."""
+class CandidateSearch:
+    """Every candidate of a plan, and the one that is taken."""
 
     device: str
     budget: int | None
     """In bytes; None where nobody said, and then nothing is chosen."""
-    rungs: tuple[Rung, ...]
+    candidates: tuple[Candidate, ...]
     taken: int | None
-    """The place of the rung that is taken; None where no rung fits, or none could be rehearsed."""
+    """The place of the candidate that is taken; None where no candidate fits, or none could be rehearsed."""
     why: str
 
     @property
     def fits(self) -> bool | None:
-        """Whether a rung fits the budget; None without a budget."""
+        """Whether a candidate fits the budget; None without a budget."""
         return None if self.budget is None else self.taken is not None
 
     @property
-    def best(self) -> Rung | None:
-        """The rung that is taken, or else the one that comes nearest."""
+    def best(self) -> Candidate | None:
+        """The candidate that is taken, or else the one that comes nearest."""
         if self.taken is not None:
-            return self.rungs[self.taken]
-        return min((rung for rung in self.rungs if rung.steps), key=lambda rung: rung.peak or 0, default=None)
+            return self.candidates[self.taken]
+        return min(
+            (candidate for candidate in self.candidates if candidate.steps),
+            key=lambda candidate: candidate.peak or 0,
+            default=None,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {**asdict(self), "fits": self.fits}
 
 
-def climb(
+def search_candidates(
     plan: Plan,
     lookup: Lookup,
     machine: Machine,
@@ -88,40 +92,42 @@ def climb(
     longest: int | None = None,
     processes: int = 1,
     listen: Callable[[str], None] = lambda line: None,
-) -> Ladder:
-    """Rehearse the plan's rungs, and take the first that fits, with the largest micro-batch that fits.
+) -> CandidateSearch:
+    """Rehearse the plan's candidates, and take the first that fits, with the largest micro-batch that fits.
 
     The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. `processes` is how
-    many share the run. `listen` is told which rung is being rehearsed.
+    many share the run. `listen` is told which candidate is being rehearsed.
     """
-    circumstance = plan.circumstance
-    found: list[Rung] = []
+    run_context = plan.run_context
+    found: list[Candidate] = []
     taken: int | None = None
-    for place, memory in enumerate(circumstance.rungs or [circumstance.memory]):
-        listen(named(memory))
-        # The rungs below the one that is taken are shown at its micro-batch size.
+    for place, memory in enumerate(run_context.candidates or [run_context.memory]):
+        listen(strategy_names(memory))
+        # The candidates below the one that is taken are shown at its micro-batch size.
         fixed = found[taken].steps[-1].micro_batch if taken is not None else None
-        found.append(rehearse(on_rung(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
+        found.append(rehearse(with_candidate(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
         peak = found[-1].peak
         if taken is None and peak is not None and (budget is None or peak <= budget):
             taken = place
-    return Ladder(device, budget, tuple(found), taken, reason(found, taken, budget, circumstance.train.batch_size))
+    return CandidateSearch(
+        device, budget, tuple(found), taken, reason(found, taken, budget, run_context.train.batch_size)
+    )
 
 
-def on_rung(plan: Plan, memory: Sequence[Choice], micro_batch: int | None = None) -> Plan:
+def with_candidate(plan: Plan, memory: Sequence[Choice], micro_batch: int | None = None) -> Plan:
     """The plan with these memory strategies, and with a micro-batch size unless it is None. What is trained stays the same."""
-    train = replace(plan.circumstance.train, micro_batch_size=micro_batch or plan.circumstance.train.micro_batch_size)
-    return replace(plan, circumstance=replace(plan.circumstance, memory=list(memory), train=train))
+    train = replace(plan.run_context.train, micro_batch_size=micro_batch or plan.run_context.train.micro_batch_size)
+    return replace(plan, run_context=replace(plan.run_context, memory=list(memory), train=train))
 
 
-def settled(plan: Plan, ladder: Ladder) -> Plan:
-    """The plan as it will run: on the rung that is taken. GraftworkError where there is none."""
-    if ladder.taken is None:
+def chosen_plan(plan: Plan, search: CandidateSearch) -> Plan:
+    """The plan as it will run: on the candidate that is taken. GraftworkError where there is none."""
+    if search.taken is None:
         hint = "add strategies to memory.try, shorten train.max_length, or use a larger device"
-        raise GraftworkError(f"{ladder.why}; {hint}", lines(ladder))
-    micro_batch = ladder.rungs[ladder.taken].steps[-1].micro_batch
-    memory = (plan.circumstance.rungs or [plan.circumstance.memory])[ladder.taken]
-    return on_rung(plan, memory, micro_batch if ladder.budget is not None else None)
+        raise GraftworkError(f"{search.why}; {hint}", lines(search))
+    micro_batch = search.candidates[search.taken].steps[-1].micro_batch
+    memory = (plan.run_context.candidates or [plan.run_context.memory])[search.taken]
+    return with_candidate(plan, memory, micro_batch if search.budget is not None else None)
 
 
 def rehearse(
@@ -132,38 +138,39 @@ def rehearse(
     budget: int | None,
     longest: int | None = None,
     processes: int = 1,
-) -> Rung:
-    """One rung, at the plan's micro-batch size, or with a budget at the largest that fits it."""
-    names = tuple(choice.name for choice in plan.circumstance.memory)
-    train = plan.circumstance.train
+) -> Candidate:
+    """One candidate, at the plan's micro-batch size, or with a budget at the largest that fits it."""
+    names = tuple(choice.name for choice in plan.run_context.memory)
+    train = plan.run_context.train
     try:
         strategies = [
-            (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup)))
-            for choice in plan.circumstance.memory
+            (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup))) for choice in plan.run_context.memory
         ]
         said = [(choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint]
         shown = [choice for choice, each in strategies if (choice, each) not in said]
-        with rehearsal.rehearsing(on_rung(plan, shown), lookup, machine, device=device, longest=longest) as watched:
+        with rehearsal.rehearsing(
+            with_candidate(plan, shown), lookup, machine, device=device, longest=longest
+        ) as watched:
 
             def take(micro_batch: int) -> Step:
                 step = watched.take(micro_batch)
                 apart = [each for _, each in said]
-                return replace(step, footprint=reckoned(step.footprint, apart, processes, watched.assembly))
+                return replace(step, footprint=with_footprints(step.footprint, apart, processes, watched.assembly))
 
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
                 fixed = min(train.micro_batch_size or (train.batch_size if budget is None else 1), train.batch_size)
                 steps = [take(fixed)]
             else:
                 steps = largest(take, train.batch_size, budget)
-        return Rung(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in said))
+        return Candidate(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in said))
     except GraftworkError as error:
-        return Rung(names, (), error.sentence)
+        return Candidate(names, (), error.sentence)
     except Exception as error:  # the code of any plugin runs here, on tensors that it was not written for
         lines = str(error).strip().splitlines() or [""]
-        return Rung(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {lines[0][:200]})")
+        return Candidate(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {lines[0][:200]})")
 
 
-def reckoned(
+def with_footprints(
     footprint: Footprint, strategies: Sequence[MemoryStrategy[Any]], processes: int, assembly: Assembly
 ) -> Footprint:
     """A footprint after the arithmetic of strategies that a rehearsal cannot show."""
@@ -196,66 +203,68 @@ def largest(take: Callable[[int], Step], batch: int, budget: int) -> list[Step]:
     return steps
 
 
-def reason(rungs: Sequence[Rung], taken: int | None, budget: int | None, batch: int) -> str:
-    """Why that rung is taken, in one sentence."""
+def reason(candidates: Sequence[Candidate], taken: int | None, budget: int | None, batch: int) -> str:
+    """Why that candidate is taken, in one sentence."""
     if taken is None:
-        peaks = [rung.peak for rung in rungs if rung.peak is not None]
+        peaks = [candidate.peak for candidate in candidates if candidate.peak is not None]
         if not peaks:
-            return f"the plan cannot be rehearsed: {rungs[0].problem}"
+            return f"the plan cannot be rehearsed: {candidates[0].problem}"
         few = min(peaks)
-        return f"no rung fits into {shown_size(budget or 0)}: the least needs {shown_size(few)}"
-    step, name = rungs[taken].steps[-1], rungs[taken].name
+        return f"no candidate fits into {format_size(budget or 0)}: the least needs {format_size(few)}"
+    step, name = candidates[taken].steps[-1], candidates[taken].name
     strategies = "no memory strategy" if name == "none" else name
     if budget is None:
-        return f"a step needs {shown_size(step.footprint.peak)} with {strategies}"
+        return f"a step needs {format_size(step.footprint.peak)} with {strategies}"
     first = "the first that fits" if taken else "the fastest, and it fits"
     accumulated = math.ceil(batch / step.micro_batch)
     times = f", {accumulated} times for each step" if accumulated > 1 else ""
     return (
-        f"{strategies} ({first} into {shown_size(budget)}), {step.micro_batch} of {batch} records at a time{times}: "
-        f"{shown_size(step.footprint.peak)}"
+        f"{strategies} ({first} into {format_size(budget)}), {step.micro_batch} of {batch} records at a time{times}: "
+        f"{format_size(step.footprint.peak)}"
     )
 
 
-def lines(ladder: Ladder) -> list[str]:
-    """A line for each rung."""
+def lines(search: CandidateSearch) -> list[str]:
+    """A line for each candidate."""
     return [
-        f"{rung.name}: {shown_size(rung.peak)} for {rung.steps[-1].micro_batch} at a time"
-        if rung.peak is not None
-        else f"{rung.name}: {rung.problem}"
-        for rung in ladder.rungs
+        f"{candidate.name}: {format_size(candidate.peak)} for {candidate.steps[-1].micro_batch} at a time"
+        if candidate.peak is not None
+        else f"{candidate.name}: {candidate.problem}"
+        for candidate in search.candidates
     ]
 
 
-def allowance(plan: Plan, machine: Machine, device_memory: str | None = None) -> int | None:
+def budget_bytes(plan: Plan, machine: Machine, device_memory: str | None = None) -> int | None:
     """The bytes that a plan's tensors may take: its own budget, and no more than a card of `device_memory`, or the smallest
     of the machine, has left; None where nobody says. GraftworkError for a `device_memory` that is no size."""
     card = parse_size(device_memory) if device_memory is not None else machine.device_bytes
     limits = [
-        limit for limit in (plan.circumstance.budget, max(0, card - RESERVE) if card else None) if limit is not None
+        limit for limit in (plan.run_context.budget, max(0, card - RESERVE) if card else None) if limit is not None
     ]
     return min(limits, default=None)
 
 
-def below(plan: Plan) -> Plan | None:
-    """What to try where a plan's memory runs out: its next rung, or else half the micro-batch; None where it is 1."""
-    circumstance = plan.circumstance
-    lower = circumstance.rungs[circumstance.rungs.index(circumstance.memory) + 1 :] if circumstance.rungs else []
+def next_fallback(plan: Plan) -> Plan | None:
+    """What to try where a plan's memory runs out: its next candidate, or else half the micro-batch; None where it is 1."""
+    run_context = plan.run_context
+    lower = (
+        run_context.candidates[run_context.candidates.index(run_context.memory) + 1 :] if run_context.candidates else []
+    )
     if lower:
-        return on_rung(plan, lower[0])
-    size = circumstance.train.micro_batch_size or circumstance.train.batch_size
-    return on_rung(plan, circumstance.memory, (size + 1) // 2) if size > 1 else None
+        return with_candidate(plan, lower[0])
+    size = run_context.train.micro_batch_size or run_context.train.batch_size
+    return with_candidate(plan, run_context.memory, (size + 1) // 2) if size > 1 else None
 
 
-def named(memory: Sequence[Choice]) -> str:
+def strategy_names(memory: Sequence[Choice]) -> str:
     """Memory strategies as people read them in a sentence."""
     return ", ".join(choice.name for choice in memory) or "no memory strategy"
 
 
-def described(plan: Plan) -> str:
+def describe_memory(plan: Plan) -> str:
     """How a plan uses memory, as people read it."""
-    train = plan.circumstance.train
-    return f"{named(plan.circumstance.memory)}, {train.micro_batch_size or train.batch_size} records at a time"
+    train = plan.run_context.train
+    return f"{strategy_names(plan.run_context.memory)}, {train.micro_batch_size or train.batch_size} records at a time"
 
 
 def enforce(plan: Plan, device: str | None) -> None:
@@ -263,6 +272,6 @@ def enforce(plan: Plan, device: str | None) -> None:
     import torch
 
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if plan.circumstance.budget is not None and chosen.type == "cuda":
+    if plan.run_context.budget is not None and chosen.type == "cuda":
         total = torch.cuda.get_device_properties(chosen).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.circumstance.budget / total), chosen)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.run_context.budget / total), chosen)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
     from graftwork.contracts.stepper import Stepper
 
-GRAIN = 512
+BLOCK_BYTES = 512
 """PyTorch's CUDA allocator hands out multiples of so many bytes."""
 IN_FP32 = (
     "layer_norm",
@@ -133,13 +133,13 @@ def settle(assembly: Assembly, stepper: Stepper, kernels: Mapping[str, Any]) -> 
     for site, binding in assembly.bindings.items():
         kernel = kernels.get(site)
         if kernel is not None and kernel.requires.cuda is not None:
-            binding.kernels = [(kernel.name, cast(Any, StandIn()))]
+            binding.kernels = [(kernel.name, cast(Any, FusedStandIn()))]
     for group in stepper.optimizer.param_groups:
         if "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True
 
 
-class StandIn:
+class FusedStandIn:
     """A fused attention kernel that computes nothing."""
 
     def supports(self, case: Any) -> Any:

@@ -17,7 +17,7 @@ from graftwork.contracts.batch import IGNORED, Encoded, collate
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Choice, Plan, config_of
-from graftwork.contracts.records import Picture, Record, Turn
+from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
 from graftwork.memory import cuda
@@ -38,7 +38,7 @@ class Step:
     labels: int
     """Of each record."""
     footprint: Footprint
-    multiplications: int
+    flops: int
     """Floating-point operations of matrix products and convolutions for each record."""
 
 
@@ -46,10 +46,16 @@ class Watched:
     """An assembly, on real tensors or on fake ones, whose steps are followed."""
 
     def __init__(
-        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, grain: int = 1
+        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, block_bytes: int = 1
     ) -> None:
-        """`example` is the record that the batches are made of; sizes are rounded up to multiples of `grain`."""
-        self.assembly, self.stepper, self.tracker, self.example, self.grain = assembly, stepper, tracker, example, grain
+        """`example` is the record that the batches are made of; sizes are rounded up to multiples of `block_bytes`."""
+        self.assembly, self.stepper, self.tracker, self.example, self.block_bytes = (
+            assembly,
+            stepper,
+            tracker,
+            example,
+            block_bytes,
+        )
 
     def take(self, micro_batch: int) -> Step:
         """Measure a step from its last micro-batch on, when everything is there that a step can have: an optimizer's state,
@@ -59,20 +65,20 @@ class Watched:
             self._first_update()
         if micro_batch == stepper.settings.batch_size:
             stepper.clear()
-        since, before = tracker.ledger.now + 1, tracker.multiplications
+        since, before = tracker.ledger.now + 1, tracker.flops
         self._accumulate(micro_batch)
-        multiplications = tracker.multiplications - before
+        flops = tracker.flops - before
         self._update()
         return Step(
             micro_batch,
             len(self.example.input_ids),
-            self.example.labelled,
-            tracker.ledger.footprint(since, self.grain),
-            multiplications // micro_batch,
+            self.example.num_label_tokens,
+            tracker.ledger.footprint(since, self.block_bytes),
+            flops // micro_batch,
         )
 
     def _first_update(self) -> None:
-        """A step without its forward and backward pass: gradients of nought, which leave an optimizer's state as any do."""
+        """A step without its forward and backward pass: gradients of zero, which leave an optimizer's state as any do."""
         import torch
 
         for name, parameter in self.stepper.parameters.items():
@@ -85,7 +91,7 @@ class Watched:
         batch = collate([self.example] * micro_batch, pad_id=self.assembly.processor.pad_id)
         self.tracker.phase = FORWARD
         self.stepper.accumulate(
-            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.labelled
+            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.num_label_tokens
         )
 
     def _update(self) -> None:
@@ -100,16 +106,18 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
     """Build a plan's model on the CPU and follow what happens to it; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
-        assembly = compose.build(plan, lookup, device="cpu", imagined=fake or plan.identity.model.weights is None)
+        assembly = compose.build(
+            plan, lookup, device="cpu", fake_pretrained=fake or plan.model_spec.model.weights is None
+        )
         if isinstance(assembly.processor, compose.NoProcessor):
             assembly.processor = stand_in(assembly)
         assembly.model.train()
         tracker.name_weights(assembly)
         tracker.phase = PREPARATION
-        stepper = stepper_for(assembly, plan.circumstance.train)
+        stepper = stepper_for(assembly, plan.run_context.train)
         tracker.name_optimizer_state(stepper)
         with tracker.looking_away():  # what a batch is made of waits in main memory
-            example = longest_record(assembly, longest or plan.circumstance.train.max_length)
+            example = longest_record(assembly, longest or plan.run_context.train.max_length)
         yield Watched(assembly, stepper, tracker, example)
 
 
@@ -120,7 +128,7 @@ def rehearsing(
     """Build a plan's model on fake tensors; no weight is read, and nothing is allocated.
 
     `device` is `cuda` or `cpu`, whether it is here or not. `longest` is the length of the records in tokens, by default
-    the longest that the plan allows; every token that belongs to no picture is labelled.
+    the longest that the plan allows; every token that belongs to no image is num_label_tokens.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -135,7 +143,7 @@ def rehearsing(
         watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if device == "cuda":
             stack.enter_context(cuda.stand_in())
-            watched.grain = cuda.GRAIN
+            watched.block_bytes = cuda.BLOCK_BYTES
             assembly = watched.assembly
             sites = attention_sites(plan, assembly.architecture, assembly.towers, assembly.outputs)
             chosen = {site.name: chosen.kernel for site, chosen in kernels_on(plan, sites, lookup, machine, "cuda")}
@@ -164,9 +172,9 @@ def without_weights(plan: Plan) -> Plan:
     def bare(choice: Choice) -> Choice:
         return replace(choice, weights=None)
 
-    identity = plan.identity
-    parts = {part: bare(choice) for part, choice in identity.parts.items()}
-    return replace(plan, identity=replace(identity, model=bare(identity.model), parts=parts))
+    model_spec = plan.model_spec
+    parts = {part: bare(choice) for part, choice in model_spec.parts.items()}
+    return replace(plan, model_spec=replace(model_spec, model=bare(model_spec.model), parts=parts))
 
 
 def stand_in(assembly: Assembly) -> Processor:
@@ -178,30 +186,30 @@ def stand_in(assembly: Assembly) -> Processor:
     architecture = assembly.architecture
     with TemporaryDirectory() as folder, unset_fake_temporarily():
         architecture.example(Path(folder))
-        return architecture.processor(config_of(assembly.plan.identity.model), Path(folder), assembly.outputs)
+        return architecture.processor(config_of(assembly.plan.model_spec.model), Path(folder), assembly.outputs)
 
 
 def longest_record(assembly: Assembly, longest: int) -> Encoded:
-    """A record with a picture and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
+    """A record with an image and as many num_label_tokens text tokens as fit into `longest`, as the processor encodes it."""
     from io import BytesIO
 
     import torch
-    from PIL import Image
+    from PIL import Image as PILImage
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     file = BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "PNG")
+    PILImage.new("RGB", (64, 64)).save(file, "PNG")
     turns = (Turn("user", "<image>\nWhat is this?"), Turn("assistant", "no"))
     with unset_fake_temporarily():
-        example = assembly.processor.encode(Record("rehearsal", turns, (Picture(data=file.getvalue()),)))
+        example = assembly.processor.encode(Record("rehearsal", turns, (Image(data=file.getvalue()),)))
     if len(example.input_ids) > longest:
         raise GraftworkError(
-            f"train.max_length is {longest}, and a picture with a short question already takes "
+            f"train.max_length is {longest}, and an image with a short question already takes "
             f"{len(example.input_ids)} tokens; allow more"
         )
     filler = longest - len(example.input_ids)
     ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
-    seen = [*example.picture_positions, *[False] * filler]
+    seen = [*example.image_token_mask, *[False] * filler]
     labels = [IGNORED if pixel else token for pixel, token in zip(seen, ids, strict=True)]
     pixels = {part: torch.zeros(value.shape, dtype=value.dtype) for part, value in example.pixels.items()}
     return Encoded(ids, seen, labels, pixels)

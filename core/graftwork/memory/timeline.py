@@ -33,14 +33,14 @@ POINTS = 240
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class Allocation:
     """One storage, from its birth to its death."""
 
     size: int
     """In bytes."""
     born: int
     phase: str
-    stretch: int
+    pass_index: int
     path: str
     """The module that made it, or the name of what it is."""
     shape: tuple[int, ...]
@@ -48,23 +48,23 @@ class Holding:
     category: str = ""
     """Where it is known by itself; else it follows from the life that it had."""
     died: int | None = None
-    last_stretch: int | None = None
+    last_pass: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class OpEvent:
     """One operation."""
 
     phase: str
     module: str
     operation: str
-    stretch: int
-    """Counts the times that computing forwards changed to backwards, or back: recomputation is a stretch of its own."""
+    pass_index: int
+    """Counts the times that computing forwards changed to backwards, or back: recomputation is a pass_index of its own."""
     forwards: bool
 
 
 @dataclass(frozen=True)
-class Thing:
+class AllocationGroup:
     """Equal storages that are alive at the peak: the same in every block of a model, for example."""
 
     category: str
@@ -88,7 +88,7 @@ class Footprint:
     phase: str
     module: str
     operation: str
-    largest: tuple[Thing, ...]
+    largest: tuple[AllocationGroup, ...]
     timeline: tuple[tuple[str, dict[str, int]], ...] = ()
     """Phase and categories at moments of one step, in order."""
 
@@ -97,23 +97,29 @@ class Footprint:
         return asdict(self)
 
 
-class Ledger:
+class MemoryTimeline:
     """Every holding and every moment, in order. The clock counts moments; what is born in one lives through it."""
 
     def __init__(self) -> None:
-        self.holdings: list[Holding] = []
-        self.moments: list[Moment] = []
+        self.holdings: list[Allocation] = []
+        self.moments: list[OpEvent] = []
 
     @property
     def now(self) -> int:
         """The number of the last moment; -1 before the first."""
         return len(self.moments) - 1
 
-    def footprint(self, since: int, grain: int = 1) -> Footprint:
-        """The peak from the moment `since` to now; sizes are rounded up to multiples of `grain`, as allocators do."""
+    def footprint(self, since: int, block_bytes: int = 1) -> Footprint:
+        """The peak from the moment `since` to now; sizes are rounded up to multiples of `block_bytes`, as allocators do."""
         end = self.now + 1
         lives = [
-            (max(h.born, since), end if h.died is None else h.died, -(-h.size // grain) * grain, self.judged(h), h)
+            (
+                max(h.born, since),
+                end if h.died is None else h.died,
+                -(-h.size // block_bytes) * block_bytes,
+                self.judged(h),
+                h,
+            )
             for h in self.holdings
             if h.died is None or h.died > since
         ]
@@ -139,7 +145,7 @@ class Ledger:
             ),
         )
 
-    def judged(self, holding: Holding) -> str:
+    def judged(self, holding: Allocation) -> str:
         """The category of a holding: what it was said to be, or what its life shows.
 
         What a computation forwards leaves behind for the gradients is an activation; what dies before, or is made on the
@@ -150,7 +156,7 @@ class Ledger:
         if holding.phase == BUILD:
             return FROZEN
         forwards = holding.phase == BATCH or (holding.born >= 0 and self.moments[holding.born].forwards)
-        return ACTIVATIONS if forwards and holding.last_stretch != holding.stretch else TEMPORARIES
+        return ACTIVATIONS if forwards and holding.last_pass != holding.pass_index else TEMPORARIES
 
 
 def running_sum(changes: Sequence[int]) -> list[int]:
@@ -169,7 +175,7 @@ def thinned(totals: Sequence[int]) -> list[int]:
     return [max(range(start, min(start + size, len(totals))), key=totals.__getitem__) for start in starts]
 
 
-def gathered(alive: Sequence[tuple[int, str, Holding]]) -> list[Thing]:
+def gathered(alive: Sequence[tuple[int, str, Allocation]]) -> list[AllocationGroup]:
     """What is alive, the same in several blocks taken together, the largest first."""
     sizes: Counter[tuple[str, str, tuple[int, ...], str]] = Counter()
     counts: Counter[tuple[str, str, tuple[int, ...], str]] = Counter()
@@ -183,5 +189,5 @@ def gathered(alive: Sequence[tuple[int, str, Holding]]) -> list[Thing]:
     for key, size in sizes.most_common():
         category, path, shape, dtype = key
         one = next(iter(names[key])) if len(names[key]) == 1 else path
-        things.append(Thing(category, one, shape, dtype, counts[key], size))
+        things.append(AllocationGroup(category, one, shape, dtype, counts[key], size))
     return things

@@ -18,9 +18,9 @@ from graftwork.memory.timeline import (
     PREPARATION,
     TRAINED,
     UPDATE,
-    Holding,
-    Ledger,
-    Moment,
+    Allocation,
+    MemoryTimeline,
+    OpEvent,
 )
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class Tracker:
     """
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger = MemoryTimeline()
         self.phase = BUILD
-        self.multiplications = 0
+        self.flops = 0
         """Floating-point operations of matrix products and convolutions so far."""
-        self._alive: dict[int, tuple[weakref.ref[Any], Holding]] = {}
+        self._alive: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
         self._names: dict[int, str] = {}
         self._within: list[str] = []
-        self._stretch, self._forwards = 0, True
+        self._pass_index, self._forwards = 0, True
         self._away = False
 
     @contextmanager
@@ -88,15 +88,15 @@ class Tracker:
         # While gradients are computed, a module's call, or a graph that is built, can only be a recomputation.
         forwards = self.phase == FORWARD and (not backward or bool(self._within) or torch.is_grad_enabled())
         if forwards != self._forwards:
-            self._forwards, self._stretch = forwards, self._stretch + 1
+            self._forwards, self._pass_index = forwards, self._pass_index + 1
         node: Any = torch._C._current_autograd_node() if backward else None
         path = self._within[-1] if self._within else str(node.metadata.get(MODULE, "")) if node is not None else ""
         phase = BACKWARD if backward and self.phase == FORWARD else self.phase
-        self.ledger.moments.append(Moment(phase, path, operation, self._stretch, forwards))
+        self.ledger.moments.append(OpEvent(phase, path, operation, self._pass_index, forwards))
         for tensor in tensors_in(made):
-            self.see(tensor, path, phase)
+            self.record(tensor, path, phase)
 
-    def see(self, tensor: Tensor, path: str, phase: str) -> Holding | None:
+    def record(self, tensor: Tensor, path: str, phase: str) -> Allocation | None:
         """The holding of a tensor's storage, which is new if it was not seen before."""
         try:
             storage = tensor.untyped_storage()
@@ -109,7 +109,7 @@ class Tracker:
         if known:  # it was resized
             self._died(key, known[0])
         dtype = str(tensor.dtype).removeprefix("torch.")
-        holding = Holding(size, max(self.ledger.now, 0), phase, self._stretch, path, tuple(tensor.shape), dtype)
+        holding = Allocation(size, max(self.ledger.now, 0), phase, self._pass_index, path, tuple(tensor.shape), dtype)
         self.ledger.holdings.append(holding)
         self._alive[key] = (weakref.ref(storage, partial(self._died, key)), holding)
         return holding
@@ -118,18 +118,18 @@ class Tracker:
         known = self._alive.get(key)
         if known and known[0] is reference:
             del self._alive[key]
-            known[1].died, known[1].last_stretch = self.ledger.now + 1, self._stretch
+            known[1].died, known[1].last_pass = self.ledger.now + 1, self._pass_index
 
     # What things are ------------------------------------------------------------------------------------------------------
 
     def name_weights(self, assembly: Assembly) -> None:
         """Learn the names of modules and weights, once the model is built; from now on gradients are known too."""
         self._names = {id(module): name for name, module in assembly.model.named_modules()}
-        for value in assembly.base_values.values():
-            if holding := self.see(value, "", BUILD):
+        for value in assembly.base_copy.values():
+            if holding := self.record(value, "", BUILD):
                 holding.size = 0  # it is in main memory, whatever the device
         for name, tensor in (*assembly.model.named_parameters(), *assembly.model.named_buffers()):
-            if holding := self.see(tensor, name, BUILD):
+            if holding := self.record(tensor, name, BUILD):
                 holding.category, holding.path = (TRAINED if tensor.requires_grad else FROZEN), name
                 holding.shape = tuple(tensor.shape)
         for name, parameter in assembly.trained().items():
@@ -138,7 +138,7 @@ class Tracker:
 
     def name_gradient(self, name: str, parameter: Tensor) -> None:
         """Learn which tensor is a parameter's gradient."""
-        if parameter.grad is not None and (holding := self.see(parameter.grad, name, BACKWARD)):
+        if parameter.grad is not None and (holding := self.record(parameter.grad, name, BACKWARD)):
             holding.category, holding.path = GRADIENTS, name
 
     def name_optimizer_state(self, stepper: Stepper) -> None:
@@ -148,7 +148,7 @@ class Tracker:
                 holding.category = OPTIMIZER
         for name, parameter in stepper.parameters.items():
             for key, value in stepper.optimizer.state.get(parameter, {}).items():
-                if hasattr(value, "untyped_storage") and (found := self.see(value, "", UPDATE)):
+                if hasattr(value, "untyped_storage") and (found := self.record(value, "", UPDATE)):
                     found.category, found.path = OPTIMIZER, f"{name}.{key}"
 
     # Where it happens -----------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
                 return type_of(args[0].dtype)(answer(tracker.phase))
             made = func(*args, **(kwargs or {}))
             if count := flop_registry.get(func.overloadpacket):
-                tracker.multiplications += count(*args, **(kwargs or {}), out_val=made)
+                tracker.flops += count(*args, **(kwargs or {}), out_val=made)
             tracker.happened(func.overloadpacket.__name__, made)
             return made
 

@@ -33,10 +33,10 @@ class ReportContent:
     roles: Sequence[Mapping[str, Any]] = ()
     """A row for each role of the model (see `planning.RoleRow`)."""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `Assembly.attention_report` returned."""
+    """What `Assembly.kernel_usage` returned."""
     data: Sequence[Mapping[str, Any]] = ()
     """A row for each source and operator (see `pipeline.StageCount`)."""
-    proof: Mapping[str, Any] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
     """What shows that the checkpoint works, such as the probe's distance, the hash, and that a fresh process opened it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, machine, command and time."""

@@ -59,7 +59,7 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> Markup:
         tag("div", tag("div", *up, class_="up"), plot, tag("div", *along, class_="along"), class_="curve"),
         tag(
             "figcaption",
-            "Loss in nats for each labelled token, by optimizer step; the strong line is the running mean.",
+            "Loss in nats for each num_label_tokens token, by optimizer step; the strong line is the running mean.",
         ),
     )
 
@@ -70,7 +70,7 @@ def is_number(value: Any) -> bool:
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: neighbours are averaged."""
+    """At most `POINTS` points: contiguous_slice are averaged."""
     size = math.ceil(len(points) / POINTS)
     groups = (
         [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else [[p] for p in points]
@@ -79,7 +79,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Each value averaged with its neighbours within a twentieth of the whole to either side."""
+    """Each value averaged with its contiguous_slice within a twentieth of the whole to either side."""
     reach = max(1, len(values) // 40)
     windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]
@@ -94,7 +94,7 @@ def axis_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def score_bars(comparison: Comparison) -> Markup:
-    """Both arms' scores with their intervals, overall and by group."""
+    """Both variants' scores with their intervals, overall and by group."""
     values = [v for row in comparison.rows for s in row.scores.values() for v in (s.value, s.high or 0.0)]
     top = 1.0 if comparison.percent else max([*values, 1e-12])
     legend = [("base", "base"), ("adapter", "adapter"), ("majority", "always the most common answer")]
@@ -105,7 +105,7 @@ def score_bars(comparison: Comparison) -> Markup:
         tag(
             "figcaption",
             f"{comparison.metric} on {comparison.evaluator}; the lines are 95% bootstrap intervals over "
-            f"{comparison.pictures:,} pictures.",
+            f"{comparison.images:,} images.",
         ),
     )
 

@@ -44,7 +44,7 @@ def _blocks(content: ReportContent) -> Iterator[str]:
         yield "## What was trained"
         yield _escape(counts_sentence(content.counts))
         yield _table(("", ""), plan_facts(content.plan))
-        train = dataclasses.asdict(content.plan.circumstance.train)
+        train = dataclasses.asdict(content.plan.run_context.train)
         yield _table(("training", ""), [(words(name), text(value)) for name, value in train.items()])
     for title, rows in {"Roles": content.roles, "Data": content.data}.items():
         if rows:
@@ -53,7 +53,7 @@ def _blocks(content: ReportContent) -> Iterator[str]:
     for title, facts in {
         "Attention": content.kernels,
         "Memory": content.memory,
-        "Proof": content.proof,
+        "Verification": content.verification,
         "Provenance": content.provenance,
     }.items():
         if facts:
@@ -63,7 +63,7 @@ def _blocks(content: ReportContent) -> Iterator[str]:
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
     yield f"## Base and adapter on {_escape(comparison.evaluator)}"
-    yield _escape(" ".join([comparison.headline, *comparison.remarks]))
+    yield _escape(" ".join([comparison.headline, *comparison.notes]))
     yield from (f"> {_escape(sentence)}" for sentence in comparison.forgetting)
     yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows])
     yield _escape(evidence(comparison.provenance))

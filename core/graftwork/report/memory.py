@@ -1,10 +1,10 @@
-"""The picture of a step's memory: where the bytes are, by category, from its first operation to its last."""
+"""The image of a step's memory: where the bytes are, by category, from its first operation to its last."""
 
 from __future__ import annotations
 
 from itertools import accumulate, groupby
 
-from graftwork.config.sizes import shown_size
+from graftwork.config.sizes import format_size
 from graftwork.memory.timeline import CATEGORIES, Footprint
 from graftwork.report.charts import HEIGHT, WIDTH, axis_ticks
 from graftwork.report.markup import Markup, tag
@@ -32,7 +32,7 @@ def memory_course(footprint: Footprint) -> Markup:
 
     plot = tag(
         "svg",
-        tag("title", f"Memory of a step, {shown_size(footprint.peak)} where it is fullest"),
+        tag("title", f"Memory of a step, {format_size(footprint.peak)} where it is fullest"),
         *map(band, range(len(CATEGORIES))),
         *(
             tag("line", class_="grid", x1=0, x2=WIDTH, y1=f"{y(tick * 2**30):.1f}", y2=f"{y(tick * 2**30):.1f}")

@@ -9,11 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.records import Picture
-from graftwork.data import images
+from graftwork.contracts.records import Image
+from graftwork.data import load_image
 from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, Flip
-from graftwork.evaluate.scores import ADAPTER, BASE, shown, shown_change
+from graftwork.evaluate.scores import ADAPTER, BASE, format_change, shown
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
@@ -29,13 +29,13 @@ from graftwork.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as PILImage
 
     from graftwork.report import ReportContent
 
 FLIPS = 12
 """How many gained and how many lost answers are shown."""
-PICTURE_SIDE = 240
+IMAGE_SIDE = 240
 
 
 def render_page(content: ReportContent) -> str:
@@ -81,8 +81,10 @@ def _sections(content: ReportContent) -> Iterator[Markup]:
         yield _section("Memory", course, _facts(content.memory.items()))
     if content.data:
         yield _section("Data", _rows(content.data))
-    if content.proof:
-        yield _section("Proof", _facts((words(name), text(value)) for name, value in content.proof.items()))
+    if content.verification:
+        yield _section(
+            "Verification", _facts((words(name), text(value)) for name, value in content.verification.items())
+        )
     if content.provenance:
         facts = ((words(name), text(value)) for name, value in content.provenance.items())
         yield _section("Provenance", _facts(facts))
@@ -98,7 +100,7 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
     tiles = {
         "base": shown(whole.scores[BASE].value, percent),
         "adapter": shown(whole.scores[ADAPTER].value, percent),
-        "difference in points" if percent else "difference": shown_change(
+        "difference in points" if percent else "difference": format_change(
             dataclasses.replace(whole.difference, low=None), percent
         ),
         "always the most common answer": shown(whole.majority, percent),
@@ -107,14 +109,14 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
         "div", *(tag("div", tag("b", number), tag("span", name)) for name, number in tiles.items()), class_="tiles"
     )
     yield tag("p", comparison.headline)
-    yield from (tag("p", remark) for remark in comparison.remarks)
+    yield from (tag("p", note) for note in comparison.notes)
     if comparison.forgetting:
         yield tag("ul", *(tag("li", sentence) for sentence in comparison.forgetting), class_="note")
     yield score_bars(comparison)
     yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows], marked=comparison.untrained)
     yield tag(
         "p",
-        "Differences are paired, in percentage points where scores are in per cent; intervals draw whole pictures; p is of "
+        "Differences are paired, in percentage points where scores are in per cent; intervals draw whole images; p is of "
         "McNemar's exact test, which takes questions as independent."
         + (" * A group that was not trained on." if comparison.untrained else ""),
         class_="small",
@@ -136,7 +138,7 @@ def _flip(flip: Flip) -> Markup:
     right, wrong = ("adapter", "base") if flip.gained else ("base", "adapter")
     return tag(
         "article",
-        embed(flip.picture) if flip.picture else Markup(),
+        embed(flip.image) if flip.image else Markup(),
         tag("p", flip.question.replace("<image>", "").strip(), class_="question"),
         tag("p", tag("span", right), tag("q", getattr(flip, right)), class_="answer right"),
         tag("p", tag("span", wrong), tag("q", getattr(flip, wrong)), class_="answer wrong"),
@@ -144,19 +146,19 @@ def _flip(flip: Flip) -> Markup:
     )
 
 
-def embed(picture: Picture) -> Markup:
-    """A picture as part of the page, scaled down; a sentence where it cannot be read any more."""
+def embed(image: Image) -> Markup:
+    """An image as part of the page, scaled down; a sentence where it cannot be read any more."""
     try:
-        image = images.load(picture)
+        decoded = load_image(image)
     except DataError as error:
         return tag("p", error.sentence, class_="small")
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    kind, data = min((_encode(image, kind) for kind in ("png", "jpeg")), key=lambda encoded: len(encoded[1]))
+    decoded.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    kind, data = min((_encode(decoded, kind) for kind in ("png", "jpeg")), key=lambda encoded: len(encoded[1]))
     source = f"data:image/{kind};base64,{b64encode(data).decode()}"
-    return tag("img", src=source, alt="The picture that the question is about", loading="lazy")
+    return tag("img", src=source, alt="The image that the question is about", loading="lazy")
 
 
-def _encode(image: Image, kind: str) -> tuple[str, bytes]:
+def _encode(image: PILImage, kind: str) -> tuple[str, bytes]:
     buffer = BytesIO()
     image.save(buffer, kind, quality=85)
     return kind, buffer.getvalue()
@@ -176,7 +178,7 @@ def _plan(content: ReportContent) -> Iterator[Markup]:
     if content.roles:
         yield _rows(content.roles)
     if content.plan:
-        train = dataclasses.asdict(content.plan.circumstance.train)
+        train = dataclasses.asdict(content.plan.run_context.train)
         facts = _facts((words(name), text(value)) for name, value in train.items())
         yield tag("details", tag("summary", "Settings of training"), facts)
 

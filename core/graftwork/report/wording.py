@@ -7,7 +7,7 @@ from typing import Any
 
 from graftwork.contracts.plan import Choice, Plan
 from graftwork.evaluate.comparison import Comparison
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown, shown_change, shown_p, shown_ratio
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_change, format_p, format_ratio, shown
 
 SCORE_HEADERS = (
     "",
@@ -57,9 +57,9 @@ def score_cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
         f"{row.records:,}" if row.records else "–",
         shown(row.scores[BASE].value, percent),
         shown(row.scores[ADAPTER].value, percent),
-        shown_change(row.difference, percent) if row.difference else "–",
-        shown_ratio(row.ratio),
-        shown_p(row.p),
+        format_change(row.difference, percent) if row.difference else "–",
+        format_ratio(row.ratio),
+        format_p(row.p),
         f"{row.gained:,} / {row.lost:,}",
         f"{shown(row.majority, percent)} ({row.majority_answer})",
     )
@@ -72,10 +72,10 @@ def evidence(provenance: Mapping[str, Any]) -> str:
     models = [
         f"{words(key)} {provenance[key][:12]}…" for key in provenance if key == "checkpoint" or key.startswith("base")
     ]
-    tokens = " and ".join(f"{count:,} ({arm})" for arm, count in provenance["tokens"].items())
+    tokens = " and ".join(f"{count:,} ({variant})" for variant, count in provenance["tokens"].items())
     file = provenance["answers"]
     return (
-        f"Answered by {', '.join(models)}: tokens {tokens}, {provenance['seconds']:,.1f} seconds. The answers are in "
+        f"Prediction by {', '.join(models)}: tokens {tokens}, {provenance['seconds']:,.1f} seconds. The answers are in "
         f"{file['file']}, sha256 {file['sha256'][:12]}…"
     )
 
@@ -90,21 +90,21 @@ def counts_sentence(counts: Mapping[str, int]) -> str:
 
 def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     """What was trained and how, as pairs of a name and its value."""
-    identity, circumstance = plan.identity, plan.circumstance
-    facts = [("model", choice_text(identity.model))]
-    facts += [(f"part {part}", choice_text(choice)) for part, choice in identity.parts.items()]
-    if identity.peft:
-        facts += [("PEFT method", choice_text(identity.peft)), ("adapts", text(identity.on))]
-    if identity.also_train:
-        facts.append(("also trains", text(identity.also_train)))
+    model_spec, run_context = plan.model_spec, plan.run_context
+    facts = [("model", choice_text(model_spec.model))]
+    facts += [(f"part {part}", choice_text(choice)) for part, choice in model_spec.parts.items()]
+    if model_spec.peft:
+        facts += [("PEFT method", choice_text(model_spec.peft)), ("adapts", text(model_spec.on))]
+    if model_spec.also_train:
+        facts.append(("also trains", text(model_spec.also_train)))
     named = {
-        "memory strategies": circumstance.memory,
-        "data sources": circumstance.sources,
-        "data operators": circumstance.operators,
-        "evaluators": circumstance.evaluate,
+        "memory strategies": run_context.memory,
+        "data sources": run_context.sources,
+        "data operators": run_context.operators,
+        "evaluators": run_context.evaluate,
     }
     facts += [(name, "; ".join(map(choice_text, choices))) for name, choices in named.items() if choices]
-    return [*facts, ("seed", str(circumstance.seed))]
+    return [*facts, ("seed", str(run_context.seed))]
 
 
 def choice_text(choice: Choice) -> str:

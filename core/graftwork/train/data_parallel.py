@@ -17,14 +17,14 @@ class Tally:
     """What all processes together have in a step."""
 
     records: int
-    labelled: int
+    num_label_tokens: int
     images: int
     tokens: int
     micro_batches: int
     """Of the process that has the most."""
 
 
-def own(indices: Sequence[int]) -> list[int]:
+def strided_slice(indices: Sequence[int]) -> list[int]:
     """This process's records of a step: every n-th, so that records sorted by length are shared evenly."""
     return list(indices[processes.rank() :: processes.count()])
 
@@ -34,27 +34,27 @@ def tally(micro_batches: Sequence[Sequence[Encoded]]) -> Tally:
     examples = [example for micro_batch in micro_batches for example in micro_batch]
     mine = Tally(
         records=len(examples),
-        labelled=sum(example.labelled for example in examples),
+        num_label_tokens=sum(example.num_label_tokens for example in examples),
         images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
         tokens=sum(len(e.input_ids) for e in examples),
         micro_batches=len(micro_batches),
     )
-    found = processes.gather(mine)
+    found = processes.all_gather_object(mine)
     return Tally(
         records=sum(one.records for one in found),
-        labelled=sum(one.labelled for one in found),
+        num_label_tokens=sum(one.num_label_tokens for one in found),
         images=sum(one.images for one in found),
         tokens=sum(one.tokens for one in found),
         micro_batches=max(one.micro_batches for one in found),
     )
 
 
-def in_step(micro_batches: Sequence[Sequence[Encoded]], whole: Tally, filler: Encoded) -> list[list[Encoded]]:
+def pad_micro_batches(micro_batches: Sequence[Sequence[Encoded]], whole: Tally, filler: Encoded) -> list[list[Encoded]]:
     """The micro-batches, as many as any process has, so filled that all run the whole model, its vision towers too.
 
     Engines that fetch weights from the other processes when a module runs would wait for ever otherwise, and some take the
     last step's gradient for a parameter that none of this step's records reaches. A filler has no labels, so it changes no
-    gradient. `filler` is a record with pictures, if there is any.
+    gradient. `filler` is a record with images, if there is any.
     """
     unlabelled = replace(filler, labels=[IGNORED] * len(filler.input_ids))
     filled = [list(micro_batch) for micro_batch in micro_batches]

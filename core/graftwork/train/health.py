@@ -25,14 +25,14 @@ class Health:
     skipped: int = 0
     skipped_in_a_row: int = 0
 
-    def saw(self, loss: float, *, skipped: bool = False) -> None:
+    def update(self, loss: float, *, skipped: bool = False) -> None:
         """Note one optimizer step; a skipped one had a loss or a gradient that is not finite."""
         self.losses.append(loss)
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     @property
-    def hopeless(self) -> bool:
+    def should_abort(self) -> bool:
         """Whether going on is a waste: many steps in a row were not finite."""
         return self.skipped_in_a_row >= GIVE_UP_AFTER
 

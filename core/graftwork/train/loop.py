@@ -22,7 +22,7 @@ from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import Sampler, steps_for
-from graftwork.data.training_data import TrainingData, cut, gather
+from graftwork.data.training_data import TrainingData, cut, load_training_data
 from graftwork.errors import CheckpointError, DataError, GraftworkError
 from graftwork.memory import budget
 from graftwork.train import data_parallel
@@ -66,23 +66,23 @@ def train(
 
     With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
     those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
-    the plan's next rung, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
+    the plan's next candidate, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
     verdict says so. Collective: several processes share each step's records, and only the first writes and tells.
     """
     while True:
         try:
             return attempt(plan, lookup, out, resume=resume, device=device, listen=listen)
         except OutOfMemory as error:
-            below = budget.below(plan) if error.early and processes.count() == 1 else None
-            if below is None:
+            fallback = budget.next_fallback(plan) if error.early and processes.count() == 1 else None
+            if fallback is None:
                 raise
-            said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.described(below)}"
+            said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.describe_memory(fallback)}"
         listen(MemoryRanOut(out, said))
-        plan = below
-        let_go()
+        plan = fallback
+        free_memory()
 
 
-def let_go() -> None:
+def free_memory() -> None:
     """Give back what a run that ran out of memory has left on its device."""
     import gc
 
@@ -105,14 +105,14 @@ def attempt(
     """One try of `train`; OutOfMemory where the device's memory does not hold it."""
     import torch
 
-    settings = plan.circumstance.train
+    settings = plan.run_context.train
     found = store.checkpoints(out)
     if found and not resume:
         raise CheckpointError(
             f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
         )
     start = found[-1] if found else None
-    if len(seen := dict.fromkeys(processes.gather(start.name if start else "none"))) > 1:
+    if len(seen := dict.fromkeys(processes.all_gather_object(start.name if start else "none"))) > 1:
         raise CheckpointError(
             f"the processes do not see the same checkpoints in '{out}' ({', '.join(seen)}); name a "
             "folder with --out that all machines share"
@@ -132,7 +132,7 @@ def attempt(
         )
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
-    data = gather(plan, lookup, assembly.processor)
+    data = load_training_data(plan, lookup, assembly.processor)
     steps = steps_for(len(data.records), settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
         raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
@@ -174,7 +174,7 @@ class Loop:
             out,
             lookup,
         )
-        self.settings: TrainSettings = plan.circumstance.train
+        self.settings: TrainSettings = plan.run_context.train
         self.step = 0
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
@@ -182,24 +182,24 @@ class Loop:
         self.sampler = Sampler(
             data.lengths,
             min(self.settings.batch_size, len(data.records)),
-            seed=plan.circumstance.seed,
+            seed=plan.run_context.seed,
             by_length=self.settings.group_by_length,
         )
         self.log: list[dict[str, Any]] = []
-        self.probe = verification.probe_tensors(self.first_usable(), assembly.processor.pad_id)
-        self.filler = self.shortest_with_pictures() if self.stepper.lockstep else None
+        self.golden = verification.golden_inputs(self.first_usable(), assembly.processor.pad_id)
+        self.filler = self.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
     def run(self) -> Outcome:
         """Take the remaining steps, save, and judge."""
         import torch
 
-        remarks = [(strategy.name, strategy.remark(self.assembly)) for strategy in self.assembly.strategies]
-        said = tuple(f"{name}: {remark}" for name, remark in remarks if remark)
+        notes = [(strategy.name, strategy.note(self.assembly)) for strategy in self.assembly.strategies]
+        said = tuple(f"{name}: {note}" for name, note in notes if note)
         self.tell(RunStarted(self.out, self.step, self.steps, self.plan, said))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:
-            torch.manual_seed(self.plan.circumstance.seed + processes.rank())
+            torch.manual_seed(self.plan.run_context.seed + processes.rank())
         folder = self.out / f"checkpoint-{self.step}"
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
@@ -207,7 +207,7 @@ class Loop:
         file = self.out / LOG if processes.is_first() else Path(os.devnull)
         with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
             upcoming = ahead.submit(self.encode_share, self.step)
-            while self.step < self.steps and not self.health.hopeless:
+            while self.step < self.steps and not self.health.should_abort:
                 began = time.perf_counter()  # Waiting for data is part of a step's time.
                 later = self.step
                 while not (whole := data_parallel.tally(micro_batches := upcoming.result())).records:
@@ -225,7 +225,7 @@ class Loop:
                     self.log.append(line)
                     log.write(json.dumps(line) + "\n")
                     log.flush()
-                last = self.step == self.steps or self.health.hopeless
+                last = self.step == self.steps or self.health.should_abort
                 if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
                     folder = self.save()
         verdict = self.health.verdict()
@@ -234,7 +234,7 @@ class Loop:
 
     def encode_share(self, step: int) -> list[list[Encoded]]:
         """This process's encoded records of a step, in micro-batches."""
-        examples = self.encode(data_parallel.own(self.sampler.batch(step)))
+        examples = self.encode(data_parallel.strided_slice(self.sampler.batch(step)))
         size = self.settings.micro_batch_size or max(1, len(examples))
         return [examples[start : start + size] for start in range(0, len(examples), size)]
 
@@ -249,16 +249,16 @@ class Loop:
         """What to raise when no record can be encoded."""
         return DataError("no record of the data can be used", self.data.summary["bad"][-3:])
 
-    def shortest_with_pictures(self) -> Encoded:
-        """The shortest record with a picture that can be used; without pictures where there are none."""
+    def shortest_with_images(self) -> Encoded:
+        """The shortest record with an image that can be used; without images where there are none."""
         records, lengths = self.data.records, self.data.lengths
-        for index in sorted(range(len(records)), key=lambda index: (not records[index].pictures, lengths[index])):
+        for index in sorted(range(len(records)), key=lambda index: (not records[index].images, lengths[index])):
             if encoded := self.encode([index]):
                 return encoded[0]
         raise self.nothing_usable()
 
     def encode(self, indices: Sequence[int]) -> list[Encoded]:
-        """Records by index, encoded; one whose picture cannot be read, or of which too little is left, is left out and
+        """Records by index, encoded; one whose image cannot be read, or of which too little is left, is left out and
         counted once."""
         encoded = []
         for index in indices:
@@ -266,7 +266,7 @@ class Loop:
             try:
                 encoded.append(cut(self.assembly.processor.encode(record), self.settings.max_length))
             except DataError as error:
-                if self.plan.circumstance.strict_data:
+                if self.plan.run_context.strict_data:
                     raise
                 self.data.leave_out([f"{record.where or record.id}: {error}"])
         return encoded
@@ -278,18 +278,18 @@ class Loop:
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
         self.stepper.set_rate(factor)
         if self.filler:
-            micro_batches = data_parallel.in_step(micro_batches, whole, self.filler)
+            micro_batches = data_parallel.pad_micro_batches(micro_batches, whole, self.filler)
         loss = 0.0
         for number, examples in enumerate(micro_batches, 1):
             batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
-            loss += float(self.stepper.accumulate(batch, whole.labelled, last=number == len(micro_batches)))
-        loss = sum(processes.gather(loss))
+            loss += float(self.stepper.accumulate(batch, whole.num_label_tokens, last=number == len(micro_batches)))
+        loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
             self.stepper.update()
         self.stepper.clear()
-        self.health.saw(loss, skipped=skipped)
+        self.health.update(loss, skipped=skipped)
         self.step += 1
         event = StepTaken(
             self.out,
@@ -322,7 +322,7 @@ class Loop:
     def save(self) -> Path:
         """Save a complete checkpoint of now, and let the oldest go."""
         folder = self.out / f"checkpoint-{self.step}"
-        for bad in processes.gather(self.data.summary["bad"]):
+        for bad in processes.all_gather_object(self.data.summary["bad"]):
             self.data.leave_out(bad)
         store.save(
             self.assembly,
@@ -330,7 +330,7 @@ class Loop:
             self.lookup,
             step=self.step,
             steps=self.steps,
-            probe=self.probe,
+            golden=self.golden,
             health=self.health.verdict(),
             data=self.data.recorded(),
             optimizer=self.state(),
@@ -359,7 +359,7 @@ class Loop:
         self.step = saved.step
         self.stepper.restore(state)
         # A process that had no counterpart then starts from the seed, and differs from the others.
-        torch.manual_seed(self.plan.circumstance.seed + self.step + processes.rank())
+        torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         restore_random_states(state, self.assembly.device)
         self.health.losses = state["losses"].tolist()
         self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()

@@ -47,7 +47,7 @@ def comparable(plan: Plan) -> dict[str, Any]:
             return {name: bare(name, inner, skipped) for name, inner in value.items() if name not in skipped}
         return [bare("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    elsewhere = ("folder", "version", "attention", "evaluate", "rungs", "budget", "micro_batch_size")
+    elsewhere = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size")
     result: dict[str, Any] = bare("", plan.to_json(), elsewhere)
     return result
 
@@ -82,7 +82,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     mine = {"random/cpu": torch.get_rng_state()}
     if device.type == "cuda":
         mine["random/cuda"] = torch.cuda.get_rng_state(device)
-    states = enumerate(processes.gather(mine))
+    states = enumerate(processes.all_gather_object(mine))
     return {_of_process(name, rank): state for rank, found in states for name, state in found.items()}
 
 

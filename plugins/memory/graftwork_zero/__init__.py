@@ -40,10 +40,10 @@ class Zero(MemoryStrategy[ZeroSettings]):
     requires = Requires(packages=("deepspeed>=0.19",), install="--no-build-isolation 'deepspeed>=0.19'")
     Settings = ZeroSettings
 
-    def objections(self, plan: Plan) -> Iterable[str]:
+    def validate(self, plan: Plan) -> Iterable[str]:
         from graftwork_zero import config
 
-        train = plan.circumstance.train
+        train = plan.run_context.train
         if train.precision == "fp16":
             yield "'zero' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
         try:
@@ -73,7 +73,7 @@ class Zero(MemoryStrategy[ZeroSettings]):
         return kept | dict.fromkeys(away, 0)
 
     @contextmanager
-    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def full_params(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
         if not sharded:
             yield

@@ -28,8 +28,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Engine(Stepper):
     """Steps of DeepSpeed: its gradients, its clipping, and PyTorch's AdamW on what each process keeps."""
 
-    together = True
-    lockstep = True
+    reduces_gradients = True
+    needs_equal_micro_batches = True
 
     def __init__(self, assembly: Assembly, settings: TrainSettings, zero: ZeroSettings) -> None:
         import torch
@@ -49,7 +49,7 @@ class Engine(Stepper):
             )
         if clause := config.steps_contradiction(given, zero, settings, processes.count()):
             raise PlanRefused(clause)
-        processes.form_group(assembly.device)
+        processes.ensure_group(assembly.device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, and by it chooses the device
         deepspeed = import_deepspeed()
         self.adamw: Any = self.optimizer
@@ -66,12 +66,12 @@ class Engine(Stepper):
                 f"DeepSpeed refuses the configuration '{zero.config}'; correct it", str(error).splitlines()[:4]
             ) from error
         self.updated = False
-        assembly.running = self.engine
+        assembly.run_forward = self.engine
 
-    def accumulate(self, batch: Batch, labelled: int, *, last: bool = True) -> Tensor:
+    def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> Tensor:
         def compute() -> Tensor:
             with self.assembly.autocast():
-                return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, labelled)
+                return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
 
         self.engine.set_gradient_accumulation_boundary(last)
         loss: Tensor = self.engine(compute)

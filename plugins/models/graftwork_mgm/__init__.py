@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graftwork.contracts import (
     AttentionSite,
+    BuildContext,
     ModelArchitecture,
-    Part,
     Processor,
-    Site,
     Structure,
     TowerOutput,
+    TowerSlot,
     VisionTower,
     hookimpl,
     setting,
@@ -28,7 +28,7 @@ from graftwork_mgm.backbones import GEMMA, LLAMA, OPTIONAL, REQUIRED, TEMPLATES,
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.contracts import Adapter, Adoption, Assembly, Foreign
+    from graftwork.contracts import Adapter, Assembly, ExternalFolder, ImportPlan
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
@@ -43,13 +43,13 @@ class MgmSettings:
     """What the folder of a plain language model does not say. An MGM folder does, and its own values are the defaults."""
 
     image_size_aux: int | None = setting(
-        None, "Side in pixels of the picture for the high part; 768 by default", minimum=1
+        None, "Side in pixels of the image for the high part; 768 by default", minimum=1
     )
     projector_type: str | None = setting(
-        None, "The connector: mlp2x_gelu (default), another mlpNx_gelu, linear, identity"
+        None, "The connector: mlp2x_gelu (default), another mlpNx_gelu, linear, model_spec"
     )
     aspect_ratio: Literal["pad", "square"] | None = setting(
-        None, "Pad pictures to a square (default), or cut a square out of their middle"
+        None, "Pad images to a square (default), or cut a square out of their middle"
     )
     image_grid: int | None = setting(None, "Tiles in each direction that the low part sees; 1 by default", minimum=1)
     image_global: bool | None = setting(None, "With tiles, the low part sees the whole as well; false by default")
@@ -74,13 +74,13 @@ class Mgm(ModelArchitecture[MgmSettings]):
 
     backbone: ClassVar[Backbone]
     Settings = MgmSettings
-    parts: ClassVar[Mapping[str, Part]] = {
-        "low": Part("sees the picture as the language model's tokens", "clip"),
-        "high": Part(
+    parts: ClassVar[Mapping[str, TowerSlot]] = {
+        "low": TowerSlot("sees the image as the language model's tokens", "clip"),
+        "high": TowerSlot(
             "sees it at a higher resolution, for the details that mining adds", "openclip-convnext", optional=True
         ),
     }
-    fresh_roles = ("connector", "mining")
+    newly_initialised_roles = ("connector", "mining")
     roles: ClassVar[Mapping[str, str]] = {
         "language.attention": "query, key, value and output projections of the language model",
         "language.mlp": "feed-forward layers of the language model",
@@ -93,7 +93,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
     }
 
     def configuration(self, folder: Path | None) -> Mapping[str, Any]:
-        """The language model's sizes, and how pictures are used, from a plain language model's folder or an MGM folder."""
+        """The language model's sizes, and how images are used, from a plain language model's folder or an MGM folder."""
         whole = super().configuration(folder)
         self._refuse(whole, folder)
         of_mgm = "mm_hidden_size" in whole
@@ -103,7 +103,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
                 chosen[name] = whole.get(key) or (silent if of_mgm else plain)
         chosen["image_global"] &= chosen["image_grid"] > 1
         chosen["template"] = chosen["template"] or self.backbone.template
-        if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
+        if not re.fullmatch(r"linear|model_spec|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
             raise WeightsError(
                 f"projector_type '{chosen['projector_type']}' is not known; use 'mlp2x_gelu' (or another number), 'linear' or "
                 "'identity'"
@@ -180,7 +180,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
         if (high.pixels.mean, high.pixels.std) != (low.pixels.mean, low.pixels.std):
             raise WeightsError(
                 f"'{tower.name}' normalises pixels by {high.pixels.mean} and {high.pixels.std}, the low part by "
-                f"{low.pixels.mean} and {low.pixels.std}; both see one picture, so use towers that agree"
+                f"{low.pixels.mean} and {low.pixels.std}; both see one image, so use towers that agree"
             )
         return {"low": low, "high": high}
 
@@ -204,7 +204,11 @@ class Mgm(ModelArchitecture[MgmSettings]):
         return sites
 
     def build(
-        self, config: Mapping[str, Any], towers: Mapping[str, nn.Module], outputs: Mapping[str, TowerOutput], site: Site
+        self,
+        config: Mapping[str, Any],
+        towers: Mapping[str, nn.Module],
+        outputs: Mapping[str, TowerOutput],
+        site: BuildContext,
     ) -> Structure:
         """The model around its towers (see `graftwork_mgm.model`)."""
         from graftwork_mgm.model import structure
@@ -223,7 +227,9 @@ class Mgm(ModelArchitecture[MgmSettings]):
             part = next((part for part in towers if name.startswith(f"{TOWERS[part]}.")), None)
             if part is None:
                 found[name] = tensor
-            elif translated := towers[part].translate(name.removeprefix(f"{TOWERS[part]}.").removeprefix(NESTED[part])):
+            elif translated := towers[part].module_name(
+                name.removeprefix(f"{TOWERS[part]}.").removeprefix(NESTED[part])
+            ):
                 found[f"{TOWERS[part]}.{translated}"] = tensor
         return found
 
@@ -231,14 +237,14 @@ class Mgm(ModelArchitecture[MgmSettings]):
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
     ) -> Processor:
         """The processor, with the tokenizer in `folder`."""
-        from graftwork_mgm.processor import MgmProcessor, Pictures, load_tokenizer
+        from graftwork_mgm.processor import Images, MgmProcessor, load_tokenizer
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a tokenizer: set 'weights' or 'config'")
         return MgmProcessor(
             load_tokenizer(folder, self.backbone.tokenizer),
             TEMPLATES[config.get("template", self.backbone.template)],
-            Pictures(
+            Images(
                 outputs["low"],
                 outputs.get("high"),
                 config["aspect_ratio"],
@@ -254,13 +260,13 @@ class Mgm(ModelArchitecture[MgmSettings]):
 
         return {"mgm": partial(write_for_upstream, self.backbone)}
 
-    def adopt(
-        self, folder: Foreign, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
-    ) -> Adoption | None:
+    def import_from(
+        self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> ImportPlan | None:
         """What upstream's training left in a folder."""
         from graftwork_mgm.foreign import Reading
 
-        return Reading(self, folder, towers, adapter).adoption()
+        return Reading(self, folder, towers, adapter).import_plan()
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write an MGM folder, with each tower's configuration beside it in a folder of its part's name."""

@@ -34,10 +34,10 @@ def write_for_upstream(backbone: Backbone, assembly: Assembly, folder: Path) -> 
 
     Raises CheckpointError where there is no such folder, or where upstream would not know a tower by its folder's name.
     """
-    places = {part: tower_folder(part, assembly.plan.identity.parts[part]) for part in assembly.towers}
+    places = {part: tower_folder(part, assembly.plan.model_spec.parts[part]) for part in assembly.towers}
     write(backbone, assembly, folder)
     config = read_json(folder / "config.json")
-    base = assembly.plan.identity.model.weights
+    base = assembly.plan.model_spec.model.weights
     named = {KEYS[part]: place for part, place in places.items()} | ({"_name_or_path": base.path} if base else {})
     write_json(folder / "config.json", {**config, **named})
     for part in places:
@@ -87,7 +87,7 @@ def write(backbone: Backbone, assembly: Assembly, folder: Path) -> None:
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(tensors), "model.safetensors")}
     write_json(folder / "model.safetensors.index.json", index)  # Upstream's loader wants one, even for a single file.
     write_json(folder / "config.json", configuration(backbone, assembly, tensors))
-    for part, choice in assembly.plan.identity.parts.items():
+    for part, choice in assembly.plan.model_spec.parts.items():
         (folder / part).mkdir()
         write_json(folder / part / "config.json", choice.config)
 
@@ -96,13 +96,13 @@ def published(name: str, towers: Mapping[str, VisionTower[Any]]) -> str:
     """The name of the built model's tensor `name` in a published folder."""
     for part, tower in towers.items():
         if name.startswith(f"{TOWERS[part]}."):
-            return f"{TOWERS[part]}.{NESTED[part]}{tower.original(name.removeprefix(f'{TOWERS[part]}.'))}"
+            return f"{TOWERS[part]}.{NESTED[part]}{tower.published_name(name.removeprefix(f'{TOWERS[part]}.'))}"
     return name
 
 
 def configuration(backbone: Backbone, assembly: Assembly, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config.json of a published folder."""
-    config = assembly.plan.identity.model.config or {}
+    config = assembly.plan.model_spec.model.config or {}
     outputs, high = assembly.outputs, "high" in assembly.towers
     return {
         **config["language"],

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import Adapter, Adoption, Foreign, VisionTower, Wanted
+from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, RequiredTower, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor, tensor_files
 from graftwork_mgm import KEYS, TOWERS
@@ -25,7 +25,7 @@ TRAINED = {"low": "optimize_vision_tower", "high": "optimize_vision_tower_aux"}
 WIDTHS = {"low": "mm_hidden_size", "high": "mm_hidden_size_aux"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 ADDED_TOKENS = 3
-"""How many tokens upstream can add to a vocabulary: one for patches, two around a picture."""
+"""How many tokens upstream can add to a vocabulary: one for patches, two around an image."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Reading:
     """One folder, as a model of this family reads it."""
 
     model: Mgm
-    folder: Foreign
+    folder: ExternalFolder
     towers: Mapping[str, VisionTower[Any]]
     adapter: Adapter | None
 
-    def adoption(self) -> Adoption | None:
+    def import_plan(self) -> ImportPlan | None:
         """What the folder is; None where it is not of this family."""
         plain, published = self.model.backbone.model_types
         kind = self.config.get("model_type")
@@ -45,13 +45,13 @@ class Reading:
             return self._plain() if self.folder.shards() else None
         if kind != published and not (self.mine and kind in (plain, None)):
             return None
-        return Adoption(
-            said=self._said(),
+        return ImportPlan(
+            description=self._description(),
             configure=self._configure,
             base=str(self.config.get("_name_or_path") or ""),
             parts={part: self._part(part) for part in self._parts()},
             tensors=self.tensors,
-            whole=self.whole,
+            is_full_model=self.is_full_model,
             vocabulary=self.config.get("vocab_size") or 0,
             has_processor=not self.folder.files.isdisjoint(TOKENIZERS),
             facts=[*self._facts()],
@@ -89,7 +89,7 @@ class Reading:
         return self.model.tensors({unwrapped(name): tensor for name, tensor in found.items()}, self.towers)
 
     @cached_property
-    def whole(self) -> bool:
+    def is_full_model(self) -> bool:
         """Whether it holds the language model as well."""
         return "model.embed_tokens.weight" in self.tensors and not self.adapter
 
@@ -109,12 +109,12 @@ class Reading:
             p for p in TOWERS if p == "low" or self.config.get(KEYS[p]) or self.config.get(WIDTHS[p]) or self.has(p)
         ]
 
-    def _part(self, part: str) -> Wanted:
+    def _part(self, part: str) -> RequiredTower:
         trained = bool(self.config.get(TRAINED[part]))
         # Upstream's loader takes CLIP from a whole model's folder, and ConvNeXt from its own.
-        source = "trained here" if trained else "here" if self.whole and part == "low" else "its folder"
+        source = "trained here" if trained else "here" if self.is_full_model and part == "low" else "its folder"
         layer = self.config.get("mm_vision_select_layer")
-        return Wanted(
+        return RequiredTower(
             recorded=str(self.config.get(KEYS[part]) or ""),
             settings={"select_layer": layer} if part == "low" and layer is not None else {},
             width=self.config.get(WIDTHS[part]),
@@ -125,30 +125,30 @@ class Reading:
     def _configure(self, base: Path | None) -> Mapping[str, Any]:
         """As this folder says, but for the size of the vocabulary where the language model's weights are the base's."""
         own = self.model.configuration(self.folder.path)
-        if base is None or (self.whole and not tensor_files(base)):
+        if base is None or (self.is_full_model and not tensor_files(base)):
             return own
         theirs = self.model.configuration(base)
         for key in (*REQUIRED, "num_key_value_heads", "head_dim"):
             mine, other = own["language"][key], theirs["language"][key]
-            added = key == "vocab_size" and not self.whole and 0 <= mine - other <= ADDED_TOKENS
+            added = key == "vocab_size" and not self.is_full_model and 0 <= mine - other <= ADDED_TOKENS
             if mine != other and not added:
                 raise WeightsError(f"its {key} is {other}, and the folder was trained with {mine}")
         return {**own, "language": {**own["language"], "vocab_size": theirs["language"]["vocab_size"]}}
 
-    def _plain(self) -> Adoption:
+    def _plain(self) -> ImportPlan:
         """The folder of a plain language model."""
-        return Adoption(
-            said=f"a plain language model, of the kind that '{self.model.name}' is built on",
+        return ImportPlan(
+            description=f"a plain language model, of the kind that '{self.model.name}' is built on",
             configure=self.model.configuration,
-            whole=True,
+            is_full_model=True,
             vocabulary=self.config.get("vocab_size") or 0,
             has_processor=not self.folder.files.isdisjoint(TOKENIZERS),
             refused="nothing was trained here that could be imported: train from it, with model.weights set to this folder",
         )
 
-    def _said(self) -> str:
+    def _description(self) -> str:
         name = self.model.backbone.architecture
-        if self.whole:
+        if self.is_full_model:
             return f"a whole MGM model ({name}), in {len(self.shards)} file{'s' * (len(self.shards) > 1)}"
         if self.adapter:
             return f"an adapter run of MGM ({name}): what was trained, without the language model"
@@ -158,25 +158,25 @@ class Reading:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         if self.adapter:
-            yield "adapter", self.adapter.said
+            yield "adapter", self.adapter.description
         learned = {unit for name in self.tensors if (unit := part_of(name))}
         if learned:
             held = ", ".join(sorted(learned))
-            numbers = sum(read().numel() for read in self.tensors.values()) if not self.whole else 0
+            numbers = sum(read().numel() for read in self.tensors.values()) if not self.is_full_model else 0
             yield "holds besides" if self.adapter else "holds", held + (f" ({numbers:,} numbers)" if numbers else "")
         size, ratio = self.config.get("image_size_aux"), self.config.get("image_aspect_ratio")
         grid = self.config.get("image_grid", 1)
-        pictures = [f"{size} pixels for the high part"] * bool(size) + [f"made square by '{ratio}'"] * bool(ratio)
-        if pictures or grid > 1:
-            yield "pictures", ", ".join([*pictures, *[f"{grid} x {grid} tiles"] * (grid > 1)])
+        images = [f"{size} pixels for the high part"] * bool(size) + [f"made square by '{ratio}'"] * bool(ratio)
+        if images or grid > 1:
+            yield "images", ", ".join([*images, *[f"{grid} x {grid} tiles"] * (grid > 1)])
 
     def _missing(self) -> Iterator[str]:
         files = self.folder.files
         if "config.json" not in files:
-            yield "config.json: sizes, towers and how pictures are used"
-        if not self.whole and not self.mine and not self.connected:
+            yield "config.json: sizes, towers and how images are used"
+        if not self.is_full_model and not self.mine and not self.connected:
             yield f"{LORA}: the connector and mining, which the run trained besides its adapter"
-        if not self.whole:
+        if not self.is_full_model:
             yield "the language model's weights: they are its base's"
         if files.isdisjoint(TOKENIZERS):
             yield "the tokenizer: it is its base's"
@@ -207,7 +207,11 @@ class Reading:
             yield "it has the weights of a whole model beside the adapter, which are not used; to import those, move the adapter away"
         elif self.adapter and not self.folder.files.isdisjoint(TOKENIZERS):
             yield "it has a tokenizer, like a whole model, but no weights of one: nothing was merged into it, files were copied"
-        if self.whole and len(self.shards) == 1 and not any(n.endswith(".index.json") for n in self.folder.files):
+        if (
+            self.is_full_model
+            and len(self.shards) == 1
+            and not any(n.endswith(".index.json") for n in self.folder.files)
+        ):
             yield "its weights are in one file without an index, which upstream's loader insists on; none is needed here"
 
     def _refused(self) -> str:
@@ -217,9 +221,9 @@ class Reading:
             self.folder.shards()
         except WeightsError as error:
             return error.sentence
-        if self.whole and not self.connected:
-            return "it is a whole language model, and holds no connector: its pictures cannot be read"
-        if not self.whole and not self.mine and not self.adapter and not self.connected:
+        if self.is_full_model and not self.connected:
+            return "it is a whole language model, and holds no connector: its images cannot be read"
+        if not self.is_full_model and not self.mine and not self.adapter and not self.connected:
             return f"it holds no weights at all, neither an adapter nor {LORA} nor {STAGE_1}; {LOST}"
         return ""
 

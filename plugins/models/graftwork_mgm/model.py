@@ -18,7 +18,7 @@ from graftwork_mgm.backbones import Backbone
 
 
 class VisionLanguage(nn.Module):
-    """A language model that reads pictures (see `graftwork.model.VisionLanguageModel`).
+    """A language model that reads images (see `graftwork.model.VisionLanguageModel`).
 
     Everything with weights sits inside the language model, under the names of published weights.
     """
@@ -34,8 +34,8 @@ class VisionLanguage(nn.Module):
         """The tower of a part."""
         return self.get_submodule(TOWERS[part])
 
-    def see(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Every part's maps for the pictures; autograd keeps nothing of a tower that is not trained."""
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Every part's maps for the images; autograd keeps nothing of a tower that is not trained."""
         return {part: self.tower(part)(pixels[part]) for part in self.parts} if pixels else {}
 
     def train(self, mode: bool = True) -> VisionLanguage:
@@ -49,12 +49,12 @@ class VisionLanguage(nn.Module):
     def forward(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`."""
         embedded = self.model.embed_tokens(batch.input_ids)
-        features = self.see(batch.pixels) if features is None else features
+        features = self.encode_images(batch.pixels) if features is None else features
         if features:
-            # Gemma scales what enters it, pictures too; where transformers does so in the embedding, pictures miss it.
+            # Gemma scales what enters it, images too; where transformers does so in the embedding, images miss it.
             scale = getattr(self.model.embed_tokens, "scalar_embed_scale", 1.0)
-            tokens = (self.picture_tokens(features) * scale).to(embedded.dtype)
-            embedded = embedded.masked_scatter(batch.picture_positions.unsqueeze(-1), tokens)
+            tokens = (self.image_tokens(features) * scale).to(embedded.dtype)
+            embedded = embedded.masked_scatter(batch.image_token_mask.unsqueeze(-1), tokens)
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self.model(
             inputs_embeds=embedded,
@@ -75,8 +75,8 @@ class VisionLanguage(nn.Module):
         """An empty cache of keys and values."""
         return transformers.DynamicCache(config=self.model.config)
 
-    def picture_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """`[pictures, tokens, width of the language model]` from the towers' maps."""
+    def image_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """`[images, tokens, width of the language model]` from the towers' maps."""
         (low,) = features["low"]
         low = low.unflatten(0, (-1, self.views))
         tokens = self.mining(low, features["high"]) if "high" in features else low.flatten(3).transpose(2, 3)
@@ -96,10 +96,10 @@ def scaled(maps: Tensor, size: list[int]) -> Tensor:
 
 
 def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
-    """`[pictures * rows * columns, pixels, width]`: windows and the pixels in them row by row."""
+    """`[images * rows * columns, pixels, width]`: windows and the pixels in them row by row."""
     windows = maps.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
-    pictures, width, row, y, column, x = range(6)
-    return windows.permute(pictures, row, column, y, x, width).flatten(3, 4).flatten(0, 2)
+    images, width, row, y, column, x = range(6)
+    return windows.permute(images, row, column, y, x, width).flatten(3, 4).flatten(0, 2)
 
 
 class Mining(nn.Module):
@@ -115,7 +115,7 @@ class Mining(nn.Module):
         """Whose the projections are, under published names; in a tuple, so that it is no child of this module."""
 
     def forward(self, low: Tensor, high: Sequence[Tensor]) -> Tensor:
-        """`[pictures, views, patches, width]` from the low map `[pictures, views, width, rows, columns]` and the high ones.
+        """`[images, views, patches, width]` from the low map `[images, views, width, rows, columns]` and the high ones.
 
         Only what is given and what is returned is large by itself; what lies between is several times larger.
         """
@@ -133,11 +133,11 @@ class Mining(nn.Module):
         return mined[:, 0, 0]
 
     def tiles(self, whole: Tensor) -> Tensor:
-        """`[pictures * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
+        """`[images * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
         if self.grid == 1:
             return whole
         size = [side // self.grid for side in whole.shape[-2:]]
-        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [pictures, tiles, pixels, width]
+        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [images, tiles, pixels, width]
         views = views.transpose(2, 3).unflatten(3, size)
         if self.overview:
             views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
@@ -184,8 +184,12 @@ def structure(
             **({"mining": ("mining",)} if "high" in towers else {}),
             **{name: repeated(model, tower) for name, tower in vision.items()},
         },
-        sites={"language": layers, "mining": ("mining",), **{name: (tower,) for name, tower in vision.items()}},
-        copies={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
+        attention_modules={
+            "language": layers,
+            "mining": ("mining",),
+            **{name: (tower,) for name, tower in vision.items()},
+        },
+        tied_weights={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )
 
 

@@ -10,63 +10,63 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image as PILImage
 
-from graftwork.contracts import IGNORED, Encoded, Picture, Record, TowerOutput
-from graftwork.data import MAX_PIXELS, load
+from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput
+from graftwork.data import MAX_PIXELS, load_image
 from graftwork.errors import DataError, WeightsError
 from graftwork_mgm.backbones import Template
 
 PLACE = "<image>"
-PICTURE = -200
-"""Stands for a whole picture among token ids, until it is spread over its tokens."""
+IMAGE = -200
+"""Stands for a whole image among token ids, until it is spread over its tokens."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """How a picture becomes pixels, and how many tokens it takes."""
+class Images:
+    """How an image becomes pixels, and how many tokens it takes."""
 
     low: TowerOutput
     high: TowerOutput | None
     aspect_ratio: str
     """`pad` to a square of the mean colour, or cut the middle `square` out."""
     grid: int
-    """The low tower sees `grid` x `grid` tiles of the picture."""
+    """The low tower sees `grid` x `grid` tiles of the image."""
     overview: bool
-    """Whether it sees the whole picture as well, before the tiles."""
+    """Whether it sees the whole image as well, before the tiles."""
 
     @property
     def tokens(self) -> int:
-        """Tokens for each picture."""
+        """Tokens for each image."""
         rows, columns = self.low.grids[0]
         return rows * columns * (self.grid**2 + self.overview)
 
-    def pixels(self, picture: Picture) -> dict[str, torch.Tensor]:
+    def pixels(self, image: Image) -> dict[str, torch.Tensor]:
         """`high`: `[1, 3, size, size]`; `low`: `[tiles, 3, size, size]`, the whole if wanted, then the tiles row by row.
 
-        The low picture is interpolated from the normalised high one, as the published models were trained.
+        The low image is interpolated from the normalised high one, as the published models were trained.
         """
         side = self.low.pixels.size
-        fine = self.normalised(load(picture), self.high.pixels.size if self.high else side * self.grid)
+        fine = self.normalised(load_image(image), self.high.pixels.size if self.high else side * self.grid)
         mosaic = resized(fine, side * self.grid)
         tiles = mosaic[0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2).transpose(0, 1)
         low = torch.cat([resized(mosaic, side), tiles]) if self.overview else tiles.contiguous()
         return {"low": low, "high": fine} if self.high else {"low": low}
 
-    def normalised(self, image: Image.Image, size: int) -> torch.Tensor:
-        """An RGB picture as `[1, 3, size, size]`: made square, scaled bicubically, normalised."""
+    def normalised(self, image: PILImage.Image, size: int) -> torch.Tensor:
+        """An RGB image as `[1, 3, size, size]`: made square, scaled bicubically, normalised."""
         pixels = self.low.pixels
         long, short = max(image.size), min(image.size)
         pad = self.aspect_ratio == "pad"
         if (long * long if pad else size * size * long // short) > 4 * MAX_PIXELS:
             raise DataError(
-                f"a picture of {image.width} x {image.height} pixels is too narrow to be made square; cut it"
+                f"an image of {image.width} x {image.height} pixels is too narrow to be made square; cut it"
             )
         if pad:
-            square = Image.new("RGB", (long, long), tuple(int(255 * mean) for mean in pixels.mean))
+            square = PILImage.new("RGB", (long, long), tuple(int(255 * mean) for mean in pixels.mean))
             square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
             image, short = square, long
-        scaled = image.resize((size * image.width // short, size * image.height // short), Image.Resampling.BICUBIC)
+        scaled = image.resize((size * image.width // short, size * image.height // short), PILImage.Resampling.BICUBIC)
         left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
         array = numpy.asarray(scaled.crop((left, top, left + size, top + size)), dtype=numpy.float32) / 255
         mean, std = (numpy.asarray(values, dtype=numpy.float32) for values in (pixels.mean, pixels.std))
@@ -82,8 +82,8 @@ def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
 class MgmProcessor:
     """Records to tokens, labels and pixels, and ids to text (see `graftwork.model.Processor`)."""
 
-    def __init__(self, tokenizer: Any, template: Template, pictures: Pictures, vocabulary: int) -> None:
-        self.tokenizer, self.template, self.pictures, self.vocabulary = tokenizer, template, pictures, vocabulary
+    def __init__(self, tokenizer: Any, template: Template, images: Images, vocabulary: int) -> None:
+        self.tokenizer, self.template, self.images, self.vocabulary = tokenizer, template, images, vocabulary
         if tokenizer.eos_token_id is None or (template.begins and tokenizer.bos_token_id is None):
             raise WeightsError(
                 "the tokenizer names no bos_token or no eos_token; use the one that belongs to the model"
@@ -108,8 +108,8 @@ class MgmProcessor:
     def encode(self, record: Record) -> Encoded:
         """The tokens, labels and pixels of a record (see `graftwork.model.Processor`)."""
         ids, places, labels = self._tokens(record)
-        seen = [self.pictures.pixels(picture) for picture in record.pictures]
-        pixels = {part: torch.cat([picture[part] for picture in seen]) for part in (seen[0] if seen else ())}
+        seen = [self.images.pixels(image) for image in record.images]
+        pixels = {part: torch.cat([image[part] for image in seen]) for part in (seen[0] if seen else ())}
         return Encoded(ids, places, labels, pixels)
 
     def length(self, record: Record) -> int:
@@ -126,7 +126,7 @@ class MgmProcessor:
         self.tokenizer.save_pretrained(folder)
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool], list[int]]:
-        """Token ids, picture positions and labels, every picture spread over its tokens."""
+        """Token ids, image positions and labels, every image spread over its tokens."""
         template = self.template
         ids, labels = list(self.start), [IGNORED] * len(self.start)
         texts = self._texts(record)
@@ -143,16 +143,16 @@ class MgmProcessor:
             labels += [IGNORED] * len(prompt) + turn[len(prompt) :]
         if len(texts) % 2:
             labels = [IGNORED] * len(ids)
-        times = [self.pictures.tokens if token == PICTURE else 1 for token in ids]
+        times = [self.images.tokens if token == IMAGE else 1 for token in ids]
         spread = [(token, label) for token, label, n in zip(ids, labels, times, strict=True) for _ in range(n)]
         return (
-            [self.pad_id if token == PICTURE else token for token, _ in spread],
-            [token == PICTURE for token, _ in spread],
-            [IGNORED if token == PICTURE else label for token, label in spread],
+            [self.pad_id if token == IMAGE else token for token, _ in spread],
+            [token == IMAGE for token, _ in spread],
+            [IGNORED if token == IMAGE else label for token, label in spread],
         )
 
     def _texts(self, record: Record) -> list[str]:
-        """The texts of the turns from the user's first one, users and answers alternating, pictures put in front."""
+        """The texts of the turns from the user's first one, users and answers alternating, images put in front."""
         turns = record.turns[1:] if record.turns and record.turns[0].role == "assistant" else record.turns
         if not turns or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
             raise DataError(f"in record '{record.id}' user and assistant do not take turns; mend it or leave it out")
@@ -160,18 +160,18 @@ class MgmProcessor:
             raise DataError(f"record '{record.id}' has '{control}' in its text, which would end a turn; remove it")
         texts = [turn.text for turn in turns]
         texts = [f"{PLACE}\n{text.replace(PLACE, '').strip()}".strip() if PLACE in text else text for text in texts]
-        if (found := sum(PLACE in text for text in texts)) != len(record.pictures):
+        if (found := sum(PLACE in text for text in texts)) != len(record.images):
             raise DataError(
-                f"record '{record.id}' has {len(record.pictures)} pictures and {found} turns with '{PLACE}'; make them agree"
+                f"record '{record.id}' has {len(record.images)} images and {found} turns with '{PLACE}'; make them agree"
             )
         return texts
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a text whose pictures are one `PICTURE` each; what is around one is tokenised by itself."""
+        """The tokens of a text whose images are one `IMAGE` each; what is around one is tokenised by itself."""
         first, *others = (
             self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in text.split(PLACE)
         )
-        return [*first, *(token for part in others for token in (PICTURE, *part))]
+        return [*first, *(token for part in others for token in (IMAGE, *part))]
 
 
 def load_tokenizer(folder: Path, slow: str) -> Any:

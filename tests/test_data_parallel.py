@@ -22,17 +22,17 @@ from graftwork.train import data_parallel
 from graftwork.train.loop import train
 
 
-def example(tokens: int, pictures: int = 0) -> Encoded:
-    """A record of so many tokens, of which the last is labelled."""
-    pixels = {"eye": torch.zeros(pictures, 3, 2, 2)} if pictures else {}
+def example(tokens: int, images: int = 0) -> Encoded:
+    """A record of so many tokens, of which the last is num_label_tokens."""
+    pixels = {"eye": torch.zeros(images, 3, 2, 2)} if images else {}
     return Encoded([5] * tokens, [False] * tokens, [IGNORED] * (tokens - 1) + [7], pixels)
 
 
 def test_alone_a_process_has_everything() -> None:
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
-    assert processes.gather("thing") == ["thing"]
-    assert data_parallel.own([4, 2, 9]) == [4, 2, 9]
-    assert data_parallel.tally([[example(3, pictures=2), example(4)], [example(5)]]) == data_parallel.Tally(
+    assert processes.all_gather_object("thing") == ["thing"]
+    assert data_parallel.strided_slice([4, 2, 9]) == [4, 2, 9]
+    assert data_parallel.tally([[example(3, images=2), example(4)], [example(5)]]) == data_parallel.Tally(
         3, 3, 2, 12, 2
     )
 
@@ -42,20 +42,20 @@ def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.Monke
     owned, asked = [], []
     for rank in range(3):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        owned.append(data_parallel.own([10, 11, 12, 13, 14]))
-        asked.append(questions.neighbours("abcde"))
+        owned.append(data_parallel.strided_slice([10, 11, 12, 13, 14]))
+        asked.append(questions.contiguous_slice("abcde"))
     assert owned == [[10, 13], [11, 14], [12]]
     assert asked == [["a"], ["b", "c"], ["d", "e"]]
 
 
-def test_in_step_every_micro_batch_has_pictures_and_none_has_more_labels() -> None:
-    mine = [[example(3, pictures=1)], [example(4)]]
-    filled = data_parallel.in_step(mine, data_parallel.Tally(5, 5, 2, 20, 3), example(2, pictures=1))
+def test_in_step_every_micro_batch_has_images_and_none_has_more_labels() -> None:
+    mine = [[example(3, images=1)], [example(4)]]
+    filled = data_parallel.pad_micro_batches(mine, data_parallel.Tally(5, 5, 2, 20, 3), example(2, images=1))
     assert [len(micro_batch) for micro_batch in filled] == [1, 2, 1]
     assert all(any(each.pixels for each in micro_batch) for micro_batch in filled)
-    assert [sum(each.labelled for each in micro_batch) for micro_batch in filled] == [1, 1, 0]
+    assert [sum(each.num_label_tokens for each in micro_batch) for micro_batch in filled] == [1, 1, 0]
     assert [len(micro_batch) for micro_batch in mine] == [1, 1]
-    without = data_parallel.in_step(mine[1:], data_parallel.Tally(5, 5, 2, 20, 2), example(2))
+    without = data_parallel.pad_micro_batches(mine[1:], data_parallel.Tally(5, 5, 2, 20, 2), example(2))
     assert [len(micro_batch) for micro_batch in without] == [1, 1]
 
 
@@ -104,7 +104,7 @@ def test_processes_that_would_learn_apart_are_refused(
     assembly = compose.build(plan, lookup, device="cpu")
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(PlanRefused) as caught:
-        stepper_for(assembly, plan.circumstance.train)
+        stepper_for(assembly, plan.run_context.train)
     assert str(caught.value) == (
         "2 processes run this plan, and none of its memory strategies brings their gradients together; add one that does to "
         "memory.use (graftwork list memory)"
@@ -114,7 +114,7 @@ def test_processes_that_would_learn_apart_are_refused(
 def test_processes_that_see_different_folders_are_refused(
     base: Path, lookup: DictLookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "gather", lambda thing: [thing, "checkpoint-2"])
+    monkeypatch.setattr(processes, "all_gather_object", lambda thing: [thing, "checkpoint-2"])
     with pytest.raises(CheckpointError) as caught:
         train(plan_of(base, tmp_path), lookup, tmp_path / "out", device="cpu")
     assert str(caught.value) == (
@@ -124,7 +124,7 @@ def test_processes_that_see_different_folders_are_refused(
 
 
 def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(processes, "TIMEOUT", timedelta(seconds=1))
     said = joined(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     assert said.startswith(
         "process 1 of 2 cannot reach the others at 127.0.0.1:1; check the addresses that the launcher gives\n  "
@@ -133,10 +133,12 @@ def test_an_address_where_nobody_is_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_only_lost_connections_count_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = RuntimeError("[…/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
-    assert not processes.is_lost(lost)
+    assert not processes.is_peer_failure(lost)
     monkeypatch.setattr(processes, "count", lambda: 2)
-    assert processes.is_lost(lost)
-    assert not processes.is_lost(RuntimeError("shapes differ")) and not processes.is_lost(ValueError("gloo"))
+    assert processes.is_peer_failure(lost)
+    assert not processes.is_peer_failure(RuntimeError("shapes differ")) and not processes.is_peer_failure(
+        ValueError("gloo")
+    )
 
 
 def test_processes_that_lose_the_others_say_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

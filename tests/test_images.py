@@ -1,4 +1,4 @@
-"""Pictures: every file becomes RGB pixels or one DataError."""
+"""Images: every file becomes RGB pixels or one DataError."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image as PILImage
 
-from graftwork.contracts import Picture
-from graftwork.data import images
+from graftwork.contracts import Image
+from graftwork.data import image_digest, image_size, load_image
+from graftwork.data.images import MAX_BYTES
 from graftwork.errors import DataError
 
 
-def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encode(image: PILImage.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -35,25 +36,25 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 0, rows: bytes
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def noise(width: int = 40, height: int = 30) -> Image.Image:
-    return Image.frombytes("RGB", (width, height), bytes(index * 7919 % 251 for index in range(width * height * 3)))
+def noise(width: int = 40, height: int = 30) -> PILImage.Image:
+    return PILImage.frombytes("RGB", (width, height), bytes(index * 7919 % 251 for index in range(width * height * 3)))
 
 
-def load(data: bytes) -> Image.Image:
-    return images.load(Picture(data=data))
+def load(data: bytes) -> PILImage.Image:
+    return load_image(Image(data=data))
 
 
-def refusal(picture: Picture, **options: int) -> str:
+def refusal(image: Image, **options: int) -> str:
     with pytest.raises(DataError) as caught:
-        images.load(picture, **options)
+        load_image(image, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_plain_picture_is_loaded_as_it_is(tmp_path: Path) -> None:
+def test_a_plain_image_is_loaded_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "plain.png"
     path.write_bytes(encode(noise()))
-    image = images.load(Picture(path))
+    image = load_image(Image(path))
     assert image.mode == "RGB"
     assert image.tobytes() == noise().tobytes() == load(path.read_bytes()).tobytes()
 
@@ -61,7 +62,7 @@ def test_a_plain_picture_is_loaded_as_it_is(tmp_path: Path) -> None:
 def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(encode(noise(), "JPEG"))
-    assert images.load(Picture(path)).size == (40, 30)
+    assert load_image(Image(path)).size == (40, 30)
 
 
 @pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"])
@@ -69,61 +70,61 @@ def test_every_promised_format_is_opened(format: str) -> None:
     assert load(encode(noise(), format)).size == (40, 30)
 
 
-def test_files_that_are_no_pictures_are_refused_in_words(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_refused_in_words(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     empty = tmp_path / "empty.png"
     empty.touch()
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    assert refusal(Picture(tmp_path / "none.png")) == f"the picture '{tmp_path / 'none.png'}' does not exist"
-    assert refusal(Picture(tmp_path)) == f"the picture '{tmp_path}' is a folder"
-    assert refusal(Picture(pipe)) == f"the picture '{pipe}' is not a regular file"
-    assert refusal(Picture(text)).startswith(f"'{text}' is not a picture in one of the formats BMP, GIF")
-    assert refusal(Picture(empty)).startswith(f"'{empty}' is not a picture")
-    assert "cannot be read" in refusal(Picture(tmp_path / ("x" * 5000)))
-    assert "neither a path nor data" in refusal(Picture())
+    assert refusal(Image(tmp_path / "none.png")) == f"the image '{tmp_path / 'none.png'}' does not exist"
+    assert refusal(Image(tmp_path)) == f"the image '{tmp_path}' is a folder"
+    assert refusal(Image(pipe)) == f"the image '{pipe}' is not a regular file"
+    assert refusal(Image(text)).startswith(f"'{text}' is not an image in one of the formats BMP, GIF")
+    assert refusal(Image(empty)).startswith(f"'{empty}' is not an image")
+    assert "cannot be read" in refusal(Image(tmp_path / ("x" * 5000)))
+    assert "neither a path nor data" in refusal(Image())
 
 
 def test_formats_that_run_other_programs_are_not_opened() -> None:
-    assert "is not a picture" in refusal(Picture(data=encode(noise(), "EPS")))
+    assert "is not an image" in refusal(Image(data=encode(noise(), "EPS")))
 
 
-def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     whole = encode(noise(200, 200))
     path.write_bytes(whole[: len(whole) // 2])
-    assert refusal(Picture(path)).startswith(f"'{path}' cannot be read (")
-    assert images.probe(Picture(path)) == (200, 200)
+    assert refusal(Image(path)).startswith(f"'{path}' cannot be read (")
+    assert image_size(Image(path)) == (200, 200)
     jpeg = encode(noise(200, 200), "JPEG")
-    assert "cannot be read" in refusal(Picture(data=jpeg[: len(jpeg) // 2]))
+    assert "cannot be read" in refusal(Image(data=jpeg[: len(jpeg) // 2]))
 
 
 @pytest.mark.parametrize("side", [8_000, 11_000, 30_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
-    bomb = Picture(data=png(side, side))
+    bomb = Image(data=png(side, side))
     assert "is larger than the 50 megapixels that are opened" in refusal(bomb)
     with pytest.raises(DataError, match="megapixels"):
-        images.probe(bomb)
+        image_size(bomb)
 
 
 def test_the_limit_on_pixels_can_be_set_and_pil_keeps_its_own() -> None:
-    before = Image.MAX_IMAGE_PIXELS
-    picture = Picture(data=encode(noise()))
-    assert images.load(picture, max_pixels=1200).size == (40, 30)
-    assert "larger than the 0.001199 megapixels" in refusal(picture, max_pixels=1199)
-    assert before == Image.MAX_IMAGE_PIXELS
+    before = PILImage.MAX_IMAGE_PIXELS
+    image = Image(data=encode(noise()))
+    assert load_image(image, max_pixels=1200).size == (40, 30)
+    assert "larger than the 0.001199 megapixels" in refusal(image, max_pixels=1199)
+    assert before == PILImage.MAX_IMAGE_PIXELS
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.webp"
     with path.open("wb") as file:
-        file.truncate(images.MAX_BYTES + 1)  # Sparse: takes no room on the disk.
-    assert "has more than 512 MiB" in refusal(Picture(path))
+        file.truncate(MAX_BYTES + 1)  # Sparse: takes no room on the disk.
+    assert "has more than 512 MiB" in refusal(Image(path))
 
 
 def test_cmyk_becomes_rgb() -> None:
-    image = load(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    image = load(encode(PILImage.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = image.getpixel((4, 4))
     assert image.mode == "RGB"
     assert red > 200
@@ -137,15 +138,15 @@ def test_sixteen_bit_grey_is_scaled_rather_than_clipped() -> None:
     assert [image.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 1, 1, 128, 255]
 
 
-def test_pictures_with_levels_of_unknown_range_are_refused() -> None:
-    assert "has 32-bit levels" in refusal(Picture(data=encode(Image.new("F", (4, 4), 0.5), "TIFF")))
+def test_images_with_levels_of_unknown_range_are_refused() -> None:
+    assert "has 32-bit levels" in refusal(Image(data=encode(PILImage.new("F", (4, 4), 0.5), "TIFF")))
 
 
 def test_transparency_shows_white() -> None:
-    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    rgba = PILImage.new("RGBA", (2, 1), (255, 0, 0, 0))
     rgba.putpixel((1, 0), (0, 0, 255, 255))
-    grey = Image.new("LA", (2, 1), (0, 0))
-    palette = Image.new("P", (2, 1), 0)
+    grey = PILImage.new("LA", (2, 1), (0, 0))
+    palette = PILImage.new("P", (2, 1), 0)
     palette.putpalette([0, 0, 0, 0, 0, 255])
     palette.putpixel((1, 0), 1)
     blue, white = (0, 0, 255), (255, 255, 255)
@@ -156,27 +157,27 @@ def test_transparency_shows_white() -> None:
 
 
 def test_an_animation_gives_its_first_frame() -> None:
-    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    first, second = PILImage.new("RGB", (4, 4), "red"), PILImage.new("RGB", (4, 4), "blue")
     assert load(encode(first, "GIF", save_all=True, append_images=[second])).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_an_exif_orientation_is_not_applied() -> None:
-    exif = Image.Exif()
+    exif = PILImage.Exif()
     exif[0x0112] = 6
     assert load(encode(noise(), "JPEG", exif=exif)).size == (40, 30)
 
 
 def test_equal_pixels_have_equal_digests_whatever_the_file() -> None:
-    def digest(image: Image.Image, format: str) -> str:
-        return images.digest(Picture(data=encode(image, format)))
+    def digest(image: PILImage.Image, format: str) -> str:
+        return image_digest(Image(data=encode(image, format)))
 
     assert digest(noise(), "PNG") == digest(noise(), "BMP")
-    assert digest(Image.new("RGB", (2, 8)), "PNG") != digest(Image.new("RGB", (4, 4)), "PNG")
+    assert digest(PILImage.new("RGB", (2, 8)), "PNG") != digest(PILImage.new("RGB", (4, 4)), "PNG")
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 200), st.sampled_from(["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]))
-def test_damaged_files_end_in_a_picture_or_a_data_error(damage: bytes, place: int, format: str) -> None:
+def test_damaged_files_end_in_an_image_or_a_data_error(damage: bytes, place: int, format: str) -> None:
     data = encode(noise(8, 8), format)
     with suppress(DataError):
         assert load(data[:place] + damage + data[place + len(damage) :]).mode == "RGB"

@@ -83,8 +83,8 @@ def test_the_outline_and_the_built_model_agree(base: Path, tmp_path: Path) -> No
 
 def test_roles_that_the_base_lacks_are_marked(base: Path, tmp_path: Path) -> None:
     found = rows(outlined(None, tmp_path, {"peft": {"use": "full", "on": ["language", "connector"]}}))
-    assert {role for role, row in found.items() if row.fresh} == {"connector", "mining"}
-    assert not any(row.fresh for row in rows(outlined(base, tmp_path, {})).values())
+    assert {role for role, row in found.items() if row.newly_initialised} == {"connector", "mining"}
+    assert not any(row.newly_initialised for row in rows(outlined(base, tmp_path, {})).values())
 
 
 def test_every_site_has_its_kernel_and_the_reasons_against_the_others(base: Path, tmp_path: Path) -> None:
