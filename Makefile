@@ -45,7 +45,7 @@ test-all: $(SMOLLM2) $(ZERO)
 	$(BIN)/python -m pytest -n auto
 
 smollm2: $(SMOLLM2)
-	$(BIN)/python examples/smollm2/compare_arms.py
+	$(BIN)/python examples/smollm2/compare_variants.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -124,8 +124,8 @@ class InventsASite(KitTower):
 class ReadsWhileBuilding(KitTower):
     """It fills itself"""
 
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> Any:
-        tower = super().build(config, site)
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> Any:
+        tower = super().build(config, context)
         # As a parameter that is filled in after it was made.
         tower.patches._parameters["bias"] = torch.nn.Parameter(torch.tensor([0.0] * config["width"]))
         return tower

@@ -27,7 +27,7 @@ def sound() -> Any:
         return Catalog.discover(files=[path], disable=["*"]).find("model", "acme").component
 
 
-def adopting(import_plan: Any) -> Any:
+def importing(import_plan: Any) -> Any:
     """The model that gives this answer to every foreign folder."""
 
     class Changed(sound()):
@@ -46,7 +46,7 @@ def built_with(change: Callable[[Any], Any]) -> Any:
         """A model with another structure"""
 
         def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-            return change(super().build(config, towers, outputs, site))
+            return change(super().build(config, towers, outputs, context))
 
     return Changed
 
@@ -192,14 +192,14 @@ class InventsASite(sound()):
         return [AttentionSite("language", 8, 2, 2, True, True)]
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-        return replace(super().build(config, towers, outputs, site), attention_modules={"language": ("gate",)})
+        return replace(super().build(config, towers, outputs, context), attention_modules={"language": ("gate",)})
 
 
 class HidesASite(InventsASite):
     """It does not say where it attends"""
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-        return replace(super().build(config, towers, outputs, site), attention_modules={})
+        return replace(super().build(config, towers, outputs, context), attention_modules={})
 
 
 class NeedsWhatItCallsOptional(sound()):
@@ -209,7 +209,7 @@ class NeedsWhatItCallsOptional(sound()):
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
         if towers:
-            return super().build(config, towers, outputs, site)
+            return super().build(config, towers, outputs, context)
         from graftwork.contracts import Structure
 
         return Structure(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"connector": ("connector",)})
@@ -222,7 +222,7 @@ class ReadsWhileBuilding(sound()):
     """It makes its connector on the CPU whatever is asked"""
 
     def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
-        structure = super().build(config, towers, outputs, site)
+        structure = super().build(config, towers, outputs, context)
         connector = structure.model.connector
         connector._parameters["bias"] = torch.nn.Parameter(torch.zeros_like(connector.bias, device="cpu"))
         return structure

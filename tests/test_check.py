@@ -101,7 +101,7 @@ def test_a_sound_plugin_has_a_line_for_each_check_and_status_nought() -> None:
         "  passed   it loads and registers",
         "  passed   loading imports nothing heavy",
         "data_source acme-letters",
-        "  passed   the card is complete",
+        "  passed   the metadata is complete",
         "  passed   every setting has a line of help",
         "  passed   settings survive a checkpoint",
         "  passed   it yields records",
@@ -173,7 +173,7 @@ def test_a_plugin_is_named_as_in_the_list_or_as_its_file_and_nothing_else() -> N
 
 
 def test_settings_are_set_for_a_component_by_its_name() -> None:
-    module = str(ROOT / "plugins" / "graftwork_llava_json.py")
+    module = str(ROOT / "plugins" / "data" / "graftwork_llava_json.py")
     alone = graftwork("--disable", "*", "check", module)
     assert "  skipped  it yields records: 'path' is not set" in alone.stdout
     assert "(set it with --set llava-json.KEY=VALUE)" in alone.stdout

@@ -270,7 +270,7 @@ def test_a_link_out_of_the_folder_is_refused(copy: Path, opened: Opening) -> Non
     assert refusal(opened, copy) == f"'{copy / GOLDEN_INPUTS}' is a link that leads out of its folder; refused"
 
 
-@pytest.mark.parametrize("name", ["../copy/probe.safetensors", "/etc/hostname", "a/../../b"])
+@pytest.mark.parametrize("name", ["../copy/golden.safetensors", "/etc/hostname", "a/../../b"])
 def test_a_manifest_that_leads_out_of_its_folder_is_refused(copy: Path, opened: Opening, name: str) -> None:
     seal_json(copy, lambda content: content["files"].update({name: {"bytes": 3, "sha256": "0" * 64}}))
     assert refusal(opened, copy) == f"the manifest of '{copy}' names '{name}', which leads out of its folder; refused"
@@ -283,9 +283,9 @@ def test_a_manifest_that_names_what_cannot_be_a_file_is_refused(copy: Path, open
 
 
 def test_a_future_format_is_refused_with_the_way_to_read_it(copy: Path, opened: Opening) -> None:
-    seal_json(copy, lambda content: content.update(format=2, graftwork="9.1", new={"a": 1}))
+    seal_json(copy, lambda content: content.update(format=3, graftwork="9.1", new={"a": 1}))
     assert refusal(opened, copy) == (
-        f"'{copy}' has format 2, written by Graftwork 9.1; this version reads formats up to 1: pip install --upgrade "
+        f"'{copy}' has format 3, written by Graftwork 9.1; this version reads formats up to 2: pip install --upgrade "
         "graftwork"
     )
 
@@ -346,12 +346,12 @@ def test_an_adapter_that_does_not_fit_in_every_tensor_is_refused(
     assert said.startswith(f"the adapter does not fit its model: {counts}; nothing was loaded\n  ")
 
 
-def test_an_adapter_that_changes_nothing_is_dead(copy: Path, opened: Opening) -> None:
+def test_an_adapter_that_changes_nothing_is_refused(copy: Path, opened: Opening) -> None:
     change_tensors(copy, lambda tensors: {n: t * (".lora_B." not in n) for n, t in tensors.items()})
     assert "was changed after it was written" in refusal(opened, copy)
     seal_again(copy)
     assert refusal(opened, copy, AdapterError).startswith(
-        "the adapter is dead: switching it on changes no logit of the probe (distance 0)"
+        "the adapter has no effect: switching it on changes no logit of the golden inputs (distance 0)"
     )
 
 

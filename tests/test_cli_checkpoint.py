@@ -62,10 +62,10 @@ def test_inspect_says_what_a_checkpoint_is(trained: Run, base: Path) -> None:
         "on language.attention, language.mlp; rank = 4, alpha = 8.0",
         "parameters",
         "56 tensors with ",
-        "moves the probe's logits by up to ",
+        "moves the golden inputs' logits by up to ",
         "sdpa ran in fp32 on the cpu",
         "24 records: circle (12), square (12)",
-        "All 5 files are as they were written. To prove that it works: graftwork verify",
+        "All 5 files are as they were written. To verify that it works: graftwork verify",
     ):
         assert fact in said, fact
 
@@ -110,17 +110,17 @@ def test_what_is_no_checkpoint_is_refused_by_every_command(tmp_path: Path) -> No
 # verify ---------------------------------------------------------------------------------------------------------------
 
 
-def test_verify_proves_a_checkpoint_from_another_working_directory(
+def test_verify_rebuilds_a_checkpoint_from_another_working_directory(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     said = fine("verify", Path("..") / "copy")
-    assert said.startswith("../copy is proven.\n")
+    assert said.startswith("../copy is verified.\n")
     assert "all 5 are as they were written" in said
     assert "56 of 56 expected ones were loaded, none is left over" in said
     assert "differ by 0 from those recorded" in said
-    assert "alive: it moves the logits by up to " in said
+    assert "has an effect: it moves the logits by up to " in said
 
 
 def test_verify_as_json_gives_the_facts(trained: Run) -> None:
@@ -139,7 +139,7 @@ def test_verify_refuses_what_was_changed(copy: Path) -> None:
 
 
 def test_verify_takes_the_places_of_base_weights(copy: Path, base: Path, tmp_path: Path) -> None:
-    assert "is proven" in fine("verify", copy, "--base-weights", base)
+    assert "is verified" in fine("verify", copy, "--base-weights", base)
     (tmp_path / "other").mkdir()
     said = error("verify", copy, "--base-weights", tmp_path / "other")
     assert f"'{tmp_path / 'other'}' does not hold the base weights that the checkpoint was trained on" in said
@@ -154,12 +154,12 @@ def test_verify_says_what_to_install(copy: Path) -> None:
     )
 
 
-def test_a_fresh_process_proves_a_checkpoint_or_says_why_not(copy: Path) -> None:
-    facts = verify_in_fresh_process(Session(), copy)
+def test_a_fresh_process_verifies_a_checkpoint_or_says_why_not(copy: Path) -> None:
+    facts = verify_in_fresh_process(copy, Session().catalog)
     assert facts["error"] <= facts["tolerance"]  # rounding depends on the number of threads
     damage(copy / TENSORS)
     with pytest.raises(CheckpointError) as caught:
-        verify_in_fresh_process(Session(), copy)
+        verify_in_fresh_process(copy, Session().catalog)
     assert caught.value.sentence == (
         f"'{copy}' could not be reopened in a fresh process: '{copy / TENSORS}' was changed after it was written; restore "
         "the checkpoint from a copy"

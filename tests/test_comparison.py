@@ -16,7 +16,15 @@ from graftwork.contracts import BadRecord, Prediction, Score
 from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import Row, format_change, format_p, format_ratio, majority_answer, shown, tabulate
+from graftwork.evaluate.scores import (
+    Row,
+    format_change,
+    format_p,
+    format_ratio,
+    format_score,
+    majority_answer,
+    tabulate,
+)
 from graftwork.evaluate.statistics import Interval, interval, mcnemar, resample_sums
 
 
@@ -181,13 +189,13 @@ def test_questions_that_could_not_be_asked_are_in_a_second_denominator() -> None
     )
 
 
-def test_an_arm_that_always_says_the_same_is_noticed() -> None:
+def test_a_variant_that_always_says_the_same_is_noticed() -> None:
     ones = [answered(str(n), float(n % 2), 1, reference=str(n)) for n in range(4)]
     assert compared(ones).notes[1:] == ("The adapter gave one and the same answer to every question: 'a1'.",)
     assert len(compared([answered(str(n), 1, 1) for n in range(4)]).notes) == 1, "all references are the same as well"
 
 
-def test_one_arm_alone_has_scores_and_no_difference() -> None:
+def test_one_variant_alone_has_scores_and_no_difference() -> None:
     ones = [
         Prediction(o.record, {"adapter": ""}, {"adapter": o.scores["adapter"]}, {}, 0) for o in [answered("1", 0, 1)]
     ]
@@ -227,7 +235,7 @@ def test_the_majority_answer_is_the_most_common_reference_and_is_scored_by_the_e
     assert majority_answer([]) == ""
 
 
-def test_flips_are_the_questions_that_one_arm_alone_answers() -> None:
+def test_flips_are_the_questions_that_one_variant_alone_answers() -> None:
     ones = [answered("up", 0, 1, image="a.png"), answered("down", 0.6, 0.4), answered("same", 0, 0.3)]
     comparison = compared(ones)
     assert [(flip.id, flip.gained) for flip in comparison.flips] == [("up", True), ("down", False)]
@@ -265,9 +273,9 @@ def test_a_comparison_is_plain_json() -> None:
 
 
 def test_numbers_are_shown_as_people_read_them() -> None:
-    assert shown(0.9314, True) == "93.1%"
-    assert shown(1432.06, False) == "1,432.1"
-    assert shown(None, True) == "–"
+    assert format_score(0.9314, True) == "93.1%"
+    assert format_score(1432.06, False) == "1,432.1"
+    assert format_score(None, True) == "–"
     assert format_change(Interval(-0.521, -0.6, -0.441), True) == "-52.1 [-60.0, -44.1]"
     assert format_change(Interval(3.0), False) == "+3.0"
     assert format_change(Interval(-0.0001), True) == "+0.0"

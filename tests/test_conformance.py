@@ -28,8 +28,8 @@ SOUND = (
 
 BROKEN = [
     # Cards
-    (methods.HasNoSummary, "the card is complete", "'HasNoSummary' has no docstring"),
-    (methods.HasABadName, "the card is complete", "called 'My_Method', and a name is lower case with hyphens"),
+    (methods.HasNoSummary, "the metadata is complete", "'HasNoSummary' has no docstring"),
+    (methods.HasABadName, "the metadata is complete", "called 'My_Method', and a name is lower case with hyphens"),
     (methods.SaysNothingOfItsSettings, "every setting has a line of help", "'rank' does not; write setting"),
     (methods.CannotSaveItsSettings, "settings survive a checkpoint", "saved as JSON, and these cannot be"),
     # PEFT methods
@@ -38,10 +38,10 @@ BROKEN = [
     (methods.LearnsNothing, "training changes the output", "three steps changed nothing"),
     (
         methods.OffDoesNothing,
-        "off gives the base and leaving it the adapter",
-        "within 'off' the model must compute exactly",
+        "disable adapter gives the base and leaving it the adapter",
+        "within 'disable_adapter' the model must compute exactly",
     ),
-    (methods.StaysOff, "off gives the base and leaving it the adapter", "restore it in a finally block"),
+    (methods.StaysOff, "disable adapter gives the base and leaving it the adapter", "restore it in a finally block"),
     (methods.MergeForgetsTheBias, "merging keeps the output and restores the modules", "fold all of it, biases too"),
     (
         methods.MergeLeavesItsFactors,
@@ -50,14 +50,14 @@ BROKEN = [
     ),
     (methods.TrainsNeighbours, "only the targets are adapted", "'blocks.1.out' computes something else"),
     (methods.UnfreezesTheHead, "only the targets are adapted", "'head.weight' requires gradients"),
-    (methods.ChangesTheBase, "apply leaves the base as it is", "'blocks.0.query.weight' differs"),
-    (methods.ReplacesTheBase, "apply leaves the base as it is", "'blocks.0.query.weight' is another one"),
-    (methods.KeepsANumberToItself, "saved tensors rebuild the adapter", "keep every number in a parameter"),
+    (methods.ChangesTheBase, "inject leaves the base as it is", "'blocks.0.query.weight' differs"),
+    (methods.ReplacesTheBase, "inject leaves the base as it is", "'blocks.0.query.weight' is another one"),
+    (methods.KeepsANumberToItself, "saved tensors rebuild the adapter", "keep every value in a parameter"),
     (methods.GroupsHalf, "groups hold every parameter once", "'blocks.0.value.factor' is there 0 times"),
     (
         methods.AsksValues,
         "shapes are known without values",
-        r"raised .*\(broken_methods.py, line \d+, in 'apply'\); mend it",
+        r"raised .*\(broken_methods.py, line \d+, in 'inject'\); mend it",
     ),
     (methods.RefusesNothing, "targets that cannot be adapted are refused", "with no target it did neither; raise it"),
     # Memory strategies
@@ -72,7 +72,7 @@ BROKEN = [
     (methods.LearnsTwiceAsFast, "one step is a plain step", "is 0.05.* away after one"),
     (methods.KeepsItsStepsToItself, "resuming goes on exactly", "keep all that the optimizer knows in its 'state'"),
     (methods.WrapsModules, "names and shapes stay", "'blocks.0.0.down.bias' is not in both"),
-    (methods.ClaimsEveryFolder, "a strangers folder is left alone", "'adopt' must return None for a folder"),
+    (methods.ClaimsEveryFolder, "an unknown folder is left alone", "'import_from' must return None for a folder"),
     # Attention kernels
     (components.IgnoresPadding, "it computes attention", "away in this case: .* left padding"),
     (components.ClaimsAnyHeadDim, "it computes attention", "RuntimeError: head_dim must be at most 128"),
@@ -154,7 +154,7 @@ def test_every_check_but_those_of_models_catches_something() -> None:
 
 def test_a_component_that_cannot_work_here_is_skipped_with_the_reason() -> None:
     found = outcomes(methods.Scale, obstacle="needs a CUDA device of compute capability 8.0 or more")
-    assert found["the card is complete"].state == "passed"
+    assert found["the metadata is complete"].state == "passed"
     skipped = found["training changes the output"]
     assert (skipped.state, skipped.sentence) == ("skipped", "needs a CUDA device of compute capability 8.0 or more")
     assert not [outcome for outcome in found.values() if outcome.state == "failed"]

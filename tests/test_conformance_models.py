@@ -19,9 +19,9 @@ SETTINGS = {"data_source": {"path": "lines.jsonl"}, "evaluator": {"path": "lines
 
 BROKEN = {
     "a claim on every folder": (
-        models.adopting(ImportPlan("a model", lambda base: {})),
-        "a strangers folder is left alone",
-        "'adopt' must return None for a folder",
+        models.importing(ImportPlan("a model", lambda base: {})),
+        "an unknown folder is left alone",
+        "'import_from' must return None for a folder",
     ),
     "a role less": (
         models.roles(lambda roles: {k: v for k, v in roles.items() if k != "language.head"}),
@@ -49,13 +49,13 @@ BROKEN = {
     ),
     "padding": (
         models.computing(models.ignores_padding),
-        "padding and contiguous_slice change nothing",
+        "padding and neighbours change nothing",
         "padding on the left and other rows must change nothing",
     ),
     "no cache": (models.computing(models.forgets_the_cache), "a cache changes nothing", "use the cached keys"),
     "no features": (models.computing(models.ignores_features), "features can be kept", "must stand for the pixels"),
     "places first": (
-        models.computing(models.puts_images_last, "see"),
+        models.computing(models.puts_images_last, "encode_images"),
         "features can be kept",
         "must count images",
     ),
@@ -75,12 +75,12 @@ BROKEN = {
     ),
     "too many labels": (
         models.processing(encode=models.labels_everything),
-        "answers are num_label_tokens and nothing else",
+        "answers are labelled and nothing else",
         "label every assistant turn alone",
     ),
     "no stop": (
         models.processing(encode=models.labels_no_stop),
-        "answers are num_label_tokens and nothing else",
+        "answers are labelled and nothing else",
         "without one the model never ends",
     ),
     "another prompt": (
@@ -129,9 +129,9 @@ def test_what_new_writes_passes_and_nothing_is_skipped_without_need(
     Path(file).write_text(text)
     catalog = Catalog.discover(files=[tmp_path / file], disable=["*"])
     for row in catalog.components():
-        said: Any = list(examine(row.component, settings=SETTINGS.get(row.kind), obstacle=row.reason))
-        assert not [outcome for outcome in said if outcome.state == "failed"]
-        skipped = {outcome.sentence for outcome in said if outcome.state == "skipped"}
+        outcomes: Any = list(examine(row.component, settings=SETTINGS.get(row.kind), obstacle=row.reason))
+        assert not [outcome for outcome in outcomes if outcome.state == "failed"]
+        skipped = {outcome.sentence for outcome in outcomes if outcome.state == "skipped"}
         assert skipped <= {
             "it says that it computes no attention",
             "it needs all of its parts",

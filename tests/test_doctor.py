@@ -20,7 +20,7 @@ def test_a_locked_extension_build_is_a_problem(tmp_path: Path) -> None:
     lock.touch()
     os.utime(lock, (0, time.time() - 7200))
     (problem,) = doctor.problems_of_locks(tmp_path)
-    assert problem.what == f"'{lock}' locks the compilation of an extension since 120 minutes"
+    assert problem.what == f"'{lock}' has locked the compilation of an extension for 120 minutes"
     assert "delete it" in problem.remedy
 
 

@@ -41,7 +41,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_arm_gives_the_answers_that_the_model_gives_alone(tmp_path: Path) -> None:
+def test_each_variant_gives_the_answers_that_the_model_gives_alone(tmp_path: Path) -> None:
     result = run(tmp_path)
     assembly = tiny_assembly()
     assert [one.record.id for one in result.answered] == [record.id for record in QUESTIONS]
@@ -53,7 +53,7 @@ def test_each_arm_gives_the_answers_that_the_model_gives_alone(tmp_path: Path) -
     assert any(one.answers["base"] != one.answers["adapter"] for one in result.answered)
 
 
-def test_an_image_is_looked_at_once_for_all_its_questions_and_both_arms(tmp_path: Path) -> None:
+def test_an_image_is_encoded_once_for_all_its_questions_and_both_variants(tmp_path: Path) -> None:
     assembly = tiny_assembly()
     run(tmp_path, assembly)
     assert len(QUESTIONS) == 12
@@ -146,7 +146,7 @@ def test_a_finished_evaluation_asks_nothing_again(tmp_path: Path) -> None:
     assert "holds 12 answers already" in told[0]
 
 
-def test_one_arm_is_taken_from_a_file_that_holds_both(tmp_path: Path) -> None:
+def test_one_variant_is_read_from_a_file_that_holds_both(tmp_path: Path) -> None:
     both = run(tmp_path, limit=6)
     assembly = tiny_assembly()
     one = run(tmp_path, assembly, variants=("adapter",))
@@ -155,8 +155,8 @@ def test_one_arm_is_taken_from_a_file_that_holds_both(tmp_path: Path) -> None:
     assert [o.answers["adapter"] for o in one.answered][:6] == [o.answers["adapter"] for o in both.answered]
 
 
-def test_an_arm_that_was_not_asked_for_is_not_asked_because_another_file_has_it(tmp_path: Path) -> None:
-    run(tmp_path, model_spec=HASHES | {"checkpoint": "other"})
+def test_a_variant_that_was_not_asked_for_is_not_asked_because_another_file_has_it(tmp_path: Path) -> None:
+    run(tmp_path, hashes=HASHES | {"checkpoint": "other"})
     assembly = tiny_assembly()
     run(tmp_path, assembly, variants=("adapter",))
     assert lines(tmp_path)[0]["variants"] == ["adapter"]

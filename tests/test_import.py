@@ -37,18 +37,18 @@ def opened(folder: Path) -> Opened:
     return open_checkpoint(folder, LOOKUP, device="cpu", precision="fp32")
 
 
-def test_the_command_imports_proves_and_says_what_it_found(tmp_path: Path) -> None:
+def test_the_command_imports_verifies_and_says_what_it_found(tmp_path: Path) -> None:
     zoo(tmp_path)
     run = run_folder(tmp_path)
     said = CliRunner().invoke(main, ["import", str(run), "-o", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
     for line in (
-        f"{tmp_path / 'out'} is a proven checkpoint of '{run}': an adapter run of MGM",
+        f"{tmp_path / 'out'} is a verified checkpoint of '{run}': an adapter run of MGM",
         f"  base       {tmp_path}/model_zoo/LLM/gemma/gemma-2b-it\n",
-        "  tensors    44: all that the base lacks or has otherwise",
+        "  tensors    44: all that the base lacks or that differs from it",
         "in a fresh process",
-        "  adapter    alive: it moves the logits by up to ",
-        "cannot be proven: its hash was not recorded",
+        "  adapter    has an effect: it moves the logits by up to ",
+        "cannot be verified: its hash was not recorded",
     ):
         assert line in said.output, line
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).output
@@ -57,14 +57,14 @@ def test_the_command_imports_proves_and_says_what_it_found(tmp_path: Path) -> No
     assert (again.exit_code, again.output) == (1, f"Error: '{tmp_path / 'out'}' exists already; name a new folder\n")
 
 
-def test_the_command_says_where_there_is_nothing_to_switch_off(tmp_path: Path) -> None:
+def test_the_command_says_where_there_is_nothing_to_disable(tmp_path: Path) -> None:
     zoo(tmp_path)
     said = CliRunner().invoke(main, ["import", str(run_folder(tmp_path, "stage1")), "-o", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
     assert (
-        "  adapter    none: all that was trained is new to the base, so there is nothing to switch off\n" in said.output
+        "  adapter    none: all that was trained is new to the base, so there is nothing to disable\n" in said.output
     )
-    assert "alive" not in said.output
+    assert "has an effect" not in said.output
 
 
 def test_a_refused_folder_leaves_nothing(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_refused_folder_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         bring_in(run, tmp_path / "out", None, {})
     assert caught.value.sentence.endswith(
-        "what it was trained from is not at hand: "
+        "what it was trained from was not found: "
         f"graftwork import {run} -o run-graftwork --base DIR --part low=DIR --part high=DIR"
     )
     assert caught.value.details[0] == "base: '/nowhere/LLM/gemma/gemma-2b-it', not found"
@@ -146,7 +146,7 @@ def test_a_whole_model_on_its_base_is_what_differs_from_it(tmp_path: Path) -> No
     imported = bring_in(GOLDEN / "merged", tmp_path / "out")
     model_spec = imported.manifest.plan.model_spec
     assert model_spec.also_train == ("language.attention", "language.mlp", "connector", "mining")
-    assert imported.own == ("low",)
+    assert imported.stored_parts == ("low",)
     held = {name.split(".")[1] for name in imported.manifest.tensors}
     assert held == {
         "layers",
@@ -207,10 +207,10 @@ def test_a_missing_tensor_of_the_connector_is_an_error(tmp_path: Path) -> None:
         bring_in(run, tmp_path / "out")
 
 
-def test_an_adapter_that_moves_nothing_is_dead(tmp_path: Path) -> None:
+def test_an_adapter_that_moves_nothing_has_no_effect_and_is_refused(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     change(run / "adapter_model.bin", lambda name, tensor: tensor * 1e-30)
-    with pytest.raises(AdapterError, match=r"^the adapter is dead"):
+    with pytest.raises(AdapterError, match=r"^the adapter has no effect"):
         bring_in(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

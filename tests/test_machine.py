@@ -20,7 +20,7 @@ def test_a_component_without_requirements_suits_every_machine() -> None:
     assert unmet_requirement(Requires(cuda=(9, 0)), Machine(("NVIDIA H100",), (9, 0), cuda=True)) == ""
 
 
-def test_this_machine_is_probed_once() -> None:
+def test_this_machine_is_detected_once() -> None:
     machine = detect_machine()
     assert machine is detect_machine()
     assert machine.cuda == bool(machine.devices) == (machine.capability is not None)

@@ -158,7 +158,7 @@ def written(folder: Path, one: Manifest) -> Manifest:
         NAMES, some.builds(TensorEntry, some.lists(some.integers(0, 10**9)).map(tuple), some.text())
     ),
     files=some.dictionaries(NAMES, some.builds(FileEntry, some.integers(0, 10**15), some.text())),
-    probe=some.builds(
+    golden=some.builds(
         GoldenFacts, some.text(), some.text(), some.floats(allow_nan=False), some.floats(allow_nan=False)
     ),
     health=some.builds(
@@ -172,19 +172,19 @@ def test_what_is_written_is_read(
     step: int,
     tensors: dict[str, TensorEntry],
     files: dict[str, FileEntry],
-    probe: GoldenFacts,
+    golden: GoldenFacts,
     health: Verdict,
     provenance: dict[str, str],
     settings_: dict[str, Any],
 ) -> None:
     plan = Plan(ModelSpec(Choice("model", "m", "p", "d", "1", settings=settings_), on=("language",)))
-    one = Manifest("0.1", step, step, plan, tensors, files, probe, {"total": 1}, health, ("a",), provenance=provenance)
+    one = Manifest("0.1", step, step, plan, tensors, files, golden, {"total": 1}, health, ("a",), provenance=provenance)
     assert written(folder, one) == one
 
 
 def test_what_is_not_a_number_survives(folder: Path, trained: Run) -> None:
-    probe = GoldenFacts("fp32", "cpu", distance=math.nan, largest=math.inf)
-    again = written(folder, replace(manifest.read(trained.checkpoint), probe=probe)).probe
+    golden = GoldenFacts("fp32", "cpu", distance=math.nan, largest=math.inf)
+    again = written(folder, replace(manifest.read(trained.checkpoint), golden=golden)).golden
     assert math.isnan(again.distance)
     assert again.largest == math.inf
 

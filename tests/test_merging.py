@@ -201,7 +201,7 @@ def text_logits(model: Any) -> torch.Tensor:
     """What a whole model, or transformers' Gemma, says about a few tokens."""
     ids = torch.tensor([[2, 7, 90, 140, 33, 256, 9, 61]])
     with torch.inference_mode():
-        if hasattr(model, "see"):
+        if hasattr(model, "encode_images"):
             real = torch.ones_like(ids, dtype=torch.bool)
             return model.logits(model(Batch(ids, real, ~real, ids, {})))  # type: ignore[no-any-return]
         return model(input_ids=ids).logits  # type: ignore[no-any-return]

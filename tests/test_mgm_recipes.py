@@ -80,7 +80,9 @@ def test_the_files_that_are_not_there_yet_are_named_and_training_is_refused_for_
     missing_files = planned(recipe)["missing_files"]
     assert missing_files[0].startswith(f"model.weights: there is no folder '{RECIPES}/")
     assert any(line.startswith("data.source.0: there is no file") for line in missing_files)
-    assert not any(row["fresh"] for row in planned(recipe)["roles"].values()), "nobody knows what the weights lack"
+    assert not any(row["newly_initialised"] for row in planned(recipe)["roles"].values()), (
+        "nobody knows what the weights lack"
+    )
     done = CliRunner().invoke(main, ["train", str(RECIPES / f"{recipe}.toml")])
     assert done.exit_code == 1
     weights = [line for line in missing_files if ".weights: " in line]

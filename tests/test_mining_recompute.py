@@ -23,7 +23,7 @@ TRAINED = ["connector", "mining", "vision.high"]
 
 def built(run: PlanOf, memory: Sequence[str], images: int = 1, **changes: Any) -> tuple[Assembly, Batch]:
     """A tiny MGM-Gemma that trains connector, mining and the high tower, and a batch with four images."""
-    table = {"use": list(memory), "mining-recompute": {"images": images}} if memory else {}
+    table = {"use": list(memory), "mining-recompute": {"pictures": images}} if memory else {}
     plan = run({"peft.also_train": TRAINED, "memory": table, **changes}, LOOKUP)
     assembly = compose.build(plan, LOOKUP, device="cpu")
     records = LOOKUP.find("data_source", "shapes").component

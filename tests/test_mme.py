@@ -19,14 +19,14 @@ ENDING = "Answer the question using a single word or phrase."
 def mme(folder: Path, images: int = 3) -> Mme:
     """Every task with as many images, the first five in two folders each, the others in one."""
     for number, task in enumerate(ALL):
-        images = folder / task / "images" if number < 5 else folder / task
-        texts = folder / task / "questions_answers_YN" if number < 5 else folder / task
-        for path in (images, texts):
+        image_folder = folder / task / "images" if number < 5 else folder / task
+        text_folder = folder / task / "questions_answers_YN" if number < 5 else folder / task
+        for path in (image_folder, text_folder):
             path.mkdir(parents=True, exist_ok=True)
         for image in range(images):
-            (images / f"{image:04}.{('jpg', 'png')[image % 2]}").touch()
+            (image_folder / f"{image:04}.{('jpg', 'png')[image % 2]}").touch()
             lines = f"Is it {task}? Please answer yes or no.\tYes\nIs it not?  Please answer yes or no.\tNo\n"
-            (texts / f"{image:04}.txt").write_text(lines, encoding="utf-8")
+            (text_folder / f"{image:04}.txt").write_text(lines, encoding="utf-8")
     return Mme(MmeSettings(folder))
 
 
@@ -107,15 +107,15 @@ def test_points_have_intervals_and_are_no_percentages(tmp_path: Path) -> None:
 
 def test_what_cannot_be_asked_says_where_and_why(tmp_path: Path) -> None:
     evaluator = mme(tmp_path)
-    texts = tmp_path / "count" / "questions_answers_YN"
-    (texts / "0000.txt").write_text("Is it?\tYes\n", encoding="utf-8")
-    (texts / "0001.txt").write_text("Is it?\tYes\nIs it not?\tMaybe\n", encoding="utf-8")
+    text_folder = tmp_path / "count" / "questions_answers_YN"
+    (text_folder / "0000.txt").write_text("Is it?\tYes\n", encoding="utf-8")
+    (text_folder / "0001.txt").write_text("Is it?\tYes\nIs it not?\tMaybe\n", encoding="utf-8")
     (tmp_path / "count" / "images" / "0002.jpg").unlink()
     for file in (tmp_path / "OCR").iterdir():
         file.unlink()
     (tmp_path / "OCR").rmdir()
     bad = [one for one in evaluator.records() if isinstance(one, BadRecord)]
-    assert [one.where for one in bad] == [*(str(texts / f"000{n}.txt") for n in range(3)), str(tmp_path / "OCR")]
+    assert [one.where for one in bad] == [*(str(text_folder / f"000{n}.txt") for n in range(3)), str(tmp_path / "OCR")]
     for one, why in zip(bad, ["has 1 questions", "question 2 is not", "no image", "folder is missing"], strict=True):
         assert why in one.why
 

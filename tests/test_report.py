@@ -16,7 +16,7 @@ from tiny_vlm import Quiz, question
 from graftwork.contracts import Choice, ModelSpec, Plan, Prediction, RunContext, Score, Verdict, WeightsRef
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import format_change, shown
+from graftwork.evaluate.scores import format_change, format_score
 from graftwork.report import ReportContent, write_report
 from graftwork.report.charts import POINTS, axis_ticks, running_mean, thin
 from graftwork.report.markup import Markup, tag
@@ -161,8 +161,8 @@ def test_the_numbers_of_the_page_are_those_of_the_json(folder: Path) -> None:
     for row in compared["rows"]:
         cells = next(cells for cells in page.rows if cells and cells[0].removesuffix(" *") == row["name"])
         assert cells[1] == str(row["records"])
-        assert cells[2] == shown(row["scores"]["base"]["value"], True)
-        assert cells[3] == shown(row["scores"]["adapter"]["value"], True)
+        assert cells[2] == format_score(row["scores"]["base"]["value"], True)
+        assert cells[3] == format_score(row["scores"]["adapter"]["value"], True)
         assert cells[4].startswith(f"{row['difference']['value'] * 100:+.1f} [")
         assert cells[7] == f"{row['gained']} / {row['lost']}"
     assert compared["headline"] in page.text
@@ -203,7 +203,7 @@ def test_the_ratio_to_the_base_and_the_evidence_of_answers_are_in_the_page_and_i
     said = compared["notes"][0]
     assert said.startswith("The adapter scores 1.43 times the base; an interval of this ratio cannot be given")
     evidence = (
-        "Prediction by checkpoint c0ffeec0ffee…, base eye ba5eba5eba5e…: tokens 60 (base) and 1,060 (adapter), 6.0 seconds. "
+        "Answered by checkpoint c0ffeec0ffee…, base eye ba5eba5eba5e…: tokens 60 (base) and 1,060 (adapter), 6.0 seconds. "
         "The answers are in answers.jsonl, sha256 f0f0f0f0f0f0…"
     )
     page, markdown = Page(folder / "report.html"), (folder / "report.md").read_text(encoding="utf-8")

@@ -174,7 +174,7 @@ def case_C(folder: Path) -> None:
     zoo(folder)
     found, imported = works(run_folder(folder, "full"), folder / "out")
     assert found.description == "a whole MGM model (MGMGemmaForCausalLM), in 2 files"
-    assert imported.own == ("low",)
+    assert imported.stored_parts == ("low",)
 
 
 def case_D(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Saving a checkpoint: whole and proven under its name, or not at all, whatever happens meanwhile."""
+"""Saving a checkpoint: whole and verified under its name, or not at all, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def opened(lookup: DictLookup) -> Opening:
 
 
 def saved(run: Run, folder: Path, lookup: DictLookup, **changes: Any) -> manifest.Manifest:
-    probe = {name: tensor for name, tensor in load_file(run.checkpoint / GOLDEN_INPUTS).items() if name != "logits"}
-    facts: dict[str, Any] = {"step": 4, "steps": 4, "probe": probe, "health": run.outcome.verdict, "data": {}}
+    golden = {name: tensor for name, tensor in load_file(run.checkpoint / GOLDEN_INPUTS).items() if name != "logits"}
+    facts: dict[str, Any] = {"step": 4, "steps": 4, "golden": golden, "health": run.outcome.verdict, "data": {}}
     return store.save(run.outcome.assembly, folder, lookup, **facts | changes)
 
 
@@ -77,22 +77,22 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from tiny_runs import COMPONENTS
-from graftwork import checkpoint
+from graftwork.checkpoint import store
 from graftwork.errors import CheckpointError
 from graftwork.contracts.lookup import DictLookup
 
 torch.set_num_threads(1)
 folder, limit, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 lookup = DictLookup(*COMPONENTS)
-opened = checkpoint.open_checkpoint(folder, lookup, device="cpu")
-probe = checkpoint.read_tensors(folder / checkpoint.GOLDEN_INPUTS)
-facts = dict(step=4, steps=4, probe=probe, health=opened.manifest.health, data={})
+opened = store.open_checkpoint(folder, lookup, device="cpu")
+golden = store.read_tensors(folder / store.GOLDEN_INPUTS)
+facts = dict(step=4, steps=4, golden=golden, health=opened.manifest.health, data={})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     for number in range(count):
-        checkpoint.save(opened.assembly, folder.with_name(f"checkpoint-{4 + number}"), lookup, **facts)
+        store.save(opened.assembly, folder.with_name(f"checkpoint-{4 + number}"), lookup, **facts)
         print(number, flush=True)
 except CheckpointError as error:
     print(error)

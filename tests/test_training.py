@@ -271,7 +271,7 @@ def test_a_plan_that_trains_nothing_is_refused(go: Train) -> None:
 
 def gathered(run: PlanOf, lookup: DictLookup, changes: dict[str, Any]) -> TrainingData:
     plan = run(changes)
-    assembly = compose.build(plan, lookup, meta=True)
+    assembly = compose.build_shape(plan, lookup)
     return load_training_data(plan, lookup, assembly.processor)
 
 
@@ -378,11 +378,11 @@ def test_a_manifest_does_not_grow_with_what_is_wrong_with_the_data(go: Train) ->
     assert (outcome.checkpoint / manifest.FILE).stat().st_size < 100_000
 
 
-def test_a_probe_without_labels_is_refused() -> None:
+def test_golden_inputs_without_labels_are_refused() -> None:
     from graftwork.checkpoint.verification import golden_inputs
 
     said = refused(golden_inputs, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], 0)
-    assert said == "the probe's records carry no labels, so nothing could be proven; check the data"
+    assert said == "the first records carry no labels, so the checkpoint could not be verified with them; check the data"
 
 
 def test_saving_leaves_the_random_numbers_and_the_mode_alone(base: Path, lookup: DictLookup, tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_saving_leaves_the_random_numbers_and_the_mode_alone(base: Path, lookup:
         lookup,
         step=1,
         steps=1,
-        probe=store.read_tensors(outcome.checkpoint / store.GOLDEN_INPUTS),
+        golden=store.read_tensors(outcome.checkpoint / store.GOLDEN_INPUTS),
         health=outcome.verdict,
         data={},
     )

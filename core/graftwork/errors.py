@@ -41,7 +41,7 @@ class DataError(GraftworkError):
 
 
 class CheckpointError(GraftworkError):
-    """A checkpoint that cannot be written, opened or proven."""
+    """A checkpoint that cannot be written, opened or verified."""
 
 
 class AdapterError(CheckpointError):

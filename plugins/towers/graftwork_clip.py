@@ -91,7 +91,7 @@ class Clip(VisionTower[ClipSettings]):
         head_dim = config["hidden_size"] // heads
         return [AttentionSite("vision", head_dim, heads, heads, False, False, config["attention_dropout"])]
 
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
         """A module with transformers' CLIPVisionModel at `vision_model`; layers that are not needed are not computed."""
         import torch
         from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -101,7 +101,7 @@ class Clip(VisionTower[ClipSettings]):
                 super().__init__()
                 self.vision_model = CLIPVisionModel._from_config(
                     CLIPVisionConfig(**{key: config[key] for key in DEFAULTS}),
-                    attn_implementation=site.attn_implementation,
+                    attn_implementation=context.attn_implementation,
                 )
                 self.depth = depth
 

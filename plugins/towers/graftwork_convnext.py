@@ -86,7 +86,7 @@ class OpenClipConvNext(VisionTower[NoSettings]):
         pixels = PixelSettings(size, tuple(config["image_mean"]), tuple(config["image_std"]))
         return TowerOutput(tuple(config["hidden_sizes"]), tuple((size // step, size // step) for step in steps), pixels)
 
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
         """transformers' embeddings and stages of ConvNeXt, without the classifier's normalisation."""
         import torch
         from transformers import ConvNextConfig, ConvNextPreTrainedModel

@@ -60,7 +60,7 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
         side = -(-size // STRIDE)
         return TowerOutput((STAGES[-1][-1],), ((side, side),), PixelSettings(size, MEAN, STD))
 
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
         """The network in plain torch, with the names of the published weights."""
         import torch
         from torch.nn import functional

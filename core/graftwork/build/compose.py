@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,15 +13,26 @@ from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.build.filling import base_tensors, check_keys, fill, roles_not_in
 from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
-from graftwork.contracts.anatomy import DTYPES, BuildContext, Structure, TowerOutput, modules_of, named_tensors, within
+from graftwork.contracts.anatomy import (
+    DTYPES,
+    BuildContext,
+    Structure,
+    TowerOutput,
+    earlier_names,
+    modules_of,
+    named_tensors,
+    within,
+)
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Choice, Plan, config_of, folder_of
 from graftwork.errors import AdapterError, WeightsError
+from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -30,18 +42,74 @@ def build(
     *,
     device: str | None = None,
     precision: str | None = None,
-    meta: bool = False,
     fake_pretrained: bool = False,
     trained: Mapping[str, Tensor] | None = None,
     processor_folder: Path | None = None,
 ) -> Assembly:
-    """Build a plan's model.
+    """Build a plan's model, filled from its base weights.
 
-    `trained` are the tensors of a checkpoint, loaded strictly; without them everything new starts fresh. With `meta`
-    nothing is read or allocated: only names, shapes and the map of the model are right. With `fake_pretrained` the plan has no
-    weights, and everything is as if it had all that is not in a fresh role, with random values. `processor_folder` is where a
-    checkpoint keeps its processor. Raises WeightsError and AdapterError.
+    `trained` are the tensors of a checkpoint, loaded strictly; without them everything new is initialised. With
+    `fake_pretrained` the plan has no weights, and everything is as if it had all that its roles do not initialise newly, with
+    random values. `processor_folder` is where a checkpoint keeps its processor. Raises WeightsError and AdapterError.
     """
+    import torch
+
+    model_spec = plan.model_spec
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    processor = ProcessorSource(processor_folder, may_lack=fake_pretrained)
+    on_meta = model_spec.model.weights is not None or trained is not None
+    assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
+    available = base_weights(assembly, shapes_only=False)
+    structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
+    fill(model_spec, structure, available, assembly.newly_initialised, dtype, trained)
+    base_names = set(available)
+    if fake_pretrained:
+        untrained = [module for role in assembly.newly_initialised for module in structure.roles[role]]
+        base_names = {name for name in named_tensors(structure.model) if not within(name, untrained)}
+    adapt(assembly, base_names, fresh=trained is None)
+    assembly.base_copy = {
+        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
+    }
+    if trained is not None:
+        load_saved_state(assembly, trained)
+    for strategy in assembly.strategies:
+        strategy.quantize(assembly)
+    structure.model.to(where)
+    for strategy in assembly.strategies:
+        strategy.prepare(assembly)
+    return assembly
+
+
+def build_shape(plan: Plan, lookup: Lookup, *, processor_folder: Path | None = None) -> Assembly:
+    """Build a plan's model on the meta device: names, shapes and the map of the model are right, and nothing is read."""
+    import torch
+
+    processor = ProcessorSource(processor_folder, may_lack=True)
+    assembly = assemble(plan, lookup, torch.device("meta"), None, processor, on_meta=True)
+    adapt(assembly, base_weights(assembly, shapes_only=True).keys(), fresh=False)
+    return assembly
+
+
+@dataclass(frozen=True)
+class ProcessorSource:
+    """Where the processor comes from."""
+
+    folder: Path | None
+    """Where a checkpoint keeps it; None for the one of the base weights."""
+    may_lack: bool
+    """Whether the model can do without: where only its shape counts."""
+
+
+def assemble(
+    plan: Plan,
+    lookup: Lookup,
+    device: torch.device,
+    precision: str | None,
+    processor: ProcessorSource,
+    *,
+    on_meta: bool,
+) -> Assembly:
+    """A plan's components and the model that they build, without base weights; with `on_meta` without any values."""
     import torch
 
     model_spec, run_context = plan.model_spec, plan.run_context
@@ -51,67 +119,38 @@ def build(
     strategies = [cast(MemoryStrategy[Any], restore_component(choice, lookup)) for choice in run_context.memory]
     outputs = describe_towers(plan, architecture, towers)
     register()
-
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as building:
         for strategy in strategies:
             building.enter_context(strategy.building())
-        if meta or model_spec.model.weights or trained is not None:
+        if on_meta:
             from accelerate import init_empty_weights
 
             building.enter_context(init_empty_weights(include_buffers=False))
         torch.manual_seed(run_context.seed)
-        site = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
-        modules = {part: tower.build(config_of(model_spec.parts[part]), site) for part, tower in towers.items()}
-        structure = architecture.build(config_of(model_spec.model), modules, outputs, site)
-
-    assembly = Assembly(
+        context = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
+        modules = {part: tower.build(config_of(model_spec.parts[part]), context) for part, tower in towers.items()}
+        structure = architecture.build(config_of(model_spec.model), modules, outputs, context)
+    return Assembly(
         plan=plan,
         architecture=architecture,
         towers=towers,
         outputs=outputs,
         structure=structure,
-        processor=_processor(
-            model_spec.model, architecture, processor_folder, outputs, shape_only=meta or fake_pretrained
-        ),
+        processor=_processor(model_spec.model, architecture, processor, outputs),
         peft=peft,
         strategies=strategies,
         bindings=bind_attention(plan, lookup, structure, architecture, towers, outputs),
-        device=torch.device("meta") if meta else where,
+        device=device,
         precision=precision or run_context.train.precision,
     )
-    available = base_tensors(model_spec, architecture, towers, structure, shapes_only=meta)
+
+
+def base_weights(assembly: Assembly, *, shapes_only: bool) -> dict[str, LazyTensor]:
+    """The base's tensors under the model's names; the assembly learns which roles they lack."""
+    spec, architecture, structure = assembly.plan.model_spec, assembly.architecture, assembly.structure
+    available = base_tensors(spec, architecture, assembly.towers, structure, shapes_only=shapes_only)
     assembly.newly_initialised = roles_not_in(architecture, structure, available)
-    if not meta:
-        fill(
-            model_spec,
-            structure,
-            available,
-            assembly.newly_initialised,
-            getattr(torch, DTYPES[assembly.precision]),
-            trained,
-        )
-    untrained = [module for role in assembly.newly_initialised for module in structure.roles[role]]
-    known = {
-        id(tensor)
-        for name, tensor in named_tensors(structure.model).items()
-        if name in available or (fake_pretrained and not within(name, untrained))
-    }
-    adapt(assembly, fresh=trained is None and not meta)
-    assembly.base_keys = frozenset(n for n, tensor in named_tensors(structure.model).items() if id(tensor) in known)
-    if meta:
-        return assembly
-    assembly.base_copy = {
-        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
-    }
-    if trained is not None:
-        load_saved_state(assembly, trained)
-    for strategy in strategies:
-        strategy.quantize(assembly)
-    structure.model.to(where)
-    for strategy in strategies:
-        strategy.prepare(assembly)
-    return assembly
+    return available
 
 
 class NoProcessor:
@@ -127,20 +166,18 @@ class NoProcessor:
 def _processor(
     choice: Choice,
     architecture: ModelArchitecture[Any],
-    of_checkpoint: Path | None,
+    source: ProcessorSource,
     outputs: Mapping[str, TowerOutput],
-    *,
-    shape_only: bool,
 ) -> Processor:
-    """The processor of a checkpoint, or else the one that lies with the base weights, or with the configuration while
-    there are none; a shape alone may do without that one."""
-    folder = of_checkpoint or folder_of(choice)
+    """The processor of a checkpoint, or else the one beside the base weights, or beside the configuration while there are
+    no weights."""
+    folder = source.folder or folder_of(choice)
     if choice.folder and not (folder and folder.is_dir()):
         folder = Path(choice.folder)
     try:
         return architecture.processor(config_of(choice), folder, outputs)
     except WeightsError as error:
-        if of_checkpoint or not shape_only:
+        if source.folder or not source.may_lack:
             raise
         return cast(Processor, NoProcessor(error))
 
@@ -164,28 +201,32 @@ def bind_attention(
     return bindings
 
 
-def adapt(assembly: Assembly, *, fresh: bool) -> None:
-    """Freeze the model, apply the PEFT method to its roles, and free what the plan also trains (in fp32)."""
+def adapt(assembly: Assembly, base_names: Collection[str], *, fresh: bool) -> None:
+    """Freeze the model, inject the PEFT method into its roles, and free what the plan also trains (in fp32).
+
+    `base_names` are the tensors that the base weights hold, by their names before.
+    """
     model_spec, model, roles = assembly.plan.model_spec, assembly.model, assembly.structure.roles
     model.requires_grad_(False)
     assembly.leaves = tuple(n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
-    also = [
+    before = named_tensors(model)
+    also_train = [
         parameter
         for name, parameter in model.named_parameters()
         if within(name, modules_of(roles, model_spec.also_train)) and parameter.is_floating_point()
     ]
     if assembly.peft:
-        before = {id(parameter) for parameter in model.parameters()}
         chosen = modules_of(roles, model_spec.on)
         targets = [name for name in assembly.leaves if name in chosen or within(name, chosen)]
         assembly.peft.inject(model, targets, fresh=fresh)
-        assembly.adapter_parameters = frozenset(name for name, p in model.named_parameters() if id(p) not in before)
-        if not assembly.adapter_parameters and not assembly.trained():
-            raise AdapterError(
-                f"'{model_spec.peft.label if model_spec.peft else ''}' changed none of the modules of {', '.join(model_spec.on)}; "
-                "choose other roles"
-            )
-    for parameter in also:
+    names = earlier_names(model, before)
+    assembly.base_keys = frozenset(name for name, earlier in names.items() if earlier in base_names)
+    assembly.adapter_parameters = frozenset(name for name, _ in model.named_parameters() if name not in names)
+    if model_spec.peft and not assembly.adapter_parameters and not assembly.trained():
+        raise AdapterError(
+            f"'{model_spec.peft.label}' changed none of the modules of {', '.join(model_spec.on)}; choose other roles"
+        )
+    for parameter in also_train:
         parameter.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -62,7 +62,7 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
     import torch
 
     with torch.random.fork_rng():
-        assembly = compose.build(plan, lookup, meta=True)
+        assembly = compose.build_shape(plan, lookup)
     weights = folder_of(plan.model_spec.model)
     known = weights is None or weights.is_dir()  # what weights lack that are not there yet cannot be said
     rows = []

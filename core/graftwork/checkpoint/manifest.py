@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from graftwork.checkpoint import format1
 from graftwork.checkpoint.verification import GoldenFacts
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
 
 FILE = "graftwork.json"
-FORMAT = 1
+FORMAT = 2
 LARGEST = 64 << 20
 
 
@@ -58,6 +59,7 @@ class Manifest:
     """How many records were used, and the groups that they belong to."""
     provenance: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    """As it was written; everything else here has the words of the present format."""
 
 
 def write(manifest: Manifest, folder: Path) -> None:
@@ -99,6 +101,8 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(
             f"'{file}' was changed after it was written (its seal does not fit); restore it from a copy"
         )
+    if version == 1:
+        content = format1.read_manifest(content)
     try:
         return TypeAdapter(Manifest).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from graftwork import weights
 from graftwork.build import compose, filling
 from graftwork.checkpoint import verification
-from graftwork.checkpoint.store import Opened, put_in_place, unfinished
-from graftwork.contracts.anatomy import DTYPES, named_tensors
+from graftwork.checkpoint.store import Opened, put_in_place, read_golden_inputs, unfinished
+from graftwork.contracts.anatomy import DTYPES, earlier_names, named_tensors
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef, folder_of
@@ -43,7 +43,7 @@ class Certificate:
     """How many of them the base lacks."""
     unchanged: int
     error: float
-    """The largest difference between a logit of the merged and of the unmerged model on the golden, both in fp32."""
+    """The largest difference between a logit of the merged and of the unmerged model on the golden inputs, both in fp32."""
     tolerance: float
 
 
@@ -68,20 +68,21 @@ def merge(
             f"an adapter is merged into the whole base, and here {' and '.join(assembly.quantized)} rounded it; open the "
             "checkpoint without as_trained"
         )
-    golden = _golden_of(opened)
+    golden = read_golden_inputs(opened.folder, opened.manifest)
     wanted, _ = verification.golden_logits(assembly, golden)
+    before = named_tensors(assembly.model)
     with assembly.disable_adapter():
-        base = {n: t.detach().clone() for n, t in named_tensors(assembly.model).items() if n in assembly.base_keys}
-    ids = {id(t): n for n, t in named_tensors(assembly.model).items()}
+        base = {name: tensor.detach().clone() for name, tensor in before.items() if name in assembly.base_keys}
     if assembly.peft:
         assembly.peft.merge(assembly.model)
     stored = precision or _stored_precision(assembly.plan)
     merged = _round(assembly.model, stored)
     changed = new = 0
-    for tensor in named_tensors(assembly.model).values():
-        before = base.get(ids.get(id(tensor), ""))
-        new += before is None
-        changed += before is not None and not before.equal(tensor)
+    names = earlier_names(assembly.model, before)
+    for name, tensor in named_tensors(assembly.model).items():
+        original = base.get(names.get(name, ""))
+        new += original is None
+        changed += original is not None and not original.equal(tensor)
     with unfinished(out) as work:
         (write or assembly.architecture.write)(assembly, work)
         again = _reopen(assembly.plan, work, lookup)
@@ -108,12 +109,6 @@ def merge(
         (work / CERTIFICATE).write_text(json.dumps(asdict(certificate), indent=1) + "\n", encoding="utf-8")
         put_in_place(work, out)
     return certificate
-
-
-def _golden_of(opened: Opened) -> dict[str, Tensor]:
-    from graftwork.checkpoint.store import GOLDEN_INPUTS, read_tensors
-
-    return read_tensors(opened.folder / GOLDEN_INPUTS)
 
 
 def _stored_precision(plan: Plan) -> str:

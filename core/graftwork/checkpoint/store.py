@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole and proven, or not at all; opened strictly, or not at all."""
+"""Checkpoints: saved whole and verified, or not at all; opened strictly, or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import __version__, processes, weights
 from graftwork.build import compose, filling
-from graftwork.checkpoint import manifest, verification
+from graftwork.checkpoint import format1, manifest, verification
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.restore import restore_component
 from graftwork.contracts.component import missing_requirements
@@ -37,7 +37,7 @@ UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint that was opened, and the proof that it works."""
+    """A checkpoint that was opened and verified."""
 
     assembly: Assembly
     manifest: Manifest
@@ -199,7 +199,7 @@ def rebuild_shape(folder: Path, lookup: Lookup) -> None:
 
     read = manifest.read(folder)
     with torch.random.fork_rng():
-        rebuilt = compose.build(read.plan, lookup, meta=True, processor_folder=folder / PROCESSOR)
+        rebuilt = compose.build_shape(read.plan, lookup, processor_folder=folder / PROCESSOR)
     filling.check_keys(rebuilt.state_to_save(), weights.shapes_in(folder / TENSORS))
 
 
@@ -246,7 +246,7 @@ def open_checkpoint(
     precision: str | None = None,
     as_trained: bool = False,
 ) -> Opened:
-    """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the golden.
+    """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the golden inputs.
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
     recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
@@ -260,7 +260,7 @@ def open_checkpoint(
         filling.check_keys(read.tensors, weights.shapes_in(folder / TENSORS))
     manifest.check_files(read, folder)
     plan = locate_base(read.plan, folder, base, parts or {})
-    # Memory strategies are a run_context of training, and so are the kernels.
+    # Memory strategies belong to the run context of training, and so do the kernels.
     memory = rounding(read, lookup) if as_trained else []
     plan = replace(plan, run_context=replace(plan.run_context, memory=memory))
     if attention is not None:
@@ -276,8 +276,8 @@ def open_checkpoint(
         processor_folder=folder / PROCESSOR,
     )
     assembly.model.eval()
-    proven = verification.verify(assembly, read_tensors(folder / GOLDEN_INPUTS), read.golden)
-    return Opened(assembly, read, proven, folder)
+    verified = verification.verify(assembly, read_golden_inputs(folder, read), read.golden)
+    return Opened(assembly, read, verified, folder)
 
 
 def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
@@ -289,6 +289,13 @@ def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
                 if not missing_requirements(restore_component(choice, lookup).requires):
                     found.append(choice)
     return found
+
+
+def read_golden_inputs(folder: Path, read: Manifest) -> dict[str, Tensor]:
+    """A checkpoint's golden inputs and the logits that they must give, of whatever format it is."""
+    if read.format == 1:
+        return format1.read_golden_inputs(read_tensors(folder / format1.GOLDEN_INPUTS))
+    return read_tensors(folder / GOLDEN_INPUTS)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The golden: a few inputs whose logits a checkpoint must reproduce, and verification that its adapter is alive."""
+"""The golden inputs: a few records whose logits a checkpoint must reproduce, and on which its adapter must have an effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIXELS = "pixels."
 
 @dataclass(frozen=True)
 class GoldenFacts:
-    """What the manifest says of the golden."""
+    """What the manifest says of the golden inputs."""
 
     precision: str
     device: str
@@ -38,7 +38,7 @@ class GoldenFacts:
 
 @dataclass(frozen=True)
 class Verification:
-    """What running a checkpoint's golden showed."""
+    """What a checkpoint did with its golden inputs."""
 
     error: float
     """The largest difference between a logit now and the recorded one."""
@@ -46,17 +46,19 @@ class Verification:
     distance: float
     recorded_distance: float
     comparable: bool
-    """Whether the golden ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
+    """Whether they ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
 
 
 def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """The golden's inputs, from the first few encoded records that fit."""
+    """The golden inputs, from the first few encoded records."""
     import torch
 
     batch = collate(examples[:RECORDS], pad_id=pad_id)
     rows, positions = torch.nonzero(batch.labels[:, 1:] != IGNORED, as_tuple=True)
     if not len(rows):
-        raise CheckpointError("the golden's records carry no labels, so nothing could be proven; check the data")
+        raise CheckpointError(
+            "the first records carry no labels, so the checkpoint could not be verified with them; check the data"
+        )
     chosen = torch.linspace(0, len(rows) - 1, min(POSITIONS, len(rows))).long()
     tensors = {
         "input_ids": batch.input_ids,
@@ -69,7 +71,7 @@ def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]
 
 
 def golden_logits(assembly: Assembly, golden: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The golden's logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
+    """The golden inputs' logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
     import torch
 
     batch = Batch(
@@ -100,7 +102,7 @@ def golden_logits(assembly: Assembly, golden: Mapping[str, Tensor]) -> tuple[Ten
 
 
 def measure(assembly: Assembly, golden: dict[str, Tensor]) -> GoldenFacts:
-    """Run the golden and put the logits that it must give into it."""
+    """Run the golden inputs, and put the logits that they must give beside them."""
     on, off = golden_logits(assembly, golden)
     golden["logits"] = on
     return GoldenFacts(
@@ -113,7 +115,7 @@ def measure(assembly: Assembly, golden: dict[str, Tensor]) -> GoldenFacts:
 
 
 def verify(assembly: Assembly, golden: Mapping[str, Tensor], facts: GoldenFacts) -> Verification:
-    """Run a checkpoint's golden on the model rebuilt from it.
+    """Run a checkpoint's golden inputs on the model rebuilt from it.
 
     Raises AdapterError when the adapter changes nothing, CheckpointError when the logits are not the recorded ones. At
     another precision, on another kind of device or with other weights rounded only the first can be judged.
@@ -144,6 +146,6 @@ def refuse_without_effect(assembly: Assembly, on: Tensor, off: Tensor) -> None:
         )
     if assembly.can_disable and on.equal(off):
         raise AdapterError(
-            "the adapter is dead: switching it on changes no logit of the golden (distance 0); train it longer or with a "
+            "the adapter has no effect: switching it on changes no logit of the golden inputs (distance 0); train it longer or with a "
             "higher learning rate, or use the base itself"
         )

@@ -1,4 +1,4 @@
-"""The command line: `graftwork`. Every command's module is imported when that command runs, and not before."""
+"""The command line: `graftwork`. A command's module is imported only when that command runs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "demo": ("graftwork.cli.train:demo", "Train, evaluate and compare a tiny model on this machine, in a minute."),
-    "plan": ("graftwork.cli.train:plan", "Say what a run file resolves to, and how much memory it needs."),
+    "plan": ("graftwork.cli.train:plan", "Show what a run file resolves to, and how much memory it needs."),
     "train": ("graftwork.cli.train:train", "Train an adapter as a run file says."),
     "evaluate": ("graftwork.cli.evaluate:evaluate", "Score a checkpoint with evaluators."),
     "compare": ("graftwork.cli.evaluate:compare", "Score a checkpoint and its base in one pass."),
     "ask": ("graftwork.cli.evaluate:ask", "Ask a checkpoint about an image."),
     "inspect": ("graftwork.cli.checkpoint:inspect", "Say what a folder is: a checkpoint, or what other code left."),
     "import": ("graftwork.cli.importing:import_command", "Make a checkpoint of a folder that other code wrote."),
-    "verify": ("graftwork.cli.checkpoint:verify", "Reopen a checkpoint and prove that it is what was saved."),
-    "merge": ("graftwork.cli.checkpoint:merge", "Fold an adapter into its base, and prove that they are equal."),
+    "verify": ("graftwork.cli.checkpoint:verify", "Reopen a checkpoint and verify that it is what was saved."),
+    "merge": ("graftwork.cli.checkpoint:merge", "Fold an adapter into its base, and verify that the result is equal."),
     "export": ("graftwork.cli.checkpoint:export", "Write a checkpoint in a format of other tools."),
     "list": ("graftwork.cli.catalogue:list_components", "List the installed components."),
-    "show": ("graftwork.cli.catalogue:show", "Say everything about one component."),
+    "show": ("graftwork.cli.catalogue:show", "Show everything about one component."),
     "new": ("graftwork.cli.scaffold:new", "Write a working plugin to start from."),
     "check": ("graftwork.cli.check:check", "Run the conformance kit against a plugin."),
     "doctor": ("graftwork.cli.doctor:doctor", "Say what is wrong with this environment, and what to do."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graftwork_registry import ComponentRow, PluginRow
 
 WIDE = 180
-"""Columns of a terminal from which on a component takes one line."""
+"""A terminal with this many columns shows a component in one line."""
 HEADERS = ("kind", "name", "plugin", "distribution", "ready", "summary")
 
 
@@ -35,7 +35,7 @@ def list_components(session: Session, kind: str | None, as_json: bool) -> None:
         return
     failed = [plugin for plugin in plugins if plugin.state != "ok"]
     if is_terminal():
-        _print_for_people(rows, failed)
+        _print_on_terminal(rows, failed)
         return
     print_columns(HEADERS, [_cells(row) for row in rows])
     for plugin in failed:
@@ -47,12 +47,12 @@ def _cells(row: ComponentRow) -> tuple[str, ...]:
     return row.kind, row.name, row.plugin, origin, row.reason or "ready", row.summary
 
 
-def _print_for_people(rows: Sequence[ComponentRow], failed: Sequence[PluginRow]) -> None:
+def _print_on_terminal(rows: Sequence[ComponentRow], failed: Sequence[PluginRow]) -> None:
     console = open_console()
     if console.width >= WIDE:
         console.print(_table(rows))
     else:
-        _print_cards(console, rows)
+        _print_stacked(console, rows)
     for plugin in failed:
         style = "red" if plugin.state == "broken" else "dim"
         console.print(plugin.sentence, style=style, markup=False, soft_wrap=True)
@@ -68,7 +68,7 @@ def _table(rows: Sequence[ComponentRow]) -> Table:
     return table
 
 
-def _print_cards(console: Console, rows: Sequence[ComponentRow]) -> None:
+def _print_stacked(console: Console, rows: Sequence[ComponentRow]) -> None:
     """Components under their kinds: a line that says where each comes from, and its summary below."""
     from itertools import groupby
 
@@ -93,16 +93,16 @@ def _print_cards(console: Console, rows: Sequence[ComponentRow]) -> None:
 @click.option("as_json", "--json", is_flag=True, help="Write JSON.")
 @click.pass_obj
 def show(session: Session, kind: str, name: str, as_json: bool) -> None:
-    """Say everything about the component NAME of a KIND: its settings, what it needs, and where it is."""
+    """Show everything about the component NAME of a KIND: its settings, what it needs, and where it is."""
     from graftwork.config.settings import rows as settings_of
 
     row = session.catalog.row(kind, name)
     settings = settings_of(row.component.Settings)
-    needs, objects, approximates = _needs(row.component), _objections(row.component), _approximation(row.component)
+    needs, refuses, approximates = _needs(row.component), _refused_plans(row.component), _approximation(row.component)
     about = _about(row.component)
     if as_json:
         table = [vars(setting) for setting in settings]
-        facts = {"needs": needs, "validate": objects, "approximates": approximates}
+        facts = {"needs": needs, "refuses": refuses, "approximates": approximates}
         print_json({**row.to_json(), "about": about, "settings": table, **facts})
         return
     click.echo(f"{row.kind} {click.style(row.name, bold=True)}: {row.summary}")
@@ -113,13 +113,13 @@ def show(session: Session, kind: str, name: str, as_json: bool) -> None:
         "file": f"{row.file}:{row.line}",
         "needs": ", ".join(needs) or "nothing",
         "ready": "yes" if row.ready else f"no: {row.reason}",
-        "objects": objects,
+        "refuses": refuses,
         "approximates": approximates,
     }
     click.echo()
     for fact, value in lines.items():
         if value:
-            click.echo(f"{fact:<8} {value}")
+            click.echo(f"{fact:<12} {value}")
     if settings:
         click.echo()
         print_table(("setting*", "type", "default", "help"), [(s.name, s.type, s.default, s.help) for s in settings])
@@ -139,17 +139,17 @@ def _needs(component: type[Component[Any]]) -> list[str]:
 
 
 def _approximation(component: type[Component[Any]]) -> str:
-    """What a memory strategy says that it approximates, and how far a step may be from a plain one; empty for all others."""
+    """What a memory strategy approximates, and how far a step may be from a plain one; empty for all others."""
     approximates: Approximation | None = getattr(component, "approximates", None)
     return (
         f"{approximates.reason}: a step is within {approximates.tolerance:.0%} of a plain one" if approximates else ""
     )
 
 
-def _objections(component: type[Component[Any]]) -> str:
-    """What the component says of the plans it refuses; empty where it refuses none."""
+def _refused_plans(component: type[Component[Any]]) -> str:
+    """Which plans the component refuses, as it says; empty where it refuses none."""
     from graftwork.contracts.component import Component
 
     if component.validate is Component.validate:
         return ""
-    return " ".join((component.validate.__doc__ or "to some plans").split())
+    return " ".join((component.validate.__doc__ or "some plans").split())

@@ -38,7 +38,7 @@ COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 @click.option("as_json", "--json", is_flag=True, help="Write JSON.")
 @click.pass_context
 def check(ctx: click.Context, plugin: str, overrides: tuple[str, ...], config: Path | None, as_json: bool) -> None:
-    """Check that PLUGIN, by its name in `graftwork list` or by its FILE.py, does what its kinds demand.
+    """Check that PLUGIN, by its name in `graftwork list` or by its FILE.py, meets the contracts of its kinds.
 
     One line for each check; the exit status is 1 when one failed.
     """
@@ -65,18 +65,18 @@ def check(ctx: click.Context, plugin: str, overrides: tuple[str, ...], config: P
     ctx.exit(1 if counts["failed"] else 0)
 
 
-def find_plugin(catalog: Catalog, wanted: str) -> PluginRow:
+def find_plugin(catalog: Catalog, requested: str) -> PluginRow:
     """The plugin of that name or file; ComponentNotFound otherwise."""
     from graftwork.config.wording import suggestion
 
     rows = catalog.plugins()
     for row in rows:
         # A file's plugin is named after it with hyphens, which is easily forgotten.
-        if wanted in (row.name, row.origin) or wanted.replace("_", "-") == row.name:
+        if requested in (row.name, row.origin) or requested.replace("_", "-") == row.name:
             if row.state == "disabled":
                 raise ComponentNotFound(f"{row.sentence}; enable it to check it")
             return row
-    raise ComponentNotFound(f"no plugin is called '{wanted}'{suggestion(wanted, [row.name for row in rows])}")
+    raise ComponentNotFound(f"no plugin is called '{requested}'{suggestion(requested, [row.name for row in rows])}")
 
 
 def settings_of(catalog: Catalog, plugin: PluginRow, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -118,5 +118,5 @@ def examine_plugin(
 def _print(outcome: Outcome, *, first: bool) -> None:
     if first:
         click.echo(click.style(f"{outcome.kind} {outcome.component}", bold=True))
-    said = f": {outcome.sentence}" if outcome.sentence else ""
-    click.echo(f"  {click.style(outcome.state.ljust(7), COLOURS[outcome.state])}  {outcome.check}{said}")
+    reason = f": {outcome.sentence}" if outcome.sentence else ""
+    click.echo(f"  {click.style(outcome.state.ljust(7), COLOURS[outcome.state])}  {outcome.check}{reason}")

@@ -37,10 +37,10 @@ def inspect(
     search: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Say in plain words what FOLDER is, without loading it.
+    """Show what FOLDER is, without loading it.
 
-    FOLDER can be a checkpoint, or what other code left: an adapter, a stage-1 run, a whole model. Then it is also said what
-    is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
+    FOLDER can be a checkpoint, or what other code left: an adapter, a stage-1 run, a whole model. Then it also shows
+    what is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
     the weights are that such a folder names.
     """
     from graftwork.checkpoint import manifest
@@ -69,21 +69,21 @@ def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
         print_json(asdict(read))
         return
     console.print(f"[bold]{folder}[/bold]: a Graftwork checkpoint\n")
-    print_facts(console, describe(read))
+    print_facts(console, checkpoint_facts(read))
     try:
         manifest.check_files(read, folder)
     except CheckpointError as error:
         console.print(f"\n[red]Not intact:[/red] {error.sentence}")
         raise SystemExit(1) from None
     console.print(
-        f"\nAll {len(read.files)} files are as they were written. To prove that it works: graftwork verify {given}"
+        f"\nAll {len(read.files)} files are as they were written. To verify that it works: graftwork verify {given}"
     )
 
 
-def describe(read: Manifest) -> list[tuple[str, str]]:
+def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
     """The rows that tell a person what a checkpoint is."""
     model_spec = read.plan.model_spec
-    numbers = sum(_size(entry.shape) for entry in read.tensors.values())
+    values = sum(_size(entry.shape) for entry in read.tensors.values())
     created = read.provenance.get("created", "")
     rows = [("trained", f"{read.step} of {read.steps} steps, by Graftwork {read.graftwork}, {created}")]
     if origin := read.provenance.get("imported from"):
@@ -104,22 +104,24 @@ def describe(read: Manifest) -> list[tuple[str, str]]:
         rows.append(
             (
                 "not in the base",
-                f"{', '.join(read.newly_initialised)} (switching the adapter off leaves these as trained)",
+                f"{', '.join(read.newly_initialised)} (disabling the adapter leaves these as trained)",
             )
         )
     share = read.counts["trained"] / read.counts["total"]
     rows.append(("parameters", f"{read.counts['trained']:,} trained of {read.counts['total']:,} ({share:.2%})"))
-    rows.append(("holds", f"{len(read.tensors)} tensors with {numbers:,} numbers"))
+    rows.append(("holds", f"{len(read.tensors)} tensors with {values:,} values"))
     rows.append(
         (
             "adapter",
-            f"moves the probe's logits by up to {read.golden.distance:.3g} (largest logit {read.golden.largest:.3g})",
+            f"moves the golden inputs' logits by up to {read.golden.distance:.3g} (largest logit {read.golden.largest:.3g})",
         )
     )
     for site, facts in read.attention.items():
         ran = ", ".join(facts.get("ran", {})) or "nothing"
-        said = f"; {'; '.join(facts['fallbacks'])}" if facts.get("fallbacks") else ""
-        rows.append((f"attention, {site}", f"{ran} ran in {read.golden.precision} on the {read.golden.device}{said}"))
+        fallbacks = f"; {'; '.join(facts['fallbacks'])}" if facts.get("fallbacks") else ""
+        rows.append(
+            (f"attention, {site}", f"{ran} ran in {read.golden.precision} on the {read.golden.device}{fallbacks}")
+        )
     groups = ", ".join(f"{name} ({count:,})" for name, count in read.data.get("groups", {}).items())
     rows.append(("data", f"{read.data.get('records', 0):,} records" + (f": {groups}" if groups else "")))
     return rows
@@ -133,7 +135,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str, ...], **options: Any) -> Opened:
-    """Open a checkpoint as a command's options say; what is different about it goes to the standard error."""
+    """Open a checkpoint as a command's options say; what differs from the recorded run goes to the standard error."""
     from graftwork.jobs import verify as jobs
 
     with drawing(progress_console(quiet=True)) as listen:
@@ -147,26 +149,26 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
 @JSON
 @click.pass_obj
 def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
-    """Rebuild CHECKPOINT from its files alone, and prove that it gives the logits that it was saved with."""
+    """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
     opened = open_for(session, checkpoint, base, parts, as_trained=True)
     facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)}
     if as_json:
         print_json(facts)
         return
     console = open_console()
-    tensors, proof = opened.manifest.tensors, opened.verification
-    console.print(f"[bold]{opened.folder}[/bold] is proven.")
+    tensors, verification = opened.manifest.tensors, opened.verification
+    console.print(f"[bold]{opened.folder}[/bold] is verified.")
     console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
     console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")
-    if proof.comparable:
+    if verification.comparable:
         console.print(
-            f"  logits    differ by {proof.error:.3g} from those recorded; at most {proof.tolerance:.3g} is rounding"
+            f"  logits    differ by {verification.error:.3g} from those recorded; at most {verification.tolerance:.3g} is rounding"
         )
     else:
         console.print(
-            "  logits    not comparable: the precision, the device or the rounded weights are not the recorded ones"
+            "  logits    not comparable: the precision, the device or the quantized weights are not the recorded ones"
         )
-    console.print(f"  adapter   alive: it moves the logits by up to {proof.distance:.3g}")
+    console.print(f"  adapter   has an effect: it moves the logits by up to {verification.distance:.3g}")
 
 
 @click.command()
@@ -192,7 +194,7 @@ def merge(
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    """What shows that a whole model is the checkpoint."""
+    """What shows that a merged model equals the checkpoint."""
     console.print(
         f"  tensors   {certificate.tensors}: {certificate.changed} changed, {certificate.unchanged} as in the base, "
         f"{certificate.new} that the base lacks; none dropped"

@@ -21,7 +21,7 @@ PIPE_WIDTH = 10_000
 
 
 def is_terminal() -> bool:
-    """Whether the standard output is a terminal, or is to be taken for one (FORCE_COLOR)."""
+    """Whether the standard output is a terminal, or should be treated as one (FORCE_COLOR)."""
     return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
@@ -59,7 +59,7 @@ def make_table(headers: Sequence[str]) -> Table:
 
 
 def print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
-    """Labels, and what is to be said under each."""
+    """Labels with a text each."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 3))
@@ -84,7 +84,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows for a pipe: aligned, uncut, and without the time that rich takes to import."""
+    """Rows for a pipe: aligned, uncut, and without importing rich, which takes long."""
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     for row in (headers, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -45,7 +45,7 @@ class Problem:
 @click.option("as_json", "--json", is_flag=True, help="Write JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this environment is, what is wrong with it, and what to do; the exit status is 1 if anything is."""
+    """Show what this environment is, what is wrong with it, and what to do; the exit status is 1 if anything is."""
     session: Session = ctx.obj
     plugins = session.catalog.plugins()
     imports = try_imports(modules_of(row.component for row in session.catalog.components()))
@@ -75,18 +75,18 @@ def modules_of(components: Iterable[type[Component[Any]]]) -> list[str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    wanted = {canonicalize_name(Requirement(text).name) for c in components for text in c.requires.packages}
-    wanted.add(canonicalize_name("torchvision"))  # transformers imports it wherever it is installed
+    required = {canonicalize_name(Requirement(text).name) for c in components for text in c.requires.packages}
+    required.add(canonicalize_name("torchvision"))  # transformers imports it wherever it is installed
     found = [
         module
         for module, distributions in packages_distributions().items()
-        if not module.startswith("_") and wanted.intersection(map(canonicalize_name, distributions))
+        if not module.startswith("_") and required.intersection(map(canonicalize_name, distributions))
     ]
     return ["torch", *sorted({"transformers", *found} - {"torch"})]
 
 
 def try_imports(modules: Sequence[str], seconds: float = 300) -> dict[str, dict[str, Any]]:
-    """Import every module in a process of its own; what became of each, in words. A crash there harms nothing here."""
+    """Import every module in a process of its own; the version or the error of each. A crash there harms nothing here."""
     program = "import sys; from graftwork.cli import doctor; doctor.report_imports(sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
@@ -103,10 +103,10 @@ def try_imports(modules: Sequence[str], seconds: float = 300) -> dict[str, dict[
         child.kill()
         output, errors = child.communicate()
         end = f"the import did not end in {seconds:.0f} seconds"
-    said = {line["module"]: line for line in map(json.loads, output.splitlines())}
-    for module in [module for module in modules if module not in said][:1]:
-        said[module] = {"module": module, "error": end, "evidence": errors}
-    return said
+    found = {line["module"]: line for line in map(json.loads, output.splitlines())}
+    for module in [module for module in modules if module not in found][:1]:
+        found[module] = {"module": module, "error": end, "evidence": errors}
+    return found
 
 
 def report_imports(modules: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ def _remedy_for_import(module: str) -> str:
 
 
 def problems_of_cuda(torch: Mapping[str, Any], variables: Mapping[str, str], *, driver: bool) -> Iterator[Problem]:
-    """A device that torch cannot use, and a CUDA toolkit that is not where it is said to be."""
+    """A device that torch cannot use, and a CUDA toolkit that is not where CUDA_HOME says."""
     home = variables.get("CUDA_HOME")
     if home and not Path(home).is_dir():
         yield Problem(f"CUDA_HOME is '{home}', and there is no such folder", "unset it, or set it to the CUDA toolkit")
@@ -183,12 +183,12 @@ def extensions_folder(variables: Mapping[str, str]) -> Path:
 
 
 def problems_of_locks(folder: Path) -> Iterator[Problem]:
-    """Locks of extension builds; a build that was killed leaves one, and the next waits for it for ever."""
+    """Locks of extension builds; a build that was killed leaves one, and the next waits for it forever."""
     for lock in sorted(folder.glob("**/lock")):
         minutes = (time.time() - lock.stat().st_mtime) / 60
-        what = f"'{lock}' locks the compilation of an extension since {minutes:.0f} minutes"
+        what = f"'{lock}' has locked the compilation of an extension for {minutes:.0f} minutes"
         yield Problem(
-            what, "unless a compiler is at work, delete it: whatever needs the extension waits for it in silence"
+            what, "unless a compiler is running, delete it: whatever needs the extension waits for it without a message"
         )
 
 
@@ -214,8 +214,8 @@ def _compiler(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         return "not found"
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"\d+\.\d+(\.\d+)?", said)
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"\d+\.\d+(\.\d+)?", output)
     return f"{version[0]} at {path}" if version else path
 
 

@@ -1,12 +1,14 @@
-"""Draws what a job tells: sentences, bars in a terminal, tables."""
+"""Draws what a job reports: sentences, progress bars in a terminal, tables."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import singledispatchmethod
 from typing import TYPE_CHECKING, Any
 
+from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
 from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
@@ -19,42 +21,50 @@ if TYPE_CHECKING:
 
 STYLES = {"info": None, "success": "green", "warning": "yellow", "error": "bold red"}
 RECENT = 20
-"""The steps over which the speed is a mean."""
+"""The speed is a mean over so many steps."""
 
 
 @contextmanager
 def drawing(console: Console) -> Iterator[Listener]:
-    """A listener that draws on a console; without a terminal, a run's steps become ten plain lines."""
-    pen = Drawing(console)
+    """A listener that draws on a console; without a terminal, a run's steps become about ten plain lines."""
+    artist = Drawing(console)
     try:
-        yield pen.tell
+        yield artist.draw
     finally:
-        pen.close()
+        artist.close()
 
 
 class Drawing:
-    """What is drawn at the moment: at most one bar or status, below the sentences."""
+    """What is on the screen at the moment: at most one progress bar or one status line, below the sentences."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar: Progress | None = None
-        self.status: Status | None = None
+        self.title = ""
+        """What the bar counts."""
         self.task: Any = None
-        self.rates: list[float] = []
+        self.status: Status | None = None
+        self.rates: deque[float] = deque(maxlen=RECENT)
 
     def close(self) -> None:
-        """End what moves."""
+        """End the bar and the status line."""
+        self.close_status()
         if self.bar:
             self.bar.stop()
+            self.bar = None
+
+    def close_status(self) -> None:
+        """End the status line."""
         if self.status:
             self.status.stop()
-        self.bar = self.status = None
+            self.status = None
 
     def open_bar(self, title: str, *columns: Any, transient: bool) -> Progress:
         """A new bar; the previous one ends."""
         from rich.progress import Progress
 
         self.close()
+        self.title = title
         hidden = not self.console.is_terminal
         self.bar = Progress(*columns, console=self.console, transient=transient, disable=hidden)
         self.task = self.bar.add_task(title, total=None, facts="")
@@ -62,47 +72,40 @@ class Drawing:
         return self.bar
 
     @singledispatchmethod
-    def tell(self, message: object) -> None:
-        """Draw one event or message; what is not known is not drawn."""
+    def draw(self, message: object) -> None:
+        """Draw one event or message; those of other types are ignored."""
 
-    @tell.register
+    @draw.register
     def _(self, message: Message) -> None:
-        self.end_status()
+        self.close_status()
         self.console.print(message.text, style=STYLES[message.level], markup=False)
 
-    @tell.register
+    @draw.register
     def _(self, message: Rehearsing) -> None:
-        from rich.console import Console
-
         if self.status is None:
-            self.status = Console(stderr=True).status("")
+            self.status = progress_console(quiet=True).status("")
             self.status.start()
         self.status.update(f"rehearsing: {message.strategies}")
 
-    def end_status(self) -> None:
-        """A rehearsal is over."""
-        if self.status:
-            self.status.stop()
-            self.status = None
-
-    @tell.register
+    @draw.register
     def _(self, event: RunStarted) -> None:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
         steps, facts = TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.fields[facts]}")
         bar = self.open_bar("training", steps, BarColumn(), facts, TimeRemainingColumn(), transient=False)
         bar.update(self.task, total=event.steps, completed=event.step)
+        self.rates.clear()
         for note in event.notes:
             self.console.print(f"memory: {note}", style="yellow", markup=False)
         if event.step:
             self.console.print(f"resumed after step {event.step} of {event.steps}")
 
-    @tell.register
+    @draw.register
     def _(self, event: StepTaken) -> None:
-        self.rates.append((event.images or event.tokens) / event.seconds)
-        unit = "images" if event.images else "tokens"
-        recent = self.rates[-RECENT:]
-        facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {sum(recent) / len(recent):.0f} {unit}/s"
+        unit, count = ("images", event.images) if event.images else ("tokens", event.tokens)
+        self.rates.append(count / event.seconds)
+        speed = sum(self.rates) / len(self.rates)
+        facts = f"loss {event.loss:.4f}  lr {event.learning_rate:.2e}  {speed:.0f} {unit}/s"
         if event.memory:
             facts += f"  {format_size(event.memory)}"
         if self.bar:
@@ -111,37 +114,35 @@ class Drawing:
         if not self.console.is_terminal and (event.step % tenth == 0 or event.step in (1, event.steps)):
             self.console.print(f"step {event.step}/{event.steps}  {facts}")
 
-    @tell.register
+    @draw.register
     def _(self, event: MemoryRanOut) -> None:
         self.console.print(event.sentence, style="yellow", markup=False)
 
-    @tell.register
+    @draw.register
     def _(self, event: CheckpointSaved) -> None:
         if self.console.is_terminal:
             self.console.print(f"saved {event.folder}", markup=False)
         if self.bar and self.bar.tasks[0].finished:
             self.close()
 
-    @tell.register
+    @draw.register
     def _(self, message: Answering) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        if self.bar is None:
-            title = TextColumn("{task.description}")
-            self.open_bar(
-                message.evaluator, title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-            )
-        if self.bar:
-            self.bar.update(self.task, completed=message.done, total=message.total)
+        bar = self.bar
+        if bar is None or self.title != message.evaluator:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            bar = self.open_bar(message.evaluator, *columns, transient=True)
+        bar.update(self.task, completed=message.done, total=message.total)
         if message.done == message.total:
             self.close()
 
-    @tell.register
+    @draw.register
     def _(self, message: Scored) -> None:
         self.close()
         print_scores(self.console, message.result)
 
-    @tell.register
+    @draw.register
     def _(self, message: Compared) -> None:
         self.close()
         print_comparison(self.console, message.comparison)

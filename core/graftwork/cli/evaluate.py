@@ -17,7 +17,7 @@ from graftwork.cli.options import DEVICE, FOLDER, JSON, base_options, parse_part
 from graftwork.cli.printing import print_comparison, print_scores
 
 if TYPE_CHECKING:
-    from graftwork.jobs.evaluate import Asked
+    from graftwork.jobs.evaluate import EvaluationRequest
 
 BATCH_SIZE = 16
 
@@ -45,16 +45,16 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @on_processes
 @click.pass_obj
 def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
-    """Score CHECKPOINT with evaluators. What was answered before is not asked again."""
+    """Score CHECKPOINT with evaluators. Questions that were answered before are not asked again."""
     from graftwork.evaluate.scores import ADAPTER
     from graftwork.jobs.evaluate import evaluate_checkpoint
 
-    asked, where = questions_of(options)
+    request, where = questions_of(options)
     results = []
     console = progress_console(as_json)
     with drawing(console) as listen:
         for _, result, folder in evaluate_checkpoint(
-            checkpoint, session.catalog, (ADAPTER,), asked, listen=listen, **where
+            checkpoint, session.catalog, (ADAPTER,), request, listen=listen, **where
         ):
             results.append({**result.to_json(), "out": str(folder)})
             if not as_json:
@@ -73,11 +73,11 @@ def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any
     """Score CHECKPOINT and its base in one pass, and show what the adapter changed and what it forgot."""
     from graftwork.jobs.evaluate import compare_checkpoint
 
-    asked, where = questions_of(options)
+    request, where = questions_of(options)
     comparisons = []
     console = progress_console(as_json)
     with drawing(console) as listen:
-        for comparison, folder in compare_checkpoint(checkpoint, session.catalog, asked, listen=listen, **where):
+        for comparison, folder in compare_checkpoint(checkpoint, session.catalog, request, listen=listen, **where):
             comparisons.append({**comparison.to_json(), "out": str(folder)})
             if not as_json:
                 print_comparison(console, comparison)
@@ -86,17 +86,17 @@ def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any
         print_json(comparisons)
 
 
-def questions_of(options: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
+def questions_of(options: Mapping[str, Any]) -> tuple[EvaluationRequest, dict[str, Any]]:
     """What `evaluation_options` say is asked, and where the checkpoint's weights are."""
-    from graftwork.jobs.evaluate import Asked
+    from graftwork.jobs.evaluate import EvaluationRequest
 
     names, overrides = options["names"], options["overrides"]
     if overrides and len(names) != 1:
         raise click.UsageError("--set changes the settings of one evaluator; name it with --on")
     settings = parse_settings(overrides)
-    asked = Asked(names, settings, options["limit"], options["batch_size"], options["out"])
+    request = EvaluationRequest(names, settings, options["limit"], options["batch_size"], options["out"])
     parts = parse_parts(options["parts"])
-    return asked, {"base": options["base"], "parts": parts, "device": options["device"]}
+    return request, {"base": options["base"], "parts": parts, "device": options["device"]}
 
 
 @click.command()
@@ -126,10 +126,10 @@ def ask(
     assembly = open_for(session, checkpoint, base, parts, device=device).assembly
     record = Record("question", (Turn("user", f"<image>\n{question}"),), (Image(image),))
     prompt = [encode_prompt(assembly, record, max_new_tokens)]
-    (said,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
+    (with_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
     if not both:
-        click.echo(said)
+        click.echo(with_adapter)
         return
     with assembly.disable_adapter():
-        (before,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
-    click.echo(f"base:    {before}\nadapter: {said}")
+        (without_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
+    click.echo(f"base:    {without_adapter}\nadapter: {with_adapter}")

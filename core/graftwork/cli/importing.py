@@ -1,18 +1,14 @@
-"""The command `import`, and what `inspect` says of folders that Graftwork did not write."""
+"""The command `import`: a checkpoint made of a folder that other code wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import open_console
 from graftwork.cli.options import place_options
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("import")
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
     show_default=True,
-    help="What to prove it in, and to evaluate it in unless told otherwise.",
+    help="What to verify it in, and to evaluate it in by default.",
 )
 @click.pass_obj
 def import_command(
@@ -36,7 +32,7 @@ def import_command(
     search: tuple[Path, ...],
     precision: str,
 ) -> None:
-    """Make a proven checkpoint OUT of a FOLDER that other code wrote, such as a LoRA run of MGM.
+    """Make a verified checkpoint OUT of a FOLDER that other code wrote, such as a LoRA run of MGM.
 
     What the folder names as its base and towers is looked for there, beside the folder and below --search, from any
     working directory; what is found must fit.
@@ -58,32 +54,28 @@ def import_command(
         diagnosis, session.catalog, out, precision=precision, kernels=preferred_kernels(session.catalog)
     )
     try:
-        proven = verify_in_fresh_process(out, session.catalog)
+        facts = verify_in_fresh_process(out, session.catalog)
     except CheckpointError:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    console.print(f"[bold]{out}[/bold] is a proven checkpoint of '{folder}': {diagnosis.description}", soft_wrap=True)
+    console.print(f"[bold]{out}[/bold] is a verified checkpoint of '{folder}': {diagnosis.description}", soft_wrap=True)
     for what, place in diagnosis.places.items():
         name = "base" if what == "base" else f"{what} part"
-        if what in imported.own:
+        if what in imported.stored_parts:
             console.print(f"  {name:9}  its weights are in the checkpoint; sizes from {place.found}", soft_wrap=True)
         else:
-            console.print(
-                f"  {name:9}  {place.found or 'not at hand: the checkpoint holds everything'}", soft_wrap=True
-            )
-    held = "all that the base lacks or has otherwise" if diagnosis.places["base"].found else "the whole model"
+            console.print(f"  {name:9}  {place.found or 'not found: the checkpoint holds everything'}", soft_wrap=True)
+    held = "all that the base lacks or that differs from it" if diagnosis.places["base"].found else "the whole model"
     console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
     console.print(
-        f"  logits     differ by {proven['error']:.3g} in a fresh process; at most {proven['tolerance']:.3g} is rounding"
+        f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
     )
-    if proven["distance"]:
-        console.print(f"  adapter    alive: it moves the logits by up to {proven['distance']:.3g}")
+    if facts["distance"]:
+        console.print(f"  adapter    has an effect: it moves the logits by up to {facts['distance']:.3g}")
     else:
-        console.print("  adapter    none: all that was trained is new to the base, so there is nothing to switch off")
+        console.print("  adapter    none: all that was trained is new to the base, so there is nothing to disable")
     if diagnosis.places["base"].found:
-        console.print(
-            "  That the base is the very one it was trained from cannot be proven: its hash was not recorded."
-        )
+        console.print("  That the base is the one it was trained from cannot be verified: its hash was not recorded.")
     for line in diagnosis.inconsistent:
         console.print(f"  noticed    {line}", style="yellow")
     if not imported.manifest.health.healthy:

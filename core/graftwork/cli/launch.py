@@ -18,19 +18,19 @@ def on_processes(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--processes",
-        "wanted",
+        "count",
         type=click.IntRange(1),
         metavar="N",
         help="Run on N processes of this machine; by default one, or those of a launcher such as torchrun.",
     )
     @wraps(command)
-    def run(*arguments: Any, wanted: int | None, **options: Any) -> None:
-        if wanted and wanted > 1 and not processes.launched_distributed():
+    def run(*arguments: Any, count: int | None, **options: Any) -> None:
+        if count and count > 1 and not processes.launched_distributed():
             from graftwork.jobs.launching import launch
 
             ctx = click.get_current_context()
-            ctx.exit(launch([sys.executable, "-m", "graftwork", *ctx.meta[ARGUMENTS]], wanted))
-        with processes.join(options["device"], wanted):
+            ctx.exit(launch([sys.executable, "-m", "graftwork", *ctx.meta[ARGUMENTS]], count))
+        with processes.join(options["device"], count):
             command(*arguments, **options)
 
     return run

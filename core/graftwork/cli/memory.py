@@ -1,4 +1,4 @@
-"""What a rehearsal says to people: the candidates, the peak by category, and the largest things in it."""
+"""How a rehearsal is printed: the candidates, the peak by category, and the largest tensors in it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def print_search(console: Console, search: CandidateSearch) -> None:
         return
     step = best.steps[-1]
     console.print(
-        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA card' if search.device == 'cuda' else 'a CPU'} with records of "
-        f"{step.tokens:,} tokens, {step.tokens - step.labels:,} of them an image's and all others num_label_tokens"
+        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA device' if search.device == 'cuda' else 'a CPU'} with records of "
+        f"{step.tokens:,} tokens, {step.tokens - step.labels:,} of them an image's and all others labelled"
     )
     console.print()
     print_candidates(console, search)
@@ -36,7 +36,7 @@ def print_search(console: Console, search: CandidateSearch) -> None:
     print_footprint(console, best, step.footprint)
     console.print()
     console.print(
-        ("takes " if search.taken is not None else "") + search.why,
+        ("chosen: " if search.taken is not None else "") + search.why,
         style=None if search.fits is None else "green" if search.fits else "bold red",
     )
 
@@ -57,16 +57,16 @@ def print_candidates(console: Console, search: CandidateSearch) -> None:
             candidate.name,
             str(step.micro_batch),
             format_size(step.footprint.peak),
-            fits + (", taken" if place == search.taken and search.budget is not None else ""),
+            fits + (", chosen" if place == search.taken and search.budget is not None else ""),
             f"{step.flops / plain:.2f} x",
         )
     console.print(table)
-    if said := sorted({name for candidate in search.candidates for name in candidate.by_arithmetic}):
-        console.print(f"by its own arithmetic, because one process cannot show it: {', '.join(said)}")
+    if names := sorted({name for candidate in search.candidates for name in candidate.by_arithmetic}):
+        console.print(f"calculated by the strategy, because one process cannot show it: {', '.join(names)}")
 
 
 def print_footprint(console: Console, candidate: Candidate, footprint: Footprint) -> None:
-    """Where the bytes are when there are most of them."""
+    """Where the bytes are at the peak."""
     strategies = "" if candidate.name == "none" else f" with {candidate.name}"
     where = f", in {footprint.module}" if footprint.module else ""
     console.print(f"fullest{strategies}: {footprint.phase}{where} ({footprint.operation})")
@@ -76,17 +76,17 @@ def print_footprint(console: Console, candidate: Candidate, footprint: Footprint
         categories.add_row(category, format_size(size), "█" * round(BAR * size / max(1, footprint.peak)))
     console.print(categories)
     console.print()
-    things = make_table(["the largest things then", "category*", "shape*", "type*", "number", "size*"])
+    groups = make_table(["the largest tensors at the peak", "category*", "shape*", "type*", "number", "size*"])
     for column in (4, 5):
-        things.columns[column].justify = "right"
-    for thing in footprint.largest:
-        shape = " x ".join(map(str, thing.shape)) or "a number"
-        things.add_row(
-            thing.path or "the step itself",
-            thing.category,
+        groups.columns[column].justify = "right"
+    for group in footprint.largest:
+        shape = " x ".join(map(str, group.shape)) or "a number"
+        groups.add_row(
+            group.path or "the step itself",
+            group.category,
             shape,
-            thing.dtype,
-            str(thing.count),
-            format_size(thing.bytes),
+            group.dtype,
+            str(group.count),
+            format_size(group.bytes),
         )
-    console.print(things)
+    console.print(groups)

@@ -25,7 +25,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Look for both below this folder; their names do not matter.",
+        help="Search below this folder for both; their names do not matter.",
     )
     return base(part(search(command)))
 

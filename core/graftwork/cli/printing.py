@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def print_scores(console: Console, result: Result) -> None:
     """The table of one variant's scores."""
-    from graftwork.evaluate.scores import is_percent, shown
+    from graftwork.evaluate.scores import format_score, is_percent
 
     percent = is_percent(result.rows)
     table = make_table([f"{result.evaluator.name}*", "questions*", "score*", "95% interval*", "always the same answer"])
     for row in result.rows:
         (score,) = row.scores.values()
-        bounds = f"{shown(score.low, percent)} to {shown(score.high, percent)}" if score.known else "-"
-        majority = f"{shown(row.majority, percent)} ({row.majority_answer})"
-        table.add_row(row.name, f"{row.records:,}", shown(score.value, percent), bounds, majority)
+        bounds = f"{format_score(score.low, percent)} to {format_score(score.high, percent)}" if score.known else "-"
+        majority = f"{format_score(row.majority, percent)} ({row.majority_answer})"
+        table.add_row(row.name, f"{row.records:,}", format_score(score.value, percent), bounds, majority)
     console.print(table)
     if result.bad:
         console.print(f"\n{result.unanswered()}", markup=False)
@@ -56,7 +56,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """A diagnosis for a person."""
     console.print(f"[bold]{diagnosis.folder}[/bold]: {diagnosis.description}\n", soft_wrap=True)
-    print_facts(console, facts(diagnosis))
+    print_facts(console, diagnosis_facts(diagnosis))
     for title, lines in (
         ("Not in it", diagnosis.import_plan.missing if diagnosis.import_plan else ()),
         ("Inconsistent", diagnosis.inconsistent),
@@ -68,13 +68,13 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     if diagnosis.refused:
         console.print(f"\n[red]It cannot be imported:[/red] {diagnosis.refused}.")
     else:
-        console.print("\nTo make a proven checkpoint of it:")
+        console.print("\nTo make a verified checkpoint of it:")
         console.print(f"  {diagnosis.command}", soft_wrap=True)
         if diagnosis.import_plan and diagnosis.import_plan.is_full_model and not diagnosis.places["base"].found:
             console.print("With --base DIR it can be compared with the language model that it was trained from.")
 
 
-def facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+def diagnosis_facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     """What is known of a foreign folder, a label and a phrase each."""
     if diagnosis.architecture:
         yield "model", diagnosis.architecture

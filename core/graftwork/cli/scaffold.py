@@ -23,7 +23,7 @@ SUMMARIES = {
     "data_source": "Questions and answers of a JSON Lines file",
     "data_operator": "Keeps a random share of the records",
 }
-"""What the component of each kind is that `new` writes."""
+"""What `new` writes for each kind."""
 
 SUFFIXES = {
     "model": "Model",

@@ -39,8 +39,8 @@ TOO_MUCH = 3
 @RUN
 @SET
 @click.option("as_json", "--json", is_flag=True, help="Print JSON.")
-@click.option("--device-memory", metavar="SIZE", help="Rehearse for a CUDA card of that memory, such as 24GiB.")
-@click.option("--processes", type=click.IntRange(1), default=1, metavar="N", help="Reckon with N processes.")
+@click.option("--device-memory", metavar="SIZE", help="Rehearse for a CUDA device of that memory, such as 24GiB.")
+@click.option("--processes", type=click.IntRange(1), default=1, metavar="N", help="Rehearse for N processes.")
 @click.option(
     "--rehearse/--no-rehearse", default=True, help="Whether to take a step on fake tensors; by default it is."
 )
@@ -115,7 +115,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     table = make_table(["what*", "component", "settings"])
 
     def add(what: str, choice: Choice, more: Sequence[str] = ()) -> None:
-        lines = [*more, *(f"{key} = {shown(value)}" for key, value in choice.settings.items())]
+        lines = [*more, *(f"{key} = {format_setting(value)}" for key, value in choice.settings.items())]
         weights = choice.weights.path if choice.weights else None
         if choice.folder and choice.folder != weights:
             alone = not (weights or model_spec.model.weights)
@@ -137,20 +137,22 @@ def print_plan(console: Console, plan: Plan) -> None:
     for what, choices in (("source", run_context.sources), ("operator", run_context.operators)):
         for choice in choices:
             add(f"data.{what}", choice)
-    table.add_row("train", "", "\n".join(f"{key} = {shown(value)}" for key, value in asdict(run_context.train).items()))
+    table.add_row(
+        "train", "", "\n".join(f"{key} = {format_setting(value)}" for key, value in asdict(run_context.train).items())
+    )
     table.add_row("seed", "", str(run_context.seed))
     for choice in run_context.evaluate:
         add("evaluate", choice)
     console.print(table)
 
 
-def shown(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value as a run file writes it, and `-` for none."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(format_setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def print_outline(console: Console, outline: Outline) -> None:
@@ -189,7 +191,7 @@ def print_outline(console: Console, outline: Outline) -> None:
 def train(
     session: Session, run: Path, overrides: tuple[str, ...], out: Path | None, resume: bool, device: str | None
 ) -> None:
-    """Train as the run file RUN says; save, prove, compare with the base, and report."""
+    """Train as the run file RUN says; save, verify, compare with the base, and report."""
     from graftwork.config import runfile
     from graftwork.jobs import train as jobs
     from graftwork.jobs.resolve import resolve_run

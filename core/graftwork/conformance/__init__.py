@@ -12,7 +12,7 @@ from graftwork.conformance import (
     attention,
     data,
     evaluator,
-    importing,
+    external_folders,
     memory,
     metadata,
     model,
@@ -20,22 +20,22 @@ from graftwork.conformance import (
     processor,
     vision_tower,
 )
-from graftwork.conformance.outcome import Check, Outcome, Subject, carry_out
+from graftwork.conformance.outcome import Check, Outcome, Subject, run_check
 from graftwork.contracts.component import Component
 
 __all__ = ["CHECKS", "Outcome", "examine"]
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {
-    "model": (*model.CHECKS, *processor.CHECKS, *importing.CHECKS),
+    "model": (*model.CHECKS, *processor.CHECKS, *external_folders.CHECKS),
     "vision_tower": vision_tower.CHECKS,
-    "peft": (*peft.CHECKS, *importing.CHECKS),
+    "peft": (*peft.CHECKS, *external_folders.CHECKS),
     "memory": memory.CHECKS,
     "attention": attention.CHECKS,
     "evaluator": evaluator.CHECKS,
     "data_source": data.SOURCE_CHECKS,
     "data_operator": data.OPERATOR_CHECKS,
 }
-"""Kind to its checks, beside those of the card, which are for all."""
+"""Kind to its checks, beside those of the metadata, which are for all."""
 
 
 def examine(
@@ -45,10 +45,10 @@ def examine(
     config: Path | None = None,
     obstacle: str = "",
 ) -> Iterator[Outcome]:
-    """Make every check that fits a component, one after another.
+    """Run every check that fits a component, one after another.
 
     `settings` are those that differ from their defaults, as a run file writes them, with paths from the working directory.
-    `config` is a folder to configure a model or a tower from. `obstacle` says what keeps the component from working here.
+    `config` is a folder to configure a model or a tower from. `obstacle` is the requirement that this machine does not meet.
     Raises RunFileError for settings that the component does not have.
     """
     if settings:
@@ -56,4 +56,4 @@ def examine(
     with tempfile.TemporaryDirectory(prefix="graftwork-check-") as scratch:
         subject = Subject(component, Path(scratch).resolve(), settings or {}, config, obstacle)
         for check in (*metadata.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):
-            yield carry_out(check, subject)
+            yield run_check(check, subject)

@@ -65,19 +65,19 @@ def device_here() -> tuple[str, tuple[int, int] | None]:
 def trials(kernel: AttentionKernel[Any]) -> list[Trial]:
     """Every trial that the kernel says it supports here; Skipped with its reason when there is none.
 
-    A kernel that computes no gradients is asked for the output alone.
+    A kernel that computes no gradients is checked on the output alone.
     """
     device = device_here()
-    wanted = [
+    expected = [
         trial(dtype, device, kv_heads=kv_heads, causal=causal, padding=padding, lengths=lengths)
         for dtype, kv_heads, causal, padding, lengths in product(DTYPES, (4, 2, 1), (False, True), PADDINGS, LENGTHS)
     ]
-    wanted += [trial(dtype, device, head_dim=head_dim) for dtype, head_dim in product(DTYPES, (16, 40, 128, 256))]
-    forward_only = [replace(each, case=replace(each.case, backward=False)) for each in wanted]
-    found = [each for each in wanted if kernel.supports(each.case)]
+    expected += [trial(dtype, device, head_dim=head_dim) for dtype, head_dim in product(DTYPES, (16, 40, 128, 256))]
+    forward_only = [replace(each, case=replace(each.case, backward=False)) for each in expected]
+    found = [each for each in expected if kernel.supports(each.case)]
     found = found or [each for each in forward_only if kernel.supports(each.case)]
     if not found:
-        raise Skipped(f"it computes nothing here: {kernel.supports(wanted[0].case).reason}")
+        raise Skipped(f"it computes nothing here: {kernel.supports(expected[0].case).reason}")
     return found
 
 
@@ -123,11 +123,11 @@ def it_computes_attention(subject: Subject) -> Iterator[str]:
         where = defined(each, padding)
         with torch.no_grad():
             output = run(kernel.forward, each, tensors, padding)
-            wanted = run(plain_attention, each, [tensor.float() for tensor in tensors], padding)
-        if output.dtype != tensors[2].dtype or output.shape != wanted.shape:
+            expected = run(plain_attention, each, [tensor.float() for tensor in tensors], padding)
+        if output.dtype != tensors[2].dtype or output.shape != expected.shape:
             yield f"the output must be as 'q', and it is {tuple(output.shape)} in {output.dtype} in this case: {each}; mend 'forward'"
             return
-        error, largest = distance(output * where, wanted * where), float((wanted * where).abs().max())
+        error, largest = distance(output * where, expected * where), float((expected * where).abs().max())
         if not output.isfinite().all() or error > DTYPES[each.case.dtype] * max(1.0, largest):
             yield f"the kernel must compute attention, and it is {error:.3g} away in this case: {each}; mend it, or refuse the case in 'supports'"
 
@@ -148,8 +148,8 @@ def its_gradients_are_right(subject: Subject) -> Iterator[str]:
         found = torch.autograd.grad(
             (run(kernel.forward, each, tensors, padding).float() * where).square().sum(), tensors
         )
-        wanted = torch.autograd.grad((run(plain_attention, each, exact, padding) * where).square().sum(), exact)
-        for name, gradient, right in zip("qkv", found, wanted, strict=True):
+        expected = torch.autograd.grad((run(plain_attention, each, exact, padding) * where).square().sum(), exact)
+        for name, gradient, right in zip("qkv", found, expected, strict=True):
             if distance(gradient, right) > 5 * DTYPES[each.case.dtype] * max(1.0, float(right.abs().max())):
                 yield f"the gradient of '{name}' must be attention's, and it is {distance(gradient, right):.3g} away in this case: {each}; mend it"
 
@@ -164,8 +164,8 @@ def a_sequence_of_padding_gives_finite_numbers(subject: Subject) -> Iterator[str
         assert padding is not None
         padding[1] = False
         output = run(kernel.forward, each, tensors, padding)
-        numbers = [output, *(torch.autograd.grad(output.float().sum(), tensors) if each.case.backward else ())]
-        if not all(number.isfinite().all() for number in numbers):
+        computed = [output, *(torch.autograd.grad(output.float().sum(), tensors) if each.case.backward else ())]
+        if not all(tensor.isfinite().all() for tensor in computed):
             yield f"a query that sees no key must give finite numbers, and here some are not: {each}; let it see something"
 
 
@@ -174,8 +174,8 @@ def dropout_keeps_the_mean(subject: Subject) -> Iterator[str]:
     import torch
 
     kernel, device = subject.ready(), device_here()
-    asked = [trial(dtype, device, padding="no", causal=False, dropout=0.5) for dtype in DTYPES]
-    for each in [each for each in asked if kernel.supports(each.case)][:1]:
+    cases = [trial(dtype, device, padding="no", causal=False, dropout=0.5) for dtype in DTYPES]
+    for each in [each for each in cases if kernel.supports(each.case)][:1]:
         dtype = getattr(torch, each.case.dtype)
         q, k = (torch.zeros(1, heads, 200, 64, dtype=dtype, device=each.case.device) for heads in (4, 2))
         with torch.no_grad():
@@ -207,10 +207,10 @@ def questions() -> list[AttentionCase]:
 
 
 def supports_answers_every_question(subject: Subject) -> Iterator[str]:
-    """Yes, or no with a reason; and no wherever something is missing that the card requires."""
+    """Yes, or no with a reason; and no wherever something is missing that `requires` names."""
     from graftwork.attention.kernels import unmet_requirement
 
-    kernel = subject.make()
+    kernel = subject.create()
     for case in questions():
         answer = kernel.supports(case)
         if not isinstance(answer, Support):

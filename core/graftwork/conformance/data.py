@@ -45,7 +45,7 @@ def differences(first: Sequence[Any], second: Sequence[Any]) -> Iterator[int]:
 
 def what_it_reads(subject: Subject) -> list[Any]:
     """The first records of a source; Skipped when there is none."""
-    read: list[Any] = subject.once("reading", lambda: list(islice(subject.willing().records(), READ)))
+    read: list[Any] = subject.once("reading", lambda: list(islice(subject.create_valid().records(), READ)))
     if not read:
         raise Skipped("it has no records with these settings")
     return read
@@ -58,7 +58,7 @@ def it_yields_records(subject: Subject) -> Iterator[str]:
 
 def it_reads_the_same_each_time(subject: Subject) -> Iterator[str]:
     """In the same order, from another instance and from the same one again."""
-    first, source = what_it_reads(subject), subject.willing()
+    first, source = what_it_reads(subject), subject.create_valid()
     for _ in range(2):
         for number in differences(first, list(islice(source.records(), READ))):
             yield f"a source must give the same records each time, and number {number} of two readings differs; sort, and draw nothing"
@@ -78,7 +78,7 @@ class KitWriter:
         return [f"{len(record.question)} letters" for record in records]
 
 
-def material() -> list[Record]:
+def sample_records() -> list[Record]:
     """Records of many kinds: with and without images, equal images, a broken one, no words and many."""
     red = image("red")
     asked = Turn("user", "<image>\nWhat colour is it?")
@@ -96,29 +96,29 @@ def material() -> list[Record]:
 def applied(subject: Subject, given: Iterable[Record]) -> list[Any]:
     """What a new instance makes of the records; with a writer if it does not work without one."""
     try:
-        return list(subject.willing().apply(given, seed=SEED))
+        return list(subject.create_valid().apply(given, seed=SEED))
     except GraftworkError:
-        return list(subject.willing().apply(material(), seed=SEED, writer=KitWriter()))
+        return list(subject.create_valid().apply(sample_records(), seed=SEED, writer=KitWriter()))
 
 
 def it_gives_records(subject: Subject) -> Iterator[str]:
     """Records and BadRecords, well made, also of no records at all."""
-    yield from unlike_records(applied(subject, material()))
+    yield from unlike_records(applied(subject, sample_records()))
     yield from unlike_records(applied(subject, []))
 
 
 def the_same_seed_gives_the_same(subject: Subject) -> Iterator[str]:
     """In the same order, and whether the records come as a list or one after another."""
-    first = applied(subject, material())
-    for number in differences(first, applied(subject, material())):
+    first = applied(subject, sample_records())
+    for number in differences(first, applied(subject, sample_records())):
         yield f"the same seed must give the same records, and number {number} of two applications differs; draw from Random(seed) only"
-    for number in differences(first, applied(subject, iter(material()))):
+    for number in differences(first, applied(subject, iter(sample_records()))):
         yield f"an operator must take records that come one after another, and number {number} then differs; go through them once"
 
 
 def it_changes_no_record(subject: Subject) -> Iterator[str]:
     """Neither the records that it is given nor their list."""
-    given = material()
+    given = sample_records()
     before = copy.deepcopy(given)
     applied(subject, given)
     for number in differences(before, given):
@@ -127,7 +127,7 @@ def it_changes_no_record(subject: Subject) -> Iterator[str]:
 
 def nothing_is_lost_in_silence(subject: Subject) -> Iterator[str]:
     """As many records and BadRecords as went in, or more."""
-    given, found = material(), applied(subject, material())
+    given, found = sample_records(), applied(subject, sample_records())
     if len(found) < len(given):
         yield (
             f"every dropped record must be given as a BadRecord, and of {len(given)} records {len(given) - len(found)} are gone; "

@@ -20,7 +20,7 @@ SCORED = 500
 
 def questions(subject: Subject) -> list[Record]:
     """The good records; Skipped when there is none."""
-    read = subject.once("reading the questions", lambda: list(subject.willing().records()))
+    read = subject.once("reading the questions", lambda: list(subject.create_valid().records()))
     found = [record for record in read if isinstance(record, Record)]
     if not found:
         raise Skipped("it has no questions with these settings")
@@ -44,7 +44,7 @@ def questions_are_records_with_ids_of_their_own(subject: Subject) -> Iterator[st
 
 def the_order_is_fixed(subject: Subject) -> Iterator[str]:
     """Another instance gives the same records in the same order."""
-    first, again = questions(subject), [r for r in subject.willing().records() if isinstance(r, Record)]
+    first, again = questions(subject), [r for r in subject.create_valid().records() if isinstance(r, Record)]
     for number, (one, other) in enumerate(zip_longest(first, again), 1):
         if one != other:
             yield f"the questions must be the same each time, and number {number} of two readings differs; sort, and draw nothing"
@@ -52,18 +52,18 @@ def the_order_is_fixed(subject: Subject) -> Iterator[str]:
 
 def best_and_worst(subject: Subject) -> tuple[Any, list[Record], list[Score], list[Score]]:
     """The evaluator, the questions with references, and the scores of their best references and of nonsense."""
-    evaluator: Evaluator[Any] = subject.willing()
-    asked = [record for record in questions(subject) if record.reference][:SCORED]
-    if not asked:
+    evaluator: Evaluator[Any] = subject.create_valid()
+    scored = [record for record in questions(subject) if record.reference][:SCORED]
+    if not scored:
         raise Skipped("its questions have no reference answers")
-    best = [max((evaluator.score(r, text) for text in r.reference), key=lambda score: score.value) for r in asked]
-    return evaluator, asked, best, [evaluator.score(record, NONSENSE) for record in asked]
+    best = [max((evaluator.score(r, text) for text in r.reference), key=lambda score: score.value) for r in scored]
+    return evaluator, scored, best, [evaluator.score(record, NONSENSE) for record in scored]
 
 
 def reference_answers_score_best(subject: Subject) -> Iterator[str]:
     """No worse than nonsense for any question, and better over all; an empty answer is no error."""
-    evaluator, asked, best, worst = best_and_worst(subject)
-    for record, good, bad in zip(asked, best, worst, strict=True):
+    evaluator, scored, best, worst = best_and_worst(subject)
+    for record, good, bad in zip(scored, best, worst, strict=True):
         if good.value < max(bad.value, evaluator.score(record, "").value):
             yield (
                 f"a reference must score best, and for '{record.id}' {record.reference[0]!r} has {good.value:g} and nonsense "
@@ -75,8 +75,8 @@ def reference_answers_score_best(subject: Subject) -> Iterator[str]:
 
 def scores_are_from_0_to_1_and_repeat(subject: Subject) -> Iterator[str]:
     """A Score for every answer, the same each time, and in the same group whatever the answer."""
-    evaluator, asked, best, worst = best_and_worst(subject)
-    for record, good, bad in zip(asked, best, worst, strict=True):
+    evaluator, scored, best, worst = best_and_worst(subject)
+    for record, good, bad in zip(scored, best, worst, strict=True):
         for score in (good, bad):
             if not isinstance(score, Score) or not 0.0 <= score.value <= 1.0:
                 yield f"'score' must give a Score from 0 to 1, and for '{record.id}' it gave {score!r}; scale it"

@@ -1,4 +1,4 @@
-"""Which heavy libraries a plugin loads where it should load none, found out in a process of its own."""
+"""Which heavy libraries a plugin imports where it should import none, found out in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def examine_imports(plugin: str, files: Sequence[Path], disable: Sequence[str]) 
 
     `files` are the plugins that were named by their files, and `disable` the plugins to leave out: all others.
     """
-    program = "import sys; from graftwork.conformance.laziness import report; report(sys.argv[1:])"
+    program = "import sys; from graftwork.conformance.laziness import report_imports; report_imports(sys.argv[1:])"
     arguments = json.dumps({"plugin": plugin, "files": [str(file) for file in files], "disable": list(disable)})
     done = subprocess.run(
         [sys.executable, "-c", program, arguments],
@@ -30,40 +30,40 @@ def examine_imports(plugin: str, files: Sequence[Path], disable: Sequence[str]) 
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        last = (done.stderr.strip() or "it printed nothing").splitlines()[-1]
         return [
             Outcome("plugin", plugin, "loading imports nothing heavy", "failed", f"it must load, and failed: {last}")
         ]
-    said = json.loads(done.stdout.splitlines()[-1])
+    loaded_by = json.loads(done.stdout.splitlines()[-1])
     demands = {
         "loading imports nothing heavy": "listing must be quick, and loading this plugin imports {}; import it inside methods",
         "supports imports nothing heavy": "plans must be quick, and 'supports' imports {}; import it in 'forward'",
     }
     return [
-        Outcome("plugin", plugin, check, "failed", demand.format(" and ".join(said[check])))
-        if said[check]
+        Outcome("plugin", plugin, check, "failed", demand.format(" and ".join(loaded_by[check])))
+        if loaded_by[check]
         else Outcome("plugin", plugin, check, "passed")
         for check, demand in demands.items()
-        if check in said
+        if check in loaded_by
     ]
 
 
-def report(arguments: Sequence[str]) -> None:
+def report_imports(arguments: Sequence[str]) -> None:
     """The child's part of `examine_imports`: a line of JSON."""
     from graftwork.conformance.attention import questions
     from graftwork_registry import Catalog
 
-    asked = json.loads(arguments[0])
-    catalog = Catalog.discover(files=[Path(file) for file in asked["files"]], disable=asked["disable"])
-    said = {"loading imports nothing heavy": loaded()}
-    kernels = [row.component for row in catalog.components("attention") if row.plugin == asked["plugin"]]
+    request = json.loads(arguments[0])
+    catalog = Catalog.discover(files=[Path(file) for file in request["files"]], disable=request["disable"])
+    found = {"loading imports nothing heavy": loaded()}
+    kernels = [row.component for row in catalog.components("attention") if row.plugin == request["plugin"]]
     for kernel in kernels if not loaded() else ():
         with suppress(Exception):  # what it raises is another check's business
             instance = kernel(kernel.Settings())
             for case in questions():
                 instance.supports(case)  # type: ignore[attr-defined]
-        said["supports imports nothing heavy"] = loaded()
-    sys.stdout.write("\n" + json.dumps(said) + "\n")
+        found["supports imports nothing heavy"] = loaded()
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 
 def loaded() -> list[str]:

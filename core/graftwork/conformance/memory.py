@@ -1,4 +1,4 @@
-"""What every memory strategy must leave as it is: what is computed, what is learned, and what things are called."""
+"""What every memory strategy must leave as it is: what is computed, what is learned, and the names of modules and tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
 TOLERANCE = 1e-5
-"""How far another order of computing may move a number of the transformer in fp32."""
+"""How far another order of computing may move a value of the transformer in fp32."""
 TRAINED: tuple[tuple[str, ...], ...] = (("first",), ("first", "rest"))
 """The roles that are trained: a block, and embeddings and head as well."""
 
@@ -25,7 +25,7 @@ TRAINED: tuple[tuple[str, ...], ...] = (("first",), ("first", "rest"))
 def assembled(
     subject: Subject | None, trained: tuple[str, ...] = TRAINED[0], saved: Mapping[str, Tensor] | None = None
 ) -> Assembly:
-    """The transformer in training and with dropout, with the strategy or without one, as new or with saved numbers."""
+    """The transformer in training and with dropout, with the strategy or without one, new or with saved values."""
     return adapt(
         assemble(strategies=[subject.ready()] if subject else (), also_train=trained, dropout=0.1), saved=saved
     )
@@ -36,16 +36,16 @@ def approximation_of(subject: Subject) -> Approximation | None:
     return cast(type[MemoryStrategy[Any]], subject.component).approximates
 
 
-def away(found: Tensor, wanted: Tensor, subject: Subject) -> float:
-    """How far a tensor is from what it should be: at most; as a whole and relatively where something is rounded."""
-    if not approximation_of(subject) or found.shape != wanted.shape:
-        return distance(found, wanted)
-    difference = float((found.detach().float() - wanted.detach().float()).norm() / wanted.detach().float().norm())
+def error_of(found: Tensor, expected: Tensor, subject: Subject) -> float:
+    """How far a tensor is from what it should be: at most; relative to the whole tensor where something is approximated."""
+    if not approximation_of(subject) or found.shape != expected.shape:
+        return distance(found, expected)
+    difference = float((found.detach().float() - expected.detach().float()).norm() / expected.detach().float().norm())
     return difference if difference == difference else float("inf")
 
 
-def learned(assembly: Assembly) -> Tensor:
-    """What training added to the numbers that are trained, all of them in a row."""
+def update_of(assembly: Assembly) -> Tensor:
+    """What training added to the trained parameters, as one vector."""
     import torch
 
     steps = [parameter.detach() - assembly.base_copy[name] for name, parameter in assembly.trained().items()]
@@ -53,16 +53,16 @@ def learned(assembly: Assembly) -> Tensor:
 
 
 def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
-    """The loss of a training step, and every number after it, by the strategy's own loss, optimizer and engine."""
+    """The loss of a training step, and every tensor after it, by the strategy's own loss, optimizer and engine."""
     approximation = approximation_of(subject)
     tolerance = approximation.tolerance if approximation else TOLERANCE
     for trained in TRAINED:
         plain, saving = assembled(None, trained), assembled(subject, trained)
-        (wanted,), (loss,) = train(plain, steps=1), train(saving, steps=1)
-        if not abs(loss - wanted) <= tolerance * max(1.0, abs(wanted)):
-            yield f"a strategy must not change the loss, and a step has {loss:.6g} instead of {wanted:.6g}; compute the same numbers"
+        (expected,), (loss,) = train(plain, steps=1), train(saving, steps=1)
+        if not abs(loss - expected) <= tolerance * max(1.0, abs(expected)):
+            yield f"a strategy must not change the loss, and a step has {loss:.6g} instead of {expected:.6g}; compute the same values"
         with saving.full_params(dict(saving.model.named_parameters())):
-            if approximation and (error := away(learned(saving), learned(plain), subject)) > tolerance:
+            if approximation and (error := error_of(update_of(saving), update_of(plain), subject)) > tolerance:
                 yield f"a strategy must not change what a step learns, and what is learned is {error:.3g} away; hand every gradient on"
             found = named_tensors(saving.model)
             for name, tensor in named_tensors(plain.model).items() if not approximation else ():
@@ -71,8 +71,8 @@ def one_step_is_a_plain_step(subject: Subject) -> Iterator[str]:
                     yield f"a strategy must not change what a step learns, and '{name}' {far} after one; hand every gradient on"
 
 
-def kept(assembly: Assembly, subject: Subject) -> dict[str, Tensor]:
-    """Every tensor; where frozen weights are rounded, and so stored otherwise, only what a checkpoint holds."""
+def comparable_tensors(assembly: Assembly, subject: Subject) -> dict[str, Tensor]:
+    """Every tensor; where frozen weights are quantized, and so stored otherwise, only what a checkpoint holds."""
     approximation = approximation_of(subject)
     return assembly.state_to_save() if approximation and approximation.outputs else named_tensors(assembly.model)
 
@@ -81,9 +81,9 @@ def names_and_shapes_stay(subject: Subject) -> Iterator[str]:
     """Modules, tensors and what is trained have the names and shapes that checkpoints are made of."""
     plain, saving = assembled(None), assembled(subject)
     with saving.full_params(dict(saving.model.named_parameters())):
-        wanted = {name: tuple(tensor.shape) for name, tensor in kept(plain, subject).items()}
-        found = {name: tuple(tensor.shape) for name, tensor in kept(saving, subject).items()}
-    if different := sorted(dict(wanted.items() ^ found.items())):
+        expected = {name: tuple(tensor.shape) for name, tensor in comparable_tensors(plain, subject).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in comparable_tensors(saving, subject).items()}
+    if different := sorted(dict(expected.items() ^ found.items())):
         yield f"tensors must keep their names and shapes, and '{different[0]}' is not in both; wrap functions, not modules"
     if different := sorted(plain.trained().keys() ^ saving.trained().keys()):
         yield f"the same parameters must be trained, and '{different[0]}' is not in both cases; leave requires_grad alone"
@@ -96,8 +96,8 @@ def answers_stay(subject: Subject) -> Iterator[str]:
         tolerance = (
             approximation.tolerance if approximation and (approximation.outputs or when == "after") else TOLERANCE
         )
-        if (error := away(logits(saving), logits(plain), subject)) > tolerance:
-            yield f"a strategy must not change the output, and {when} training it is {error:.3g} away; compute the same numbers"
+        if (error := error_of(logits(saving), logits(plain), subject)) > tolerance:
+            yield f"a strategy must not change the output, and {when} training it is {error:.3g} away; compute the same values"
         train(plain, steps=1), train(saving, steps=1)
 
 
@@ -106,21 +106,21 @@ def resuming_goes_on_exactly(subject: Subject) -> Iterator[str]:
     first = assembled(subject)
     before = stepper(first)
     train(first, steps=2, by=before)
-    second = assembled(subject, saved=numbers(first))
+    second = assembled(subject, saved=trained_values(first))
     after = stepper(second)
     after.restore(before.state())
     train(first, steps=1, by=before), train(second, steps=1, by=after)
-    found = numbers(second)
-    for name, wanted in numbers(first).items():
-        if (error := distance(found[name], wanted)) > TOLERANCE:
+    found = trained_values(second)
+    for name, expected in trained_values(first).items():
+        if (error := distance(found[name], expected)) > TOLERANCE:
             yield (
                 f"a resumed run must take the same steps, and '{name}' is {error:.3g} away after the next one; "
                 "keep all that the optimizer knows in its 'state', as tensors and whole numbers"
             )
 
 
-def numbers(assembly: Assembly) -> dict[str, Tensor]:
-    """All numbers that are trained, by name."""
+def trained_values(assembly: Assembly) -> dict[str, Tensor]:
+    """The values of all trained parameters, by name."""
     with assembly.full_params(assembly.trained()):
         return {name: parameter.detach().clone() for name, parameter in assembly.trained().items()}
 

@@ -1,4 +1,4 @@
-"""What every component must be: a class with a complete card, and settings that can be read, shown and saved."""
+"""What every component must be: a class with complete metadata, and settings that can be read, shown and saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from graftwork.conformance.outcome import Check, Subject
 
 
-def the_card_is_complete(subject: Subject) -> Iterator[str]:
+def the_metadata_is_complete(subject: Subject) -> Iterator[str]:
     """Name, kind, summary, settings and requirements are what the registry accepts."""
     from graftwork_registry.judging import CONTRACTS, faults_of
 
@@ -33,7 +33,7 @@ def settings_survive_a_checkpoint(subject: Subject) -> Iterator[str]:
     """What `dump` writes, `restore` reads back from JSON to equal settings."""
     from graftwork.config.settings import dump, restore
 
-    component, instance = subject.component, subject.make()
+    component, instance = subject.component, subject.create()
     dumped = dump(instance.settings)
     try:
         read = json.loads(json.dumps(dumped))
@@ -45,7 +45,7 @@ def settings_survive_a_checkpoint(subject: Subject) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    the_card_is_complete,
+    the_metadata_is_complete,
     every_setting_has_a_line_of_help,
     settings_survive_a_checkpoint,
 )

@@ -35,21 +35,21 @@ class Built:
 
     assembly: Assembly
     lookup: Lookup
-    asked: list[AttentionCase]
-    """What its attention sites were asked to compute so far."""
+    cases: list[AttentionCase]
+    """What its attention sites have computed so far."""
 
 
 def built(subject: Subject) -> Built:
     """The model with every part filled, built once."""
 
     def make() -> Built:
-        kernel, asked = recorder()
+        kernel, cases = recorder()
         lookup = DictLookup(subject.component, KitTower, kernel)
         parts = dict.fromkeys(_model_class(subject).parts, KitTower.name)
         plan = plan_of(subject, parts, lookup, kernel.name)
         assembly = compose.build(plan, lookup, device="cpu")
         assembly.model.eval()
-        return Built(assembly, lookup, asked)
+        return Built(assembly, lookup, cases)
 
     made: Built = subject.once("building it", make)
     return made
@@ -79,7 +79,7 @@ def _model_class(subject: Subject) -> type[ModelArchitecture[Any]]:
 
 
 def batch_of(assembly: Assembly, examples: Sequence[Encoded], side: str = "right") -> Batch:
-    """Encoded records as the model eats them."""
+    """Encoded records as a batch for the model."""
     return collate(examples, pad_id=assembly.processor.pad_id, side=side)
 
 
@@ -96,9 +96,9 @@ def examples(assembly: Assembly, *, prompts: bool = False) -> list[Encoded]:
     return [assembly.processor.encode(record.without_answer() if prompts else record) for record in records()]
 
 
-def far(found: Tensor, wanted: Tensor) -> float:
+def far(found: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the largest number; 0 where it is rounding."""
-    apart = distance(found, wanted) / max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
+    apart = distance(found, expected) / max(1.0, float(expected.abs().max()) if expected.numel() else 1.0)
     return apart if apart > TOLERANCE else 0.0
 
 
@@ -124,8 +124,8 @@ def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
     for name, _ in structure.model.named_parameters():
         holders = [role for role, names in structure.roles.items() if within(name, names)]
         if len(holders) != 1:
-            said = " and ".join(f"'{role}'" for role in holders) or "no role"
-            yield f"every parameter must be in one role, and '{name}' is in {said}; mend the roles in 'build'"
+            named = " and ".join(f"'{role}'" for role in holders) or "no role"
+            yield f"every parameter must be in one role, and '{name}' is in {named}; mend the roles in 'build'"
 
 
 def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
@@ -139,7 +139,7 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
                     yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; mend 'build'"
     for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
         if site.name not in structure.attention_modules:
-            yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(sites=…)"
+            yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(attention_modules=…)"
 
 
 def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
@@ -151,10 +151,10 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     if not sites:
         raise Skipped("it says that it computes no attention")
     for site in sites:
-        asked = [case.site for case in made.asked if case.site.name == site.name]
-        if not asked:
+        computed = [case.site for case in made.cases if case.site.name == site.name]
+        if not computed:
             yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
-        for each in asked:
+        for each in computed:
             if why := misfit(each, [site]):
                 yield f"'sites' must say what is computed, and {why}; mend 'sites'"
 
@@ -169,9 +169,9 @@ def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
     if not empty:
         raise Skipped("it needs all of its parts")
     parts = {part: EMPTY if part in empty else KitTower.name for part in slots}
-    bare = compose.build(plan_of(subject, parts, made.lookup, "conformance-recorder"), made.lookup, meta=True)
-    modules = dict(bare.model.named_modules())
-    for role, names in bare.structure.roles.items():
+    reduced = compose.build_shape(plan_of(subject, parts, made.lookup, "conformance-recorder"), made.lookup)
+    modules = dict(reduced.model.named_modules())
+    for role, names in reduced.structure.roles.items():
         for name in names:
             if name not in modules:
                 yield f"without {' and '.join(empty)} a role must still name modules, and there is no '{name}' for '{role}'; leave it out"
@@ -180,7 +180,7 @@ def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
 def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
     """On the meta device it has the same names and shapes, as when a checkpoint is checked."""
     made = built(subject)
-    shaped = compose.build(made.assembly.plan, made.lookup, meta=True)
+    shaped = compose.build_shape(made.assembly.plan, made.lookup)
     real = {name: tuple(tensor.shape) for name, tensor in named_tensors(made.assembly.model).items()}
     check_keys(named_tensors(shaped.model), real)
     for name, parameter in shaped.model.named_parameters():
@@ -252,7 +252,7 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
 
 
 def features_can_be_kept(subject: Subject) -> Iterator[str]:
-    """What `see` returned stands for the pixels, and its first dimension counts images, so that some can be chosen."""
+    """What `encode_images` returned stands for the pixels, and its first dimension counts images, so that some can be chosen."""
     import torch
 
     assembly = built(subject).assembly
@@ -267,17 +267,17 @@ def features_can_be_kept(subject: Subject) -> Iterator[str]:
         others = assembly.model.encode_images({part: turned(pixels) for part, pixels in batch.pixels.items()})
     blind = replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
     if apart := far(hidden(assembly, blind, features), hidden(assembly, batch)):
-        yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'see'"
+        yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'encode_images'"
     for feature, other in zip(tensors_in(features), tensors_in(others), strict=True):
         if len(feature) % count or far(turned(feature), other):
             yield (
-                f"the first dimension of what 'see' returns must count images, and of {count} turned round it is not turned "
+                f"the first dimension of what 'encode_images' returns must count images, and of {count} turned round it is not turned "
                 f"round, in a tensor of shape {tuple(feature.shape)}; put images first"
             )
 
 
 def tensors_in(features: Any) -> Iterator[Tensor]:
-    """Every tensor in what `see` returned."""
+    """Every tensor in what `encode_images` returned."""
     if isinstance(features, Mapping | list | tuple):
         for value in features.values() if isinstance(features, Mapping) else features:
             yield from tensors_in(value)
@@ -289,7 +289,7 @@ def images_are_seen(subject: Subject) -> Iterator[str]:
     """Another image changes the answer to it, at and after the image's tokens, and no other row."""
     assembly = built(subject).assembly
     if not _model_class(subject).parts:
-        raise Skipped("it has no part that sees")
+        raise Skipped("it has no vision tower")
     first, text, _ = records()
     other = replace(first, images=(image("lime"),))
     pairs = [[assembly.processor.encode(record) for record in pair] for pair in ((first, text), (other, text))]
@@ -324,8 +324,8 @@ def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
     if again.newly_initialised:
         yield f"'write' must write the whole model, and of '{again.newly_initialised[0]}' nothing is read back; write every tensor"
     batch = batch_of(assembly, examples(assembly))
-    found, wanted = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
-    if apart := far(found, wanted):
+    found, expected = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
+    if apart := far(found, expected):
         yield f"what 'write' wrote must read back the same, and the logits are {apart:.3g} away; write every tensor and every setting"
     if dict(again.architecture.configuration(folder)) != dict(model_spec.model.config or {}):
         yield "the written folder must have the same configuration, and it has another one; write all that 'configuration' reads"

@@ -1,4 +1,4 @@
-"""One check of one component, and what came of it."""
+"""One check of one component, and its outcome."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Subject:
     config: Path | None = None
     """The folder that a model or a tower is configured from."""
     obstacle: str = ""
-    """What keeps the component from working here, as a clause; empty when nothing does."""
+    """The requirement that this machine does not meet, as a clause; empty when it meets all."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What one check has built and others use."""
 
-    def make(self) -> Any:
+    def create(self) -> Any:
         """A new instance."""
         from graftwork.config.settings import parse
 
@@ -40,21 +40,21 @@ class Subject:
         return self.component(parse(self.component.Settings, self.settings, where=where, folder=Path.cwd()))
 
     def ready(self) -> Any:
-        """A new instance that is going to work; Skipped where this machine lacks something for it."""
+        """A new instance; Skipped where this machine does not meet its requirements."""
         if self.obstacle:
             raise Skipped(self.obstacle)
-        return self.make()
+        return self.create()
 
-    def willing(self) -> Any:
-        """A new instance with settings that it does not object to; Skipped with its objection otherwise."""
+    def create_valid(self) -> Any:
+        """A new instance whose `validate` accepts its settings; Skipped with its reason otherwise."""
         instance = self.ready()
         model = Choice("model", "none", "none", "none", "0")
-        for objection in instance.validate(Plan(ModelSpec(model))):
-            raise Skipped(f"{objection} (set it with --set {self.component.name}.KEY=VALUE)")
+        for reason in instance.validate(Plan(ModelSpec(model))):
+            raise Skipped(f"{reason} (set it with --set {self.component.name}.KEY=VALUE)")
         return instance
 
     def once(self, key: str, build: Callable[[], Any]) -> Any:
-        """What `build` gives, built once; where it failed, only the first check that needs it fails."""
+        """The result of `build`, computed once; where it failed, only the first check that needs it fails."""
         if key not in self.kept:
             try:
                 self.kept[key] = build()
@@ -68,22 +68,22 @@ class Subject:
 
 
 Check = Callable[[Subject], Iterator[str]]
-"""Something that a component must do, named as a sentence; yields what is wrong, a sentence each."""
+"""Something that a component must do, named as a sentence; yields a sentence for everything that is wrong."""
 
 
 class Outcome(NamedTuple):
-    """What came of a check."""
+    """The outcome of a check."""
 
     kind: str
     component: str
     check: str
     state: Literal["passed", "failed", "skipped"]
     sentence: str = ""
-    """What was demanded, what happened and what to do; or why the check was skipped."""
+    """What was required, what happened and what to do; or why the check was skipped."""
 
 
-def carry_out(check: Check, subject: Subject) -> Outcome:
-    """Make one check, up to the first thing that is wrong. Whatever the component raises is a failure of its own."""
+def run_check(check: Check, subject: Subject) -> Outcome:
+    """Run one check, up to the first thing that is wrong. Whatever the component raises is a failure too."""
     state: Literal["passed", "failed", "skipped"] = "failed"
     try:
         sentence = next(check(subject), "")

@@ -22,11 +22,11 @@ TOLERANCE = 1e-4
 
 
 def adapted(subject: Subject, **options: Any) -> Assembly:
-    """The transformer with the method applied to its first block."""
+    """The transformer with the method injected into its first block."""
     return adapt(assemble(peft=subject.ready(), **options))
 
 
-def apply_leaves_the_base_as_it_is(subject: Subject) -> Iterator[str]:
+def inject_leaves_the_base_as_it_is(subject: Subject) -> Iterator[str]:
     """The base's tensors are the same objects with the same values."""
     import torch
 
@@ -36,16 +36,16 @@ def apply_leaves_the_base_as_it_is(subject: Subject) -> Iterator[str]:
     after = {id(tensor) for tensor in named_tensors(assembly.model).values()}
     for name, (tensor, value) in before.items():
         if id(tensor) not in after:
-            yield f"'apply' must keep the base's own tensors, and '{name}' is another one afterwards; change what is around it"
+            yield f"'inject' must keep the base's own tensors, and '{name}' is another one afterwards; change what is around it"
         if not torch.equal(tensor, value):
-            yield f"'apply' must not change what the base's tensors hold, and '{name}' differs; keep the change beside it"
+            yield f"'inject' must not change what the base's tensors hold, and '{name}' differs; keep the change beside it"
 
 
 def something_is_trained_and_gets_gradients(subject: Subject) -> Iterator[str]:
     """Some parameter requires gradients, and each that does gets one."""
     assembly = adapted(subject)
     if not assembly.trained():
-        yield "'apply' must make something trainable, and nothing requires gradients; call requires_grad_(True) on it"
+        yield "'inject' must make something trainable, and nothing requires gradients; call requires_grad_(True) on it"
     assembly.model.train()
     loss(assembly).backward()  # type: ignore[no-untyped-call]
     for name, parameter in assembly.trained().items():
@@ -88,8 +88,8 @@ def only_the_targets_are_adapted(subject: Subject) -> Iterator[str]:
                 yield f"only targets may be changed, and '{name}' computes something else after training; adapt 'targets' only"
 
 
-def off_gives_the_base_and_leaving_it_the_adapter(subject: Subject) -> Iterator[str]:
-    """Exactly, and requires_grad as well, even where an error leaves `off`."""
+def disable_adapter_gives_the_base_and_leaving_it_the_adapter(subject: Subject) -> Iterator[str]:
+    """Exactly, and requires_grad as well, even where an error leaves `disable_adapter`."""
     import torch
 
     assembly = assemble(peft=subject.ready())
@@ -101,25 +101,25 @@ def off_gives_the_base_and_leaving_it_the_adapter(subject: Subject) -> Iterator[
         inside = logits(assembly)
     if not torch.equal(inside, base):
         yield (
-            f"within 'off' the model must compute exactly what its base computes, and it is {distance(inside, base):.3g} away; "
-            "bypass everything that 'apply' added"
+            f"within 'disable_adapter' the model must compute exactly what its base computes, and it is {distance(inside, base):.3g} away; "
+            "bypass everything that 'inject' added"
         )
     if not torch.equal(logits(assembly), trained):
-        yield "after 'off' the adapter must work as before, and the output differs; undo in 'off' all that it did"
+        yield "after 'disable_adapter' the adapter must work as before, and the output differs; undo in 'disable_adapter' all that it did"
     for name, parameter in assembly.model.named_parameters():
         if parameter.requires_grad != flags.get(name):
-            yield f"after 'off' the same parameters must be trained, and requires_grad of '{name}' changed; restore it"
+            yield f"after 'disable_adapter' the same parameters must be trained, and requires_grad of '{name}' changed; restore it"
     try:
         with assembly.disable_adapter():
             raise InterruptedError
     except InterruptedError:
         pass
     if not torch.equal(logits(assembly), trained):
-        yield "after an error within 'off' the adapter must work as before, and it is off; restore it in a finally block"
+        yield "after an error within 'disable_adapter' the adapter must work as before, and it stays disabled; restore it in a finally block"
 
 
 def saved_tensors_rebuild_the_adapter(subject: Subject) -> Iterator[str]:
-    """Another instance, applied with `fresh` false and given the saved tensors, computes exactly the same."""
+    """Another instance, injected with `fresh` false and given the saved tensors, computes exactly the same."""
     import torch
 
     first = adapted(subject)
@@ -129,17 +129,17 @@ def saved_tensors_rebuild_the_adapter(subject: Subject) -> Iterator[str]:
     try:
         compose.load_saved_state(second, saved)
     except AdapterError as error:
-        yield f"'apply' must add the same tensors each time, and {'; '.join([error.sentence, *error.details])}; do not depend on 'fresh'"
+        yield f"'inject' must add the same tensors each time, and {'; '.join([error.sentence, *error.details])}; do not depend on 'fresh'"
         return
     if not torch.equal(logits(second), logits(first)):
         yield (
             "what is new or trained must be all that a checkpoint needs, and a model rebuilt from it is "
-            f"{distance(logits(second), logits(first)):.3g} away; keep every number in a parameter or a persistent buffer"
+            f"{distance(logits(second), logits(first)):.3g} away; keep every value in a parameter or a persistent buffer"
         )
 
 
 def merging_keeps_the_output_and_restores_the_modules(subject: Subject) -> Iterator[str]:
-    """The same logits but for rounding, from the same modules and tensors as before `apply`."""
+    """The same logits but for rounding, from the same modules and tensors as before `inject`."""
     assembly = assemble(peft=subject.ready())
     modules = {name: type(module).__name__ for name, module in assembly.model.named_modules()}
     tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(assembly.model).items()}
@@ -150,7 +150,7 @@ def merging_keeps_the_output_and_restores_the_modules(subject: Subject) -> Itera
     assembly.peft.merge(assembly.model)
     found = {name: type(module).__name__ for name, module in assembly.model.named_modules()}
     if different := sorted(dict(found.items() ^ modules.items())):
-        yield f"'merge' must restore the modules of before 'apply', and '{different[0]}' is not as it was; put the base's back"
+        yield f"'merge' must restore the modules of before 'inject', and '{different[0]}' is not as it was; put the base's back"
     left = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(assembly.model).items()}
     if different := sorted(dict(left.items() ^ tensors.items())):
         yield f"'merge' must leave the base's tensors alone in the model, and '{different[0]}' is not as it was; fold and remove"
@@ -170,19 +170,19 @@ def groups_hold_every_parameter_once(subject: Subject) -> Iterator[str]:
     held = [id(parameter) for group in groups for parameter in group["params"]]
     for name, parameter in trained.items():
         if (times := held.count(id(parameter))) != 1:
-            yield f"'groups' must hold every trained parameter once, and '{name}' is there {times} times; mend the groups"
+            yield f"'param_groups' must hold every trained parameter once, and '{name}' is there {times} times; mend the groups"
     if len(held) > len(trained):
-        yield "'groups' must hold nothing but what is trained, and it holds more; use only the parameters that it is given"
+        yield "'param_groups' must hold nothing but what is trained, and it holds more; use only the parameters that it is given"
 
 
 def shapes_are_known_without_values(subject: Subject) -> Iterator[str]:
-    """On the meta device `apply` makes the same names and shapes; every checkpoint is checked so before it is named."""
+    """On the meta device `inject` makes the same names and shapes; every checkpoint is checked so before it is named."""
     real = {name: tuple(tensor.shape) for name, tensor in adapted(subject).state_to_save().items()}
     shaped = adapt(assemble(peft=subject.ready(), meta=True), fresh=False)
     try:
         check_keys(shaped.state_to_save(), real)
     except AdapterError as error:
-        yield f"'apply' must add the same tensors where parameters are on 'meta', and {'; '.join(error.details)}; ask no values"
+        yield f"'inject' must add the same tensors where parameters are on 'meta', and {'; '.join(error.details)}; ask no values"
 
 
 def bf16_weights_under_autocast_work(subject: Subject) -> Iterator[str]:
@@ -210,7 +210,7 @@ def bf16_weights_under_autocast_work(subject: Subject) -> Iterator[str]:
 def targets_that_cannot_be_adapted_are_refused(subject: Subject) -> Iterator[str]:
     """With AdapterError, rather than doing nothing."""
 
-    def learns(targets: list[str]) -> bool:
+    def adapts_or_refuses(targets: list[str]) -> bool:
         model: nn.Module = transformer().requires_grad_(False)
         try:
             subject.ready().inject(model, targets, fresh=True)
@@ -219,17 +219,17 @@ def targets_that_cannot_be_adapted_are_refused(subject: Subject) -> Iterator[str
         return any(parameter.requires_grad for parameter in model.parameters())
 
     for targets in ([], ["blocks.0.norm"], ["embedding"], ["blocks.0.key"]):
-        if not learns(targets):
-            said = f"the target '{targets[0]}'" if targets else "no target"
-            yield f"'apply' must adapt something or raise AdapterError, and with {said} it did neither; raise it"
+        if not adapts_or_refuses(targets):
+            given = f"the target '{targets[0]}'" if targets else "no target"
+            yield f"'inject' must adapt something or raise AdapterError, and with {given} it did neither; raise it"
 
 
 CHECKS: tuple[Check, ...] = (
-    apply_leaves_the_base_as_it_is,
+    inject_leaves_the_base_as_it_is,
     something_is_trained_and_gets_gradients,
     training_changes_the_output,
     only_the_targets_are_adapted,
-    off_gives_the_base_and_leaving_it_the_adapter,
+    disable_adapter_gives_the_base_and_leaving_it_the_adapter,
     saved_tensors_rebuild_the_adapter,
     merging_keeps_the_output_and_restores_the_modules,
     groups_hold_every_parameter_once,

@@ -77,12 +77,12 @@ def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
             elif answers[-1]:
                 answers.append([])
         found = [answer for answer in answers if answer]
-        wanted = [turn.text for turn in record.turns if turn.role == "assistant"]
-        said = [processor.decode([id for id in answer if id not in processor.stop_ids]) for answer in found]
-        if said != wanted:
-            yield f"the labels must be the answers, {wanted}, and those of '{record.id}' say {said}; label every assistant turn alone"
+        expected = [turn.text for turn in record.turns if turn.role == "assistant"]
+        decoded = [processor.decode([id for id in answer if id not in processor.stop_ids]) for answer in found]
+        if decoded != expected:
+            yield f"the labels must be the answers, {expected}, and those of '{record.id}' say {decoded}; label every assistant turn alone"
         elif not all(processor.stop_ids & set(answer) for answer in found):
-            yield f"after an answer a stop id must be num_label_tokens, and in '{record.id}' none is; without one the model never ends"
+            yield f"after an answer a stop id must be labelled, and in '{record.id}' none is; without one the model never ends"
         if any(label != IGNORED for label in processor.encode(record.without_answer()).labels):
             yield f"a prompt must have no labels, and that of '{record.id}' has some; label nothing where the user's turn is last"
 
@@ -111,7 +111,7 @@ def decoding_gives_the_text_alone(subject: Subject) -> Iterator[str]:
 
 
 def what_cannot_be_read_is_a_data_error(subject: Subject) -> Iterator[str]:
-    """An image that is none, and a text that has no place for its image."""
+    """A file that is no image, and a text that has no place for its image."""
     processor, record = processor_of(subject), records()[0]
     broken = {
         "an image that is none": replace(record, images=(Image(data=b"no image"),)),

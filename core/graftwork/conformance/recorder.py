@@ -1,4 +1,4 @@
-"""A kernel that computes attention by its definition and remembers what it was asked."""
+"""A kernel that computes attention by its definition and records every case."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
-    """The kernel, and the list of cases that grows as it is asked."""
-    seen: list[AttentionCase] = []
+    """The kernel, and the list of its cases, which grows with every call."""
+    cases: list[AttentionCase] = []
 
     class Recorder(AttentionKernel[NoSettings]):
-        """Attention by its definition, with a memory"""
+        """Attention by its definition, with a record of every case"""
 
         name = "conformance-recorder"
 
         def supports(self, case: AttentionCase) -> Support:
-            seen.append(case)
+            cases.append(case)
             return SUPPORTED
 
         def forward(
@@ -32,16 +32,21 @@ def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
         ) -> Tensor:
             return plain_attention(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
 
-    return Recorder, seen
+    return Recorder, cases
 
 
-def misfit(asked: AttentionSite, declared: Sequence[AttentionSite]) -> str:
+def misfit(computed: AttentionSite, declared: Sequence[AttentionSite]) -> str:
     """Why attention that was computed is none of the declared sites, as a clause; empty when it is one."""
     for site in declared:
-        shape = (asked.head_dim, asked.heads, asked.kv_heads) == (site.head_dim, site.heads, site.kv_heads)
-        if shape and asked.causal <= site.causal and asked.padding <= site.padding and asked.dropout <= site.dropout:
+        shape = (computed.head_dim, computed.heads, computed.kv_heads) == (site.head_dim, site.heads, site.kv_heads)
+        if (
+            shape
+            and computed.causal <= site.causal
+            and computed.padding <= site.padding
+            and computed.dropout <= site.dropout
+        ):
             return ""
-    return f"{_described(asked)} is computed where it says {' or '.join(map(_described, declared))}"
+    return f"{_described(computed)} is computed, and declared is {' or '.join(map(_described, declared))}"
 
 
 def _described(site: AttentionSite) -> str:

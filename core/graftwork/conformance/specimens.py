@@ -32,7 +32,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 def transformer(dropout: float = 0.0) -> nn.Module:
-    """Two blocks of self-attention between an embedding and a head. Always the same numbers."""
+    """Two blocks of self-attention between an embedding and a head. Always the same weights."""
     import torch
     from torch import nn
 
@@ -53,21 +53,21 @@ def transformer(dropout: float = 0.0) -> nn.Module:
             mixed: Tensor = self.down(nn.functional.gelu(self.up(self.mlp_norm(hidden))))
             return hidden + mixed
 
-    class Mining(nn.Module):
+    class Fusion(nn.Module):
         def forward(self, coarse: Tensor, fine: Sequence[Tensor]) -> Tensor:
             return coarse + fine[0].tanh()
 
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding, self.mining = nn.Embedding(VOCABULARY, WIDTH), Mining()
+            self.embedding, self.fusion = nn.Embedding(VOCABULARY, WIDTH), Fusion()
             self.blocks = nn.ModuleList([Block(), Block()])
             self.norm = nn.LayerNorm(WIDTH)
             self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
         def forward(self, batch: Batch) -> Tensor:
             embedded = self.embedding(batch.input_ids)
-            hidden: Tensor = self.mining(embedded, [embedded.flip(-1)])  # as if these were maps of two towers
+            hidden: Tensor = self.fusion(embedded, [embedded.flip(-1)])  # as if these were maps of two towers
             for block in self.blocks:
                 hidden = block(hidden)
             return self.norm(hidden)  # type: ignore[no-any-return]
@@ -93,7 +93,7 @@ def assemble(
     dropout: float = 0.0,
     meta: bool = False,
 ) -> Assembly:
-    """An assembly around the transformer, built as core builds one, up to where the PEFT method is applied."""
+    """An assembly around the transformer, built as core builds one, up to where the PEFT method is injected."""
     import torch
     from accelerate import init_empty_weights
 
@@ -114,7 +114,7 @@ def assemble(
         architecture=nothing,
         towers={},
         outputs={},
-        structure=Structure(model, ROLES, blocks={"language": ("blocks.0", "blocks.1"), "mining": ("mining",)}),
+        structure=Structure(model, ROLES, blocks={"language": ("blocks.0", "blocks.1"), "mining": ("fusion",)}),
         processor=nothing,
         peft=peft,
         strategies=strategies,
@@ -125,10 +125,8 @@ def assemble(
 
 
 def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
-    """Apply the PEFT method, load `saved` numbers, and let the memory strategies prepare, as core does."""
-    base = {id(tensor) for tensor in named_tensors(assembly.model).values()}
-    compose.adapt(assembly, fresh=fresh)
-    assembly.base_keys = frozenset(n for n, tensor in named_tensors(assembly.model).items() if id(tensor) in base)
+    """Inject the PEFT method, load `saved` values, and let the memory strategies prepare, as core does."""
+    compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
     assembly.base_copy = {
         name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
     }
@@ -190,7 +188,7 @@ def train(assembly: Assembly, steps: int = 3, by: Stepper | None = None) -> list
 
 @contextmanager
 def calls_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """While entered, gathers what the named modules were given and what they gave, in the first call of each."""
+    """While entered, records the inputs and the output of each named module's first call."""
     calls: dict[str, tuple[Any, Any]] = {}
 
     def hook(name: str) -> Any:
@@ -265,7 +263,7 @@ class KitTower(VisionTower[Any]):
         pixels = PixelSettings(size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         return TowerOutput((config["width"],), ((side, side),), pixels)
 
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
         """A convolution."""
         from torch import nn
 

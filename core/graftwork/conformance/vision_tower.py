@@ -47,7 +47,7 @@ def tower(subject: Subject) -> Tower:
 
 
 def build(component: VisionTower[Any], config: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
-    """The tower in evaluation mode, always with the same numbers."""
+    """The tower in evaluation mode, always with the same weights."""
     import torch
     from accelerate import init_empty_weights
 
@@ -85,10 +85,10 @@ def it_computes_what_it_describes(subject: Subject) -> Iterator[str]:
             yield f"'describe' must describe the size that it is asked for, and for {size} it says {output.pixels.size}; use it, or raise WeightsError"
             return
         maps = maps_of(built.module, output.pixels.size)
-        wanted = [(2, width, *grid) for width, grid in zip(output.widths, output.grids, strict=True)]
+        expected = [(2, width, *grid) for width, grid in zip(output.widths, output.grids, strict=True)]
         found = [tuple(each.shape) for each in maps]
-        if found != wanted:
-            yield f"'build' must compute what 'describe' says, {wanted}, and it computes {found} from {output.pixels.size} pixels; mend one of them"
+        if found != expected:
+            yield f"'build' must compute what 'describe' says, {expected}, and it computes {found} from {output.pixels.size} pixels; mend one of them"
         elif not all(each.isfinite().all() for each in maps):
             yield "a tower must compute finite numbers, and from noise it does not; check its initialisation"
         if list(output.grids) != sorted(output.grids, reverse=True):
@@ -98,13 +98,13 @@ def it_computes_what_it_describes(subject: Subject) -> Iterator[str]:
 def every_published_name_translates_back(subject: Subject) -> Iterator[str]:
     """`module_name(published_name(name))` is `name` for every tensor, and no two have one published name."""
     built = tower(subject)
-    seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in named_tensors(built.module):
         published = built.component.published_name(name)
         if (back := built.component.module_name(published)) != name:
             yield f"'module_name' must undo 'published_name', and '{name}' becomes '{published}' and then {back!r}; mend one of them"
-        if seen.setdefault(published, name) != name:
-            yield f"published names must differ, and '{seen[published]}' and '{name}' are both '{published}'; mend 'published'"
+        if owners.setdefault(published, name) != name:
+            yield f"published names must differ, and '{owners[published]}' and '{name}' are both '{published}'; mend 'published_name'"
     unknown = "no.such.tensor.anywhere"
     if built.component.module_name(unknown) in named_tensors(built.module):
         yield f"'module_name' must return None for what it does not know, and '{unknown}' became a tensor; return None"
@@ -113,7 +113,7 @@ def every_published_name_translates_back(subject: Subject) -> Iterator[str]:
 def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     """What runs through Graftwork's kernels has the shapes of `sites`."""
     built = tower(subject)
-    kernel, seen = recorder()
+    kernel, cases = recorder()
     sites = list(built.component.sites(built.config))
     module = build(built.component, built.config)
     for site in sites:
@@ -121,9 +121,9 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     maps_of(module, built.output.pixels.size)
     if not sites:
         raise Skipped("it says that it computes no attention")
-    if not seen:
+    if not cases:
         yield "what 'sites' names must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
-    for case in seen:
+    for case in cases:
         if why := misfit(case.site, sites):
             yield f"'sites' must say what is computed, and {why}; mend 'sites'"
 

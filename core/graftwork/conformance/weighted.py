@@ -1,4 +1,4 @@
-"""Where the models and towers that are built in the kit have their configuration from."""
+"""Where the kit's models and towers get their configuration."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from graftwork.errors import WeightsError
 
 
 def folder_of(subject: Subject) -> Path | None:
-    """The folder that the component is configured from: the one that was given, none where its settings do, or the example
-    that it writes. Skipped when there is none of these."""
+    """The folder that the component is configured from: the one that was given, none where its settings are enough, or the
+    example that it writes. Skipped when there is none of these."""
     if subject.config:
         return subject.config
     instance = subject.ready()

@@ -105,6 +105,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **buffers}
 
 
+def earlier_names(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, str]:
+    """The name now to the name `before`, for each tensor of the model that was there before under whatever name.
+
+    A tensor is the same one if it is the same object: PEFT methods move modules, and leave the base's tensors alone.
+    """
+    known = {id(tensor): name for name, tensor in before.items()}
+    return {name: known[id(tensor)] for name, tensor in named_tensors(model).items() if id(tensor) in known}
+
+
 def within(name: str, modules: Iterable[str]) -> bool:
     """Whether a tensor's name lies in one of the modules."""
     return any(name.startswith(f"{module}.") for module in modules)

@@ -50,7 +50,7 @@ class Assembly:
     base_keys: frozenset[str] = frozenset()
     """Names, in the built model, of the tensors that the base weights hold."""
     leaves: tuple[str, ...] = ()
-    """The modules that held parameters themselves before the PEFT method was applied."""
+    """The modules that held parameters themselves before the PEFT method was injected."""
     adapter_parameters: frozenset[str] = frozenset()
     """Names of the parameters that the PEFT method added."""
     base_copy: dict[str, Tensor] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Assembly:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def counts(self) -> dict[str, int]:
-        """How many numbers the model has (`total`), and how many are trained (`trained`); tied ones count once."""
+        """How many parameters the model has (`total`), and how many are trained (`trained`); tied ones count once."""
         return self.counted or {
             "total": sum(parameter.numel() for parameter in self.model.parameters()),
             "trained": sum(parameter.numel() for parameter in self.trained().values()),
@@ -110,12 +110,12 @@ class Assembly:
 
     @property
     def can_disable(self) -> bool:
-        """Whether `off` can make a difference: false where only what the base lacks is trained (a fresh connector)."""
+        """Whether `disable_adapter` makes a difference: false where only what the base lacks is trained (a new connector)."""
         return bool(self.adapter_parameters or self.base_copy)
 
     @contextmanager
     def full_params(self, names: Collection[str]) -> Iterator[None]:
-        """While entered, the parameters of these names hold all their numbers, which may be replaced. Collective."""
+        """While entered, the parameters of these names hold all their values, which may be replaced. Collective."""
         parameters = {name: p for name, p in self.model.named_parameters() if name in names}
         with ExitStack() as stack:
             for strategy in self.strategies:

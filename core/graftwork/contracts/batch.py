@@ -46,7 +46,7 @@ class Batch:
     pixels: dict[str, torch.Tensor]
     """Part name to `[images, 3, height, width]`; empty when no row has an image."""
     label_positions: torch.Tensor | None = None
-    """`[labels]`, int64: the positions, counted through all rows, from which a num_label_tokens token is predicted. Made at
+    """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
     collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
 
     def to(self, device: Any) -> Batch:

@@ -67,7 +67,7 @@ SUPPORTED = Support(True)
 
 
 class MissingFile(str):
-    """An objection to a file that is not there: a plan can be shown without it, and nothing can be carried out."""
+    """Why a plan cannot be carried out yet: a file is not there. The plan can be shown without it."""
 
 
 def unsupported(reason: str) -> Support:
@@ -77,10 +77,10 @@ def unsupported(reason: str) -> Support:
 
 @dataclass(frozen=True)
 class Approximation:
-    """What a memory strategy rounds, and how far that moves a step away from a plain one."""
+    """What a memory strategy approximates, and how far that moves a step away from a plain one."""
 
     reason: str
-    """What is rounded, as a clause: `the frozen weights are kept in 4 bits`."""
+    """What is approximated, as a clause: `the frozen weights are kept in 4 bits`."""
     tolerance: float
     """The largest distance that the conformance kit accepts, relative to the size of what is compared."""
     outputs: bool
@@ -93,7 +93,7 @@ class NoSettings:
 
 
 class Component(ABC, Generic[S]):
-    """A class whose attributes are its catalogue card and whose methods do the work.
+    """A class whose attributes are its metadata and whose methods do the work.
 
     An instance holds validated settings and nothing heavy; torch is imported inside methods. The first line of the
     class's docstring is its summary in every list.
@@ -124,7 +124,7 @@ class Component(ABC, Generic[S]):
         return ()
 
     def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
-        """The foreign formats that a PEFT method or a model writes: name to a function of (Assembly, empty folder).
+        """The formats of other tools that a PEFT method or a model writes: name to a function of (Assembly, empty folder).
 
         A method is given the model with its adapter in place, a model itself with the adapter folded in."""
         return {}

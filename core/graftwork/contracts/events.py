@@ -27,7 +27,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class StepTaken(Event):
-    """One optimizer step; `loss` is the mean over the step's num_label_tokens tokens, in nats."""
+    """One optimizer step; `loss` is the mean over the step's labelled tokens, in nats."""
 
     step: int
     steps: int

@@ -67,7 +67,7 @@ class AttentionKernel(Component[S]):
 
     kind: ClassVar[str] = "attention"
     preference: ClassVar[int] = 0
-    """Where a run does not say, kernels are tried from the highest preference down."""
+    """Where a run file names none, kernels are tried from the highest preference down."""
 
     @abstractmethod
     def supports(self, case: AttentionCase) -> Support:
@@ -106,7 +106,7 @@ class VisionTower(Weighted[S]):
         return ()
 
     @abstractmethod
-    def build(self, config: Mapping[str, Any], site: BuildContext) -> nn.Module:
+    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
         """The tower, whose forward takes pixels `[images, 3, size, size]` and returns a list of maps
         `[images, width, rows, columns]`, finest first. No weights are read here."""
 
@@ -151,7 +151,7 @@ class ModelArchitecture(Weighted[S]):
         config: Mapping[str, Any],
         towers: Mapping[str, nn.Module],
         outputs: Mapping[str, TowerOutput],
-        site: BuildContext,
+        context: BuildContext,
     ) -> Structure:
         """The model around its towers. No weights are read here; it may be called where parameters are on `meta`."""
 
@@ -202,11 +202,11 @@ class PeftMethod(Component[S]):
 
     @abstractmethod
     def disable_adapter(self, model: nn.Module) -> AbstractContextManager[None]:
-        """While entered, what `apply` added has no effect. Values of the base that were trained are core's business."""
+        """While entered, what `inject` added has no effect. Values of the base that were trained are core's business."""
 
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
-        """Fold what `apply` added into the base's own tensors, and restore the module structure of before `apply`."""
+        """Fold what `inject` added into the base's own tensors, and restore the module structure of before `inject`."""
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""
@@ -222,7 +222,7 @@ class MemoryStrategy(Component[S]):
 
     kind: ClassVar[str] = "memory"
     approximates: ClassVar[Approximation | None] = None
-    """What it rounds; None for a strategy whose step equals a plain one."""
+    """What it approximates; None for a strategy whose step equals a plain one."""
 
     def building(self) -> AbstractContextManager[None]:
         """Entered while the model is built and filled."""
@@ -247,16 +247,16 @@ class MemoryStrategy(Component[S]):
         return None
 
     def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
-        """What each of so many processes keeps on its device: `ledger.CATEGORIES` to bytes, from what a process `alone` keeps.
+        """What each of `processes` processes keeps on its device: `memory.timeline.CATEGORIES` to bytes, from what a process `alone` keeps.
 
-        The assembled model has sizes and no numbers. Only for what tensors without content cannot show in one process: sharing
+        The assembled model has sizes and no values. Only for what tensors without content cannot show in one process: sharing
         among processes, main memory, and code that does not run on them. A strategy that has this method is left out of the
         rehearsal, and its arithmetic is applied to what the rehearsal finds.
         """
         return alone
 
     def full_params(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Entered while all numbers of these parameters are read or replaced, as for saving; every process enters it."""
+        """Entered while all values of these parameters are read or replaced, as for saving; every process enters it."""
         return nullcontext()
 
 

@@ -68,7 +68,7 @@ class Stepper:
             group["lr"] = rate * factor
 
     def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> Tensor:
-        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels by `num_label_tokens`, the
+        """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels divided by `num_label_tokens`, the
         number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
             loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
@@ -168,7 +168,7 @@ def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
 def summed_loss(
     model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
 ) -> Tensor:
-    """The cross entropy in nats, summed over the num_label_tokens positions, and computed only there.
+    """The cross entropy in nats, summed over the labelled positions, and computed only there.
 
     Most positions are image or prompt; logits for them are never made (their size is tokens x vocabulary).
     """

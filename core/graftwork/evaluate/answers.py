@@ -1,4 +1,4 @@
-"""An evaluation's answers: the file of them, which can be continued, and what a process has of them to tell the others."""
+"""An evaluation's answers: the file of them, which can be continued, and what a process sends of them to the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graftwork.checkpoint import format1
 from graftwork.contracts.records import BadRecord
 
 
@@ -22,17 +23,17 @@ class AnswerFile:
         """How each run answered, the first first: batch size, device, attention kernels that ran."""
 
     def begin(self, header: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> None:
-        """Continue if the file has this header, else set it aside and start a new one; `say` is told which.
+        """Continue if the file has this header, else set it aside and start a new one; `say` gets a sentence on which.
 
         A file that holds the answers of more variants than asked for is continued with all of them. A line that an
         interruption left half-written is cut off.
         """
-        wanted: dict[str, Any] = json.loads(json.dumps(header, default=str))
+        header_now: dict[str, Any] = json.loads(json.dumps(header, default=str))
         content = self.path.read_bytes() if self.path.exists() else b""
         found, good = _entries(content)
         self.header = found[0] if found else {}
-        fits = {**self.header, "variants": None} == {**wanted, "variants": None}
-        if resume and fits and set(wanted["variants"]) <= set(self.header.get("variants", ())):
+        fits = {**self.header, "variants": None} == {**header_now, "variants": None}
+        if resume and fits and set(header_now["variants"]) <= set(self.header.get("variants", ())):
             self.runs = [entry["run"] for entry in found[1:] if "run" in entry]
             self.lines = [entry for entry in found[1:] if "run" not in entry]
             with self.path.open("r+b") as file:
@@ -41,14 +42,16 @@ class AnswerFile:
                 say(f"'{self.path}' holds {len(self.lines)} answers already; they are not asked for again")
             return
         if content:
-            differing = [name for name in {**wanted, **self.header} if wanted.get(name) != self.header.get(name)]
+            differing = [
+                name for name in {**header_now, **self.header} if header_now.get(name) != self.header.get(name)
+            ]
             why = f"differs in {', '.join(differing)} from this evaluation" if resume else "is of an earlier evaluation"
             aside = self._free_name()
             self.path.rename(aside)
             say(f"'{self.path}' {why}, so it was set aside as '{aside.name}'")
-        self.header, self.lines, self.runs = wanted, [], []
+        self.header, self.lines, self.runs = header_now, [], []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.append([wanted])
+        self.append([header_now])
 
     def _free_name(self) -> Path:
         number = 1
@@ -74,12 +77,12 @@ def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
             break
         entries.append(entry)
         good += len(line)
-    return entries, good
+    return format1.read_answers(entries), good
 
 
 @dataclass
 class BatchResult:
-    """What a process has to tell the others after a batch."""
+    """What a process sends to the others after a batch."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] | None = None

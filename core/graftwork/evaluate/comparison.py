@@ -10,7 +10,7 @@ from typing import Any
 from graftwork.contracts.records import Image, image_key
 from graftwork.errors import DataError
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_change, describe_ratio, is_percent, shown
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_change, describe_ratio, format_score, is_percent
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Comparison:
     headline: str
     """The overall result in a sentence."""
     notes: tuple[str, ...]
-    """Sentences about the whole: its ratio to the base, questions that could not be asked, an variant that always says the same."""
+    """Sentences about the whole: its ratio to the base, questions that could not be asked, a variant that always answers the same."""
     forgetting: tuple[str, ...]
     """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
     untrained: tuple[str, ...]
@@ -96,7 +96,7 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
     ]
     headline = (
         f"{describe_change(rows[0], rows[0].name, percent)}, on {rows[0].records:,} questions about {images:,} images; "
-        f"always answering '{rows[0].majority_answer}' scores {shown(rows[0].majority, percent)}."
+        f"always answering '{rows[0].majority_answer}' scores {format_score(rows[0].majority, percent)}."
     )
     return Comparison(
         evaluator=result.evaluator.name,
@@ -121,6 +121,6 @@ def _monotonous(result: Result) -> Iterator[str]:
     """A sentence for each variant that gave all questions, which have different answers, one and the same."""
     if len({one.record.reference for one in result.answered}) > 1:
         for variant in (BASE, ADAPTER):
-            said = {one.answers[variant] for one in result.answered}
-            if len(said) == 1:
-                yield f"The {variant} gave one and the same answer to every question: '{said.pop()[:80]}'."
+            texts = {one.answers[variant] for one in result.answered}
+            if len(texts) == 1:
+                yield f"The {variant} gave one and the same answer to every question: '{texts.pop()[:80]}'."

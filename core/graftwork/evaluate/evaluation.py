@@ -24,7 +24,7 @@ from graftwork.evaluate import questions
 from graftwork.evaluate.answers import AnswerFile, BatchResult
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown, tabulate
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_score, tabulate
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Arm to metric or group to number."""
+        """Variant to metric or group to number."""
         variants = self.answered[0].answers
         return {variant: {row.name: row.scores[variant].value for row in self.rows} for variant in variants}
 
@@ -67,7 +67,9 @@ class Result:
         """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
         if not self.bad:
             return ""
-        means = " and ".join(f"{shown(mean, 0 <= mean <= 1)} ({variant})" for variant, mean in self.mean_of_all.items())
+        means = " and ".join(
+            f"{format_score(mean, 0 <= mean <= 1)} ({variant})" for variant, mean in self.mean_of_all.items()
+        )
         count = len(self.answered) + len(self.bad)
         return f"{len(self.bad):,} of {count:,} questions could not be asked; with zero for them the mean score is {means}."
 
@@ -103,7 +105,7 @@ def evaluate(
 
     `variants` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `hashes` holds the
     hashes of the checkpoint and of its base weights: answers of another model are never mixed in. `limit` takes the first
-    questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` is told how
+    questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` gets how
     many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
     processes share the questions, and the first one writes.
     """
@@ -134,16 +136,16 @@ def evaluate(
             batch_result.lines = [_line(one) for one in answered]
             batch_result.run = _describe_run(assembly, size)
         gathered = processes.all_gather_object(batch_result)
-        for told in gathered:
-            for sentence in told.messages:
+        for each in gathered:
+            for sentence in each.messages:
                 say(sentence)
-            bad += told.bad
-        lines = [line for told in gathered for line in told.lines]
+            bad += each.bad
+        lines = [line for each in gathered for line in each.lines]
         if not lines:
             break
         if processes.is_first():
             if len(file.runs) == ran:
-                file.runs.append(next(told.run for told in gathered if told.run))
+                file.runs.append(next(each.run for each in gathered if each.run))
                 file.append([{"run": file.runs[-1]}])
             file.append(lines)
         done.update(_restore(evaluator, asked, lines))
@@ -154,7 +156,20 @@ def evaluate(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
     kept = tuple(_only(done[record.id], variants) for record in records if record.id in done)
-    provenance = {
+    result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file))
+    if processes.is_first():
+        (out / "scores.json").write_text(
+            json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        evaluator.write(kept, out)
+    return result
+
+
+def _provenance(
+    header: Mapping[str, Any], variants: Sequence[str], kept: Sequence[Prediction], file: AnswerFile
+) -> dict[str, Any]:
+    """Whose answers these are, how many tokens and seconds they took, and where they are."""
+    return {
         **header,
         "variants": list(variants),
         "tokens": {variant: sum(one.tokens[variant] for one in kept) for variant in variants},
@@ -162,13 +177,6 @@ def evaluate(
         "answers": {"file": file.path.name, "sha256": sha256(file.path)},
         "runs": file.runs,
     }
-    result = Result(evaluator, kept, tuple(bad), provenance)
-    if processes.is_first():
-        (out / "scores.json").write_text(
-            json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        evaluator.write(kept, out)
-    return result
 
 
 def _ask_all(
@@ -184,11 +192,11 @@ def _ask_all(
     """Answer records batch by batch, each with the batch size; images are read while the model answers."""
     import torch
 
-    most, narrow = evaluator.max_new_tokens, False
+    max_new_tokens, warned = evaluator.max_new_tokens, False
 
     def encode(record: Record) -> Prompt | BadRecord:
         try:
-            return record, encode_prompt(assembly, record, most)
+            return record, encode_prompt(assembly, record, max_new_tokens)
         except DataError as error:
             if strict:
                 raise
@@ -204,10 +212,10 @@ def _ask_all(
                     bad.append(encoded)
                     continue
                 waiting.append(encoded)
-                if not narrow and (left := room(assembly, encoded[1], most)) < most:
-                    narrow = True
+                if not warned and (left := room(assembly, encoded[1], max_new_tokens)) < max_new_tokens:
+                    warned = True
                     say(
-                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {most} for the answer to "
+                        f"the model reads {context_of(assembly)} tokens, which leaves {left} of {max_new_tokens} for the answer to "
                         f"'{encoded[0].id}'; longer answers are cut there"
                     )
             if not waiting:
@@ -253,18 +261,18 @@ def _ask(
     started = time.perf_counter()
     encoded = [prompt for _, prompt in prompts]
     features = None if trains_vision else image_features(assembly, prompts)
-    said: dict[str, Answers] = {}
+    answers: dict[str, Answers] = {}
     for variant in variants:
         with assembly.disable_adapter() if variant == BASE else nullcontext():
-            seen = image_features(assembly, prompts) if trains_vision else features
-            said[variant] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=seen)
+            current = image_features(assembly, prompts) if trains_vision else features
+            answers[variant] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=current)
     seconds = (time.perf_counter() - started) / len(prompts)
     return [
         Prediction(
             record,
-            {variant: said[variant].texts[row] for variant in variants},
-            {variant: evaluator.score(record, said[variant].texts[row]) for variant in variants},
-            {variant: said[variant].tokens[row] for variant in variants},
+            {variant: answers[variant].texts[row] for variant in variants},
+            {variant: evaluator.score(record, answers[variant].texts[row]) for variant in variants},
+            {variant: answers[variant].tokens[row] for variant in variants},
             seconds,
         )
         for row, (record, _) in enumerate(prompts)
@@ -272,9 +280,9 @@ def _ask(
 
 
 def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str, Any] | None:
-    """The towers' outputs for the images of all prompts, in order; prompts about the same image share one look.
+    """The towers' outputs for the images of all prompts, in order; prompts about the same image share one encoding.
 
-    They can share it where every image has the same number of views (one, or as many tiles), which is told by pixels.
+    They can share it where every image has the same number of views (one, or as many tiles), which the pixels tell.
     """
     import torch
 
@@ -283,8 +291,8 @@ def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str
         distinct.setdefault(image_key(record), (record, prompt))
     views = {(part, len(value) / len(record.images)) for record, p in prompts for part, value in p.pixels.items()}
     shared = len(distinct) < len(prompts) and len(views) == len(dict(views))
-    shown = list(distinct.values()) if shared else prompts
-    pixels = collate([prompt for _, prompt in shown], pad_id=assembly.processor.pad_id).to(assembly.device).pixels
+    encoded = list(distinct.values()) if shared else prompts
+    pixels = collate([prompt for _, prompt in encoded], pad_id=assembly.processor.pad_id).to(assembly.device).pixels
     if not pixels:
         return None
     with answering(assembly):

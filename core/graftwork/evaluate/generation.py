@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said, one entry for each prompt."""
+    """What a model answered, one entry for each prompt."""
 
     texts: tuple[str, ...]
     token_ids: tuple[tuple[int, ...], ...]
@@ -55,7 +55,7 @@ def encode_prompt(assembly: Assembly, record: Record, max_new_tokens: int) -> En
 
 
 def room(assembly: Assembly, prompt: Encoded, max_new_tokens: int) -> int:
-    """How long the answer to a prompt may get: as long as is wanted, or to the end of what the model reads."""
+    """How long the answer to a prompt may get: `max_new_tokens`, or to the end of the model's context."""
     context = context_of(assembly)
     return min(max_new_tokens, context - len(prompt.input_ids)) if context else max_new_tokens
 
@@ -76,7 +76,7 @@ def answer(
 ) -> Answers:
     """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
 
-    `features` are the towers' outputs for the images of all prompts, in order, and save looking at them again.
+    `features` are the towers' outputs for the images of all prompts, in order, and save encoding them again.
     """
     import torch
 
@@ -84,8 +84,8 @@ def answer(
     batch = collate(prompts, pad_id=processor.pad_id, side="left").to(device)
     stop = torch.tensor(sorted(processor.stop_ids), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    longest = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
-    rooms = torch.tensor(longest, device=device)
+    limits = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
+    max_lengths = torch.tensor(limits, device=device)
     steps: list[Tensor] = []
     with answering(assembly):
         cache = model.new_cache()
@@ -93,19 +93,19 @@ def answer(
             hidden = model(batch, features, cache)
             token = model.logits(hidden[:, -1]).argmax(dim=-1)
             steps.append(token)
-            finished = finished | torch.isin(token, stop) | (rooms <= len(steps))
+            finished = finished | torch.isin(token, stop) | (max_lengths <= len(steps))
             if finished.all():
                 break
             # A sequence that is as long as it may get is not extended, so that its positions stay among those that exist.
-            mask = torch.cat([batch.attention_mask, (rooms > len(steps))[:, None]], dim=1)
+            mask = torch.cat([batch.attention_mask, (max_lengths > len(steps))[:, None]], dim=1)
             nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
             batch, features = Batch(token[:, None], mask, nothing, token[:, None], {}), None
     rows = torch.stack(steps, dim=1).tolist()
-    ids = [until_stop(row[:most], processor.stop_ids) for row, most in zip(rows, longest, strict=True)]
+    ids = [until_stop(row[:limit], processor.stop_ids) for row, limit in zip(rows, limits, strict=True)]
     return Answers(
         tuple(processor.decode(row) for row in ids),
         tuple(ids),
-        tuple(min(len(row) + 1, most) for row, most in zip(ids, longest, strict=True)),
+        tuple(min(len(row) + 1, limit) for row, limit in zip(ids, limits, strict=True)),
     )
 
 

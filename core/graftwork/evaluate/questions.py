@@ -48,6 +48,6 @@ def by_image(records: Sequence[Record]) -> list[Record]:
 
 
 def contiguous_slice(questions: Sequence[T]) -> list[T]:
-    """This process's part of questions, in which contiguous_slice stay together: they are about the same image."""
+    """This process's part of the questions, in which neighbours stay together: they are often about the same image."""
     rank, count = processes.rank(), processes.count()
     return list(questions[rank * len(questions) // count : (rank + 1) * len(questions) // count])

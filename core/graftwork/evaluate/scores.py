@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: scores with intervals, overall and by group, and what the adapter changed in them."""
+"""An evaluation's table: scores with intervals, overall and by group, and what the adapter changed in them."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def is_percent(rows: Sequence[Row]) -> bool:
     return all(0 <= score.value <= 1 for row in rows for score in row.scores.values())
 
 
-def shown(value: float | None, percent: bool) -> str:
+def format_score(value: float | None, percent: bool) -> str:
     """A score as people read it: `93.1%`, or `1,432.1`."""
     return "–" if value is None else f"{value:.1%}" if percent else f"{value:,.1f}"
 
@@ -196,7 +196,7 @@ def describe_change(row: Row, subject: str, percent: bool) -> str:
 
     It rose or fell only if the interval of the difference excludes zero.
     """
-    base, adapter = shown(row.scores[BASE].value, percent), shown(row.scores[ADAPTER].value, percent)
+    base, adapter = format_score(row.scores[BASE].value, percent), format_score(row.scores[ADAPTER].value, percent)
     difference = row.difference or Interval(0.0)
     facts = [_signed(difference.value, percent) + " points" * percent]
     if difference.known:

@@ -1,4 +1,4 @@
-"""What a folder is that Graftwork did not write, what is wrong with it, and what repairs it."""
+"""What a folder is that Graftwork did not write, what is wrong with it, and which command imports it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Place:
     """The path or hub id that the folder names."""
     found: Path | None
     given: bool = False
-    """Whether its place was given, and not searched for."""
+    """Whether the user named its place, so that it was not searched for."""
     instead: str = ""
-    """What was found in its stead, a clause."""
+    """What was found instead, a clause."""
 
     def line(self) -> str:
         """For a person."""
@@ -64,7 +64,7 @@ class Diagnosis:
     refused: str = ""
     """Why it cannot be imported, and what would help: a sentence; empty when it can."""
     search: tuple[Path, ...] = ()
-    """The folders below which was searched."""
+    """The folders that were searched."""
 
     @property
     def command(self) -> str:
@@ -89,8 +89,8 @@ class Diagnosis:
     @property
     def not_found(self) -> list[Place]:
         """What has to be found before it can be imported; a whole model needs no base."""
-        whole = self.import_plan is not None and self.import_plan.is_full_model
-        return [p for p in self.places.values() if p.found is None and not (whole and p.what == BASE)]
+        is_full_model = self.import_plan is not None and self.import_plan.is_full_model
+        return [p for p in self.places.values() if p.found is None and not (is_full_model and p.what == BASE)]
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -125,8 +125,8 @@ def diagnose(
     parts: Mapping[str, Path] | None = None,
     search: Sequence[Path] = (),
 ) -> Diagnosis:
-    """Say what a folder is. `base` and `parts` are where its base and its towers are, where that is known; `search` are
-    folders to look below. Raises CheckpointError where there is no folder, WeightsError for files that cannot be read."""
+    """Diagnose a folder. `base` and `parts` are where its base and its towers are, where that is known; `search` are
+    folders to search. Raises CheckpointError where there is no folder, WeightsError for files that cannot be read."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder '{folder}'; correct the path")
     found = _Diagnosing(ExternalFolder(folder), lookup, base, dict(parts or {}), Search(folder, search)).diagnosis()
@@ -145,11 +145,13 @@ class _Diagnosing:
         method, adapter = self.adapter()
         architecture, import_plan = self.import_plan(self.folder, adapter)
         if import_plan is None and adapter is not None:
-            return self.adapter_alone(method, adapter)
+            return self.adapter_only(method, adapter)
         if import_plan is None:
             return Diagnosis(self.folder.path, self.unknown(), refused=self.unreadable())
         recorded = (adapter.base if adapter else "") or import_plan.base
-        return self.judged(architecture, method, import_plan, adapter, self.places(architecture, import_plan, recorded))
+        return self.build_diagnosis(
+            architecture, method, import_plan, adapter, self.places(architecture, import_plan, recorded)
+        )
 
     def adapter(self) -> tuple[str, Adapter | None]:
         """The first method that finds an adapter, and the adapter."""
@@ -159,7 +161,7 @@ class _Diagnosing:
         return "", None
 
     def import_plan(self, folder: ExternalFolder, adapter: Adapter | None) -> tuple[str, ImportPlan | None]:
-        """The first model that makes something of a folder, and what."""
+        """The first model that can read a folder, and its import plan."""
         for name in self.lookup.names("model"):
             model = self.model(name)
             if found := model.import_from(folder, self.towers(model), adapter):
@@ -194,9 +196,9 @@ class _Diagnosing:
                 return fits(place) or ("" if other and other.refused else "it was trained itself")
 
             places[BASE] = self.place(BASE, recorded, self.base, fits, guess)
-        for part, wanted in import_plan.parts.items():
-            fitting = self.fits_part(self.model(architecture).parts[part].default or "", wanted)
-            places[part] = self.place(part, wanted.recorded, self.parts.get(part), fitting, fitting)
+        for part, required in import_plan.parts.items():
+            fitting = self.fits_part(self.model(architecture).parts[part].default or "", required)
+            places[part] = self.place(part, required.recorded, self.parts.get(part), fitting, fitting)
         if unknown := sorted(self.parts.keys() - import_plan.parts.keys()):
             known = ", ".join(import_plan.parts) or "none"
             raise CheckpointError(
@@ -226,24 +228,24 @@ class _Diagnosing:
 
         return fits
 
-    def fits_part(self, name: str, wanted: RequiredTower) -> Callable[[Path], str]:
+    def fits_part(self, name: str, required: RequiredTower) -> Callable[[Path], str]:
         def fits(place: Path) -> str:
             try:
-                tower = self.tower(name, wanted.settings)
+                tower = self.tower(name, required.settings)
                 width = sum(tower.describe(tower.configuration(place)).widths)
             except GraftworkError as error:
                 return error.sentence
-            if wanted.width not in (None, width):
-                return f"its maps are {width} wide, and the folder was trained with {wanted.width}"
-            return "" if wanted.held or weights.tensor_files(place) else "it holds no weights"
+            if required.width not in (None, width):
+                return f"its maps are {width} wide, and the folder was trained with {required.width}"
+            return "" if required.held or weights.tensor_files(place) else "it holds no weights"
 
         return fits
 
-    def adapter_alone(self, method: str, adapter: Adapter) -> Diagnosis:
-        """An adapter without a word on its model, whose base must say all."""
+    def adapter_only(self, method: str, adapter: Adapter) -> Diagnosis:
+        """An adapter without its model's configuration: everything else comes from its base."""
         if (refused := self.unfinished(method)) is not None:
             description = f"an intermediate save of a run: {adapter.description}, and nothing else that the run trained"
-            return replace(self.judged("", method, None, adapter, {}, description), refused=refused)
+            return replace(self.build_diagnosis("", method, None, adapter, {}, description), refused=refused)
         description = f"a peft folder: {adapter.description}"
 
         def fits(place: Path) -> str:
@@ -252,7 +254,7 @@ class _Diagnosing:
 
         place = self.place(BASE, adapter.base, self.base, fits, fits)
         if place.found is None:
-            return self.judged("", method, None, adapter, {BASE: place}, description)
+            return self.build_diagnosis("", method, None, adapter, {BASE: place}, description)
         architecture, of_base = self.import_plan(ExternalFolder(place.found), None)
         assert of_base is not None
         if of_base.refused:
@@ -260,24 +262,22 @@ class _Diagnosing:
                 f"its base '{place.found}' is {of_base.description}, so it has no connector to see images with; if it comes from a run "
                 "that trained one, import the folder in which that run ended, else name a whole model with --base DIR"
             )
-            return replace(self.judged("", method, None, adapter, {BASE: place}, description), refused=refused)
+            return replace(self.build_diagnosis("", method, None, adapter, {BASE: place}, description), refused=refused)
         import_plan = replace(
             of_base,
             description=description,
             configure=self.model(architecture).configuration,
             facts=[("adapter", adapter.description)],
             tensors={},
-            whole=False,
+            is_full_model=False,
             has_processor=False,
             missing=("everything but the adapter: it is its base's",),
             inconsistent=(),
         )
         parts = {
-            part: wanted
-            for part, wanted in self.places(architecture, import_plan, adapter.base).items()
-            if part != BASE
+            part: place for part, place in self.places(architecture, import_plan, adapter.base).items() if part != BASE
         }
-        return self.judged(architecture, method, import_plan, adapter, {BASE: place, **parts})
+        return self.build_diagnosis(architecture, method, import_plan, adapter, {BASE: place, **parts})
 
     def unfinished(self, method: str) -> str | None:
         """Why an intermediate save of transformers' Trainer cannot be used; None where the folder is no such save."""
@@ -292,7 +292,7 @@ class _Diagnosing:
             return f"{reason}; this run did not end, so there is nothing to import: resume it with what trained it"
         return f"{reason}; import the run's own folder, '{parent.path}'"
 
-    def judged(
+    def build_diagnosis(
         self,
         architecture: str,
         method: str,
@@ -301,7 +301,7 @@ class _Diagnosing:
         places: Mapping[str, Place],
         description: str = "",
     ) -> Diagnosis:
-        """The diagnosis with a judgement on tensors, losses and paths."""
+        """The diagnosis, with what is inconsistent in tensors, losses and paths."""
         steps, losses = self.folder.history
         verdict = judge(losses, import_plan.vocabulary if import_plan else 0)
         faults = [*(import_plan.inconsistent if import_plan else ()), *(adapter.inconsistent if adapter else ())]
@@ -342,7 +342,7 @@ class _Diagnosing:
         return found is None or bool(found.refused)
 
     def unknown(self) -> str:
-        """What can be description of a folder that no component knows."""
+        """A description of a folder that no component knows."""
         config = self.folder.json("config.json")
         if kind := config.get("model_type"):
             named = ", ".join(map(str, config.get("architectures") or [])) or "no class"
@@ -350,7 +350,7 @@ class _Diagnosing:
         return "a folder that no installed model or method knows"
 
     def unreadable(self) -> str:
-        """Why nothing can be made of a folder that no component knows."""
+        """Why a folder that no component knows cannot be imported."""
         models = ", ".join(self.lookup.names("model")) or "none"
         return f"no installed model or method reads it (models: {models}); name another folder, or install a plugin that reads it"
 

@@ -1,4 +1,4 @@
-"""Making a checkpoint of a folder that Graftwork did not write: the same plan, the same construction path, the same proof."""
+"""Making a checkpoint of a folder that Graftwork did not write: the same plan, construction path and verification."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from graftwork.weights import LazyTensor
 
 TEXTS = (("<image>\nWhat is it?", "It is an image."), ("<image>\n1 2 3", "4 5 6"), ("What is it?", "I see nothing."))
-"""The conversations of the golden, which have to reach every part of a model and mean nothing."""
+"""The conversations of the golden inputs; they mean nothing, and reach every part of a model."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Imported:
 
     folder: Path
     manifest: Manifest
-    own: tuple[str, ...]
+    stored_parts: tuple[str, ...]
     """The parts whose weights the checkpoint holds itself."""
 
 
@@ -50,8 +50,8 @@ def import_folder(
 ) -> Imported:
     """Save what was diagnosed as a checkpoint in the new folder `out`.
 
-    `precision` is the one to prove it in, and to evaluate it in by default. `kernels` are the attention kernels to try.
-    Raises CheckpointError with the reason where it cannot be saved; nothing is ever left out in silence.
+    `precision` is the one to verify it in, and to evaluate it in by default. `kernels` are the attention kernels to try.
+    Raises CheckpointError with the reason where it cannot be saved; nothing is ever left out silently.
     """
     import_plan = diagnosis.import_plan
     if diagnosis.refused:
@@ -61,7 +61,7 @@ def import_folder(
     if import_plan is None or diagnosis.not_found:
         lines = [f"{place.what}: {place.line()}" for place in diagnosis.not_found]
         raise CheckpointError(
-            f"'{diagnosis.folder}' is {diagnosis.description}, and what it was trained from is not at hand: {diagnosis.command}",
+            f"'{diagnosis.folder}' is {diagnosis.description}, and what it was trained from was not found: {diagnosis.command}",
             lines,
         )
     importing = _Importing(diagnosis, import_plan, lookup, precision)
@@ -88,22 +88,22 @@ def import_folder(
 
 
 def records() -> list[Record]:
-    """The golden's conversations, the first ones about an image with different pixels everywhere."""
+    """The golden inputs' conversations, the first ones about an image with different pixels everywhere."""
     from PIL import Image as PILImage
 
     image = PILImage.linear_gradient("L").resize((120, 80))
-    drawn = PILImage.merge(
+    gradients = PILImage.merge(
         "RGB", (image, image.rotate(180), image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT).rotate(45))
     )
     buffer = BytesIO()
-    drawn.save(buffer, "PNG")
+    gradients.save(buffer, "PNG")
     return [
         Record(
             f"golden-{index}",
-            (Turn("user", asked), Turn("assistant", answered)),
-            (Image(data=buffer.getvalue()),) * asked.count("<image>"),
+            (Turn("user", question), Turn("assistant", answer)),
+            (Image(data=buffer.getvalue()),) * question.count("<image>"),
         )
-        for index, (asked, answered) in enumerate(TEXTS)
+        for index, (question, answer) in enumerate(TEXTS)
     ]
 
 
@@ -121,11 +121,10 @@ class _Importing:
         return self.folder if self.import_plan.has_processor or not self.base else self.base
 
     def plan(self, kernels: Sequence[str]) -> Plan:
-        """The plan that the folder is the result of."""
+        """The plan whose training the folder is the result of."""
         adapter = self.diagnosis.adapter
-        shape = compose.build(
-            self.resolved((), (), None, kernels), self.lookup, meta=True, processor_folder=self.processor_folder
-        )
+        bare = self.resolved((), (), None, kernels)
+        shape = compose.build_shape(bare, self.lookup, processor_folder=self.processor_folder)
         roles = shape.structure.roles
         also_train = self.trained_roles(shape)
         if adapter is None:
@@ -171,37 +170,37 @@ class _Importing:
             return Selection(EMPTY, where=where)
         place = str(self.diagnosis.places[part].found)
         settings = dict(self.import_plan.parts[part].settings)
-        if self.is_own(part):
+        if self.is_stored(part):
             return Selection("", settings, config=place, where=where)
         return Selection("", settings, weights=place, where=where)
 
-    def is_own(self, part: str) -> bool:
+    def is_stored(self, part: str) -> bool:
         """Whether a part has no base weights, so that the checkpoint holds it."""
-        wanted, place = self.import_plan.parts[part], self.diagnosis.places[part].found
-        return wanted.held and (wanted.source == "here" or not (place and weights.tensor_files(place)))
+        required, place = self.import_plan.parts[part], self.diagnosis.places[part].found
+        return required.held and (required.source == "here" or not (place and weights.tensor_files(place)))
 
-    def held(self, shape: Assembly) -> dict[str, LazyTensor]:
-        """The folder's tensors besides an adapter's own, without copies of what is taken from a tower's own folder."""
-        copies = [
+    def folder_tensors(self, shape: Assembly) -> dict[str, LazyTensor]:
+        """The folder's tensors besides an adapter's own, without those that come from a tower's own folder."""
+        replaced = [
             module
-            for part, wanted in self.import_plan.parts.items()
-            if wanted.source == "its folder" and not self.is_own(part)
+            for part, required in self.import_plan.parts.items()
+            if required.source == "its folder" and not self.is_stored(part)
             for module in shape.structure.roles[f"vision.{part}"]
         ]
-        return {name: read for name, read in self.import_plan.tensors.items() if not within(name, copies)}
+        return {name: read for name, read in self.import_plan.tensors.items() if not within(name, replaced)}
 
     def trained_roles(self, shape: Assembly) -> tuple[str, ...]:
-        """The roles in which the folder has something that the base lacks or has otherwise."""
-        held, base = self.held(shape), base_tensors_of(shape)
-        frozen = {f"vision.{part}" for part in self.import_plan.parts if self.is_own(part)}
-        lacking = [
+        """The roles in which the folder has tensors that the base lacks, or that differ from the base's."""
+        held, base = self.folder_tensors(shape), base_tensors_of(shape)
+        frozen = {f"vision.{part}" for part in self.import_plan.parts if self.is_stored(part)}
+        missing_roles = [
             role
             for role in shape.newly_initialised
             if any(n not in held for n in named_tensors(shape.model) if within(n, shape.structure.roles[role]))
         ]
-        if lacking:
+        if missing_roles:
             raise CheckpointError(
-                f"'{self.diagnosis.folder}' is {self.diagnosis.description}, and lacks {' and '.join(lacking)}, which its base does not "
+                f"'{self.diagnosis.folder}' is {self.diagnosis.description}, and lacks {' and '.join(missing_roles)}, which its base does not "
                 "have either; name the base that it was trained from with --base DIR",
                 self.import_plan.missing,
             )
@@ -214,12 +213,12 @@ class _Importing:
     def tensors(self, plan: Plan) -> dict[str, Tensor]:
         """Every tensor of the checkpoint, in fp32. CheckpointError unless the folder and its base have all of them, and
         unless everything in the folder has a place among them or is the base's."""
-        shape = compose.build(plan, self.lookup, meta=True, processor_folder=self.processor_folder)
-        expected, base, held = shape.state_to_save(), base_tensors_of(shape), self.held(shape)
+        shape = compose.build_shape(plan, self.lookup, processor_folder=self.processor_folder)
+        expected, base, held = shape.state_to_save(), base_tensors_of(shape), self.folder_tensors(shape)
         adapter = self.diagnosis.adapter
-        own = {**held, **(adapter.tensors if adapter else {})}
-        sources = {**base, **own}
-        lost = sorted(name for name, read in own.items() if name not in expected and differs(base.get(name), read))
+        saved = {**held, **(adapter.tensors if adapter else {})}
+        sources = {**base, **saved}
+        lost = sorted(name for name, read in saved.items() if name not in expected and differs(base.get(name), read))
         missing = sorted(expected.keys() - sources.keys())
         if lost or missing:
             raise CheckpointError(

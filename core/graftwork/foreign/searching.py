@@ -1,4 +1,4 @@
-"""Where the weights are that a foreign folder names: looked for by the recorded path, and by what folders hold."""
+"""Search for the weights that a foreign folder names, by the recorded path and by what folders hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from graftwork import weights
 from graftwork.errors import WeightsError
 
 DEPTH = 6
-"""How far below a folder to search is looked."""
+"""How many levels below a folder are searched."""
 ABOVE = 3
-"""In how many folders above a foreign one its recorded paths are looked for."""
+"""How many folders above a foreign one are searched for its recorded paths."""
 MARKS = ("config.json", "open_clip_config.json")
 """One of these is in every folder of weights."""
 
@@ -21,7 +21,7 @@ Fits = Callable[[Path], str]
 
 
 class Search:
-    """Looks for what a foreign folder names: beside it, and below the folders to search."""
+    """Searches for what a foreign folder names: beside it, and below the folders to search."""
 
     def __init__(self, folder: Path, below: Sequence[Path] = ()) -> None:
         self.folder = folder.resolve()

@@ -22,7 +22,7 @@ from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
 from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.messages import Answering, Listener, Message, ignore
-from graftwork.jobs.outcome import FEW, notes
+from graftwork.jobs.outcome import MAX_NAMED, notes
 from graftwork.jobs.verify import open_for
 from graftwork.report import ReportContent, write_report
 
@@ -30,7 +30,7 @@ BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What a checkpoint is asked, how, and where the answers go."""
 
     evaluators: Sequence[str] = ()
@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     checkpoint: Path,
     lookup: Lookup,
     variants: Sequence[str],
-    asked: Asked,
+    request: EvaluationRequest,
     *,
     listen: Listener = ignore,
     **where: Any,
@@ -57,21 +57,19 @@ def evaluate_checkpoint(
     # Before the weights are opened, which takes long: a misspelt name should not.
     plan = manifest.read(newest(checkpoint)).plan
     recorded = plan.run_context.evaluate
-    if not asked.evaluators and not recorded:
+    if not request.evaluators and not recorded:
         known = ", ".join(lookup.names("evaluator"))
         raise GraftworkError(f"the run of '{checkpoint}' named no evaluator; name one with --on; installed: {known}")
-    names = asked.evaluators or tuple(dict.fromkeys(choice.label for choice in recorded))
+    names = request.evaluators or tuple(dict.fromkeys(choice.label for choice in recorded))
     settings = {choice.name: choice.settings for choice in recorded}
-    evaluators = [choose_evaluator(name, lookup, settings, asked.settings) for name in names]
+    evaluators = [choose_evaluator(name, lookup, settings, request.settings) for name in names]
     for evaluator in evaluators:
-        if validate := list(evaluator.validate(plan)):
-            raise GraftworkError(
-                f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", validate
-            )
+        if reasons := list(evaluator.validate(plan)):
+            raise GraftworkError(f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", reasons)
     opened = open_for(checkpoint, lookup, listen=listen, **where)
     for evaluator in evaluators:
-        folder = asked.out or opened.folder.parent / "evaluation"
-        if asked.out is None or len(evaluators) > 1:
+        folder = request.out or opened.folder.parent / "evaluation"
+        if request.out is None or len(evaluators) > 1:
             folder /= evaluator.name
         result = run_evaluation(
             opened.assembly,
@@ -79,8 +77,8 @@ def evaluate_checkpoint(
             folder,
             variants,
             hashes_of(opened),
-            batch_size=asked.batch_size,
-            limit=asked.limit,
+            batch_size=request.batch_size,
+            limit=request.limit,
             listen=listen,
         )
         if processes.is_first():
@@ -89,11 +87,11 @@ def evaluate_checkpoint(
 
 
 def compare_checkpoint(
-    checkpoint: Path, lookup: Lookup, asked: Asked, *, listen: Listener = ignore, **where: Any
+    checkpoint: Path, lookup: Lookup, request: EvaluationRequest, *, listen: Listener = ignore, **where: Any
 ) -> Iterator[tuple[Comparison, Path]]:
     """Score a checkpoint and its base in one pass, and write a report for every evaluator. Collective."""
     for opened, result, folder in evaluate_checkpoint(
-        checkpoint, lookup, (BASE, ADAPTER), asked, listen=listen, **where
+        checkpoint, lookup, (BASE, ADAPTER), request, listen=listen, **where
     ):
         comparison = compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None)
         if processes.is_first():
@@ -149,7 +147,7 @@ def run_evaluation(
     if result.bad:
         total = len(result.answered) + len(result.bad)
         listen(Message(f"{len(result.bad)} of {total} questions could not be asked:", "warning"))
-        for bad in result.bad[:FEW]:
+        for bad in result.bad[:MAX_NAMED]:
             listen(Message(f"  {bad.where}: {bad.why}", "warning"))
     return result
 

@@ -1,4 +1,4 @@
-"""What a job tells whoever started it, besides the events of a run."""
+"""What a job reports to whoever started it, besides the events of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from graftwork.evaluate.evaluation import Result
 
 Listener = Callable[[object], None]
-"""Is given every `Event` of `graftwork.contracts`, and every message of this module, in the order in which they happen."""
+"""Gets every `Event` of `graftwork.contracts`, and every message of this module, in the order in which they happen."""
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ class Compared:
 
 
 def ignore(message: object) -> None:
-    """The listener that nobody listens with."""
+    """The listener that ignores everything."""

@@ -1,4 +1,4 @@
-"""What the end of a run has to say: notes, and facts about memory."""
+"""What to tell at the end of a run: notes, and facts about memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graftwork.config.sizes import format_size
 if TYPE_CHECKING:
     from graftwork.memory.budget import CandidateSearch
 
-FEW = 5
+MAX_NAMED = 5
 """How many unusable records are named."""
 
 
@@ -22,28 +22,32 @@ def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[s
         facts["predicted peak"] = format_size(search.best.steps[-1].footprint.peak)
     if search or measured:
         facts["measured peak"] = (
-            format_size(measured) if measured else "not measured: PyTorch keeps no account of a CPU's memory"
+            format_size(measured) if measured else "not measured: PyTorch does not track a CPU's memory"
         )
     return facts
 
 
 def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quantized: Sequence[str] = ()) -> list[str]:
     """Sentences that a reader of the report must not miss."""
-    said = []
+    sentences = []
     if data["bad"]:
-        said.append(f"{len(data['bad']):,} records could not be used, {data['records']:,} were.")
+        sentences.append(f"{len(data['bad']):,} records could not be used, {data['records']:,} were.")
     if data["too_long"]:
-        said.append(f"{data['too_long']:,} records are longer than train.max_length, and were {data['too_long_were']}.")
+        sentences.append(
+            f"{data['too_long']:,} records are longer than train.max_length, and were {data['too_long_were']}."
+        )
     if newly_initialised:
-        said.append(
+        sentences.append(
             f"The base weights lack {', '.join(newly_initialised)}: what is called the base here has them as trained in this run."
         )
     if quantized:
-        said.append(f"Trained on a base that {' and '.join(quantized)} rounded, and evaluated on the whole one.")
-    return said
+        sentences.append(
+            f"Trained on a base that {' and '.join(quantized)} quantized, and evaluated on the unquantized one."
+        )
+    return sentences
 
 
 def data_notes(data: Mapping[str, Any]) -> Iterator[str]:
     """What of the data was not used, and the first few places."""
     yield from notes(data)
-    yield from (f"  {line}" for line in data["bad"][:FEW])
+    yield from (f"  {line}" for line in data["bad"][:MAX_NAMED])

@@ -44,13 +44,13 @@ def train(
 ) -> Outcome:
     """Carry out a plan, and write its checkpoints, answers and report into `out`; UnhealthyRun when its result should not
     be used. Collective: several processes train and answer together, and the first one verifies and reports."""
-    here = detect_machine()
+    machine = detect_machine()
     search = None
     if resume and (saved := checkpoints(out)):
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
     else:
-        plan, search = fitted(plan, lookup, here, device or ("cuda" if here.cuda else "cpu"), listen)
-    outline = outlines.outline(plan, lookup, here)
+        plan, search = fitted(plan, lookup, machine, device or ("cuda" if machine.cuda else "cpu"), listen)
+    outline = outlines.outline(plan, lookup, machine)
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
     share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
     listen(Message(f"{share}, attention: {kernels}"))
@@ -61,9 +61,9 @@ def train(
 
 def as_begun(plan: Plan, begun: Plan) -> Plan:
     """The plan with the memory strategies and the micro-batch that a run began with, as far as the plan still allows them."""
-    now, then = plan.run_context, begun.run_context
-    memory = then.memory if then.memory in now.candidates else now.memory
-    return budget.with_candidate(plan, memory, now.train.micro_batch_size or then.train.micro_batch_size)
+    current, recorded = plan.run_context, begun.run_context
+    memory = recorded.memory if recorded.memory in current.candidates else current.memory
+    return budget.with_candidate(plan, memory, current.train.micro_batch_size or recorded.train.micro_batch_size)
 
 
 def fitted(
@@ -71,23 +71,23 @@ def fitted(
 ) -> tuple[Plan, CandidateSearch | None]:
     """The plan with the memory strategies and micro-batch size that fit, and what was rehearsed to find them.
 
-    Where nobody says how much memory there is, the plan stays, and nothing is rehearsed.
+    Where the amount of memory is not known, the plan stays as it is, and nothing is rehearsed.
     """
-    card = device.startswith("cuda")
-    allowed = budget.budget_bytes(plan, machine) if card else plan.run_context.budget
+    on_cuda = device.startswith("cuda")
+    allowed = budget.budget_bytes(plan, machine) if on_cuda else plan.run_context.budget
     if allowed is None:
         return plan, None
     search = budget.search_candidates(
         plan,
         lookup,
         machine,
-        device="cuda" if card else "cpu",
+        device="cuda" if on_cuda else "cpu",
         budget=allowed,
         processes=processes.count(),
         listen=lambda strategies: listen(Rehearsing(strategies)),
     )
     if search.best is None:
-        listen(Message(f"{search.why}; training begins all the same", "warning"))
+        listen(Message(f"{search.why}; training begins anyway", "warning"))
         return plan, None
     listen(Message(f"memory: {search.why}"))
     return budget.chosen_plan(plan, search), search
@@ -110,12 +110,12 @@ def finish(
     verification: dict[str, Any] = {}
     comparisons: list[Comparison] = []
     if verdict.healthy:
-        mine = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
-        (facts, *_) = processes.all_gather_object(mine)
+        own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
+        (facts, *_) = processes.all_gather_object(own_facts)
         verification = {"reopened in a fresh process": True, **facts}
         listen(
             Message(
-                f"proven: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
+                f"verified: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
                 f"(at most {facts['tolerance']:.3g} is rounding)"
             )
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_for(folder: Path, lookup: Lookup, *, listen: Listener = ignore, **options: Any) -> Opened:
-    """Open a checkpoint (see `open_checkpoint`), and tell what is different about it."""
+    """Open a checkpoint (see `open_checkpoint`), and report what is different about it."""
     from graftwork.checkpoint.store import open_checkpoint
 
     opened = open_checkpoint(folder, lookup, **options)
@@ -30,7 +30,7 @@ def open_for(folder: Path, lookup: Lookup, *, listen: Listener = ignore, **optio
 def verify_in_fresh_process(folder: Path, lookup: Lookup) -> dict[str, Any]:
     """Run `graftwork verify` on a checkpoint in another process, from another working directory; its facts.
 
-    Raises CheckpointError with what that process said.
+    Raises CheckpointError with that process's message.
     """
     command = [sys.executable, "-m", "graftwork", *lookup.options()]
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -42,9 +42,9 @@ def verify_in_fresh_process(folder: Path, lookup: Lookup) -> dict[str, Any]:
             check=False,
         )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        lines = done.stderr.strip().splitlines() or ["it printed nothing"]
         raise CheckpointError(
-            f"'{folder}' could not be reopened in a fresh process: {said[0].removeprefix('Error: ')}", said[1:]
+            f"'{folder}' could not be reopened in a fresh process: {lines[0].removeprefix('Error: ')}", lines[1:]
         )
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts

@@ -37,13 +37,13 @@ class ReportContent:
     data: Sequence[Mapping[str, Any]] = ()
     """A row for each source and operator (see `pipeline.StageCount`)."""
     verification: Mapping[str, Any] = field(default_factory=dict)
-    """What shows that the checkpoint works, such as the probe's distance, the hash, and that a fresh process opened it."""
+    """What shows that the checkpoint works, such as how far its logits differ, the hash, and that a fresh process opened it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, machine, command and time."""
     memory: Mapping[str, str] = field(default_factory=dict)
     """What was predicted and what was measured."""
     footprint: Footprint | None = None
-    """What was rehearsed of a step."""
+    """The memory of a step, as rehearsed."""
     notes: Sequence[str] = ()
     """Sentences that a reader must not miss."""
 
@@ -71,7 +71,7 @@ def write_report(folder: Path, content: ReportContent) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON without numbers that JSON has not: they become null."""
+    """JSON without NaN and infinities, which JSON does not have: they become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftwork.evaluate.comparison import Comparison
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, shown
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_score
 from graftwork.evaluate.statistics import Interval
 from graftwork.report.markup import Markup, tag
 from graftwork.report.wording import text
 
 POINTS = 800
-"""The most points that a curve is drawn with."""
+"""How many points a curve has at most."""
 WIDTH, HEIGHT = 1000, 300
 
 
@@ -59,7 +59,7 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> Markup:
         tag("div", tag("div", *up, class_="up"), plot, tag("div", *along, class_="along"), class_="curve"),
         tag(
             "figcaption",
-            "Loss in nats for each num_label_tokens token, by optimizer step; the strong line is the running mean.",
+            "Loss in nats per labelled token, by optimizer step; the strong line is the running mean.",
         ),
     )
 
@@ -70,7 +70,7 @@ def is_number(value: Any) -> bool:
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: contiguous_slice are averaged."""
+    """At most `POINTS` points: neighbouring ones are averaged."""
     size = math.ceil(len(points) / POINTS)
     groups = (
         [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else [[p] for p in points]
@@ -79,7 +79,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Each value averaged with its contiguous_slice within a twentieth of the whole to either side."""
+    """Each value averaged with its neighbours within a twentieth of the whole to either side."""
     reach = max(1, len(values) // 40)
     windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]
@@ -115,7 +115,10 @@ def _bars(row: Row, percent: bool, top: float) -> Markup:
     majority = f"{_place(row.majority, top):.2f}"
     chart = tag(
         "svg",
-        tag("title", f"{row.name}: base {shown(base.value, percent)}, adapter {shown(adapter.value, percent)}"),
+        tag(
+            "title",
+            f"{row.name}: base {format_score(base.value, percent)}, adapter {format_score(adapter.value, percent)}",
+        ),
         tag("rect", class_="track", x=0, y=0, width=100, height=28),
         *_bar(base, top, "base", 3),
         *_bar(adapter, top, "adapter", 16),
@@ -126,8 +129,8 @@ def _bars(row: Row, percent: bool, top: float) -> Markup:
     )
     values = tag(
         "span",
-        tag("span", shown(base.value, percent), class_="base"),
-        tag("span", shown(adapter.value, percent), class_="adapter"),
+        tag("span", format_score(base.value, percent), class_="base"),
+        tag("span", format_score(adapter.value, percent), class_="adapter"),
         class_="values",
     )
     return tag("div", tag("span", row.name, class_="name"), chart, values, class_="bar")

@@ -1,4 +1,4 @@
-"""The image of a step's memory: where the bytes are, by category, from its first operation to its last."""
+"""The chart of a step's memory: where the bytes are, by category, from its first operation to its last."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from graftwork.report.markup import Markup, tag
 
 def memory_course(footprint: Footprint) -> Markup:
     """The categories stacked over the operations of a step."""
-    course = [sizes for _, sizes in footprint.timeline]
-    if len(course) < 2:
+    timeline = [sizes for _, sizes in footprint.timeline]
+    if len(timeline) < 2:
         return Markup()
     top = footprint.peak / 2**30
     ticks = axis_ticks(0.0, top, 4)
-    stacks = [[0, *accumulate(sizes[category] for category in CATEGORIES)] for sizes in course]
+    stacks = [[0, *accumulate(sizes[category] for category in CATEGORIES)] for sizes in timeline]
 
     def x(place: int) -> float:
-        return place / (len(course) - 1) * WIDTH
+        return place / (len(timeline) - 1) * WIDTH
 
     def y(size: float) -> float:
         return (1 - size / max(1, footprint.peak)) * HEIGHT
@@ -46,9 +46,9 @@ def memory_course(footprint: Footprint) -> Markup:
     phases, start = [], 0
     for phase, moments in groupby(phase for phase, _ in footprint.timeline):
         length = len(list(moments))
-        if length > len(course) / 20:
+        if length > len(timeline) / 20:
             phases.append(
-                tag("span", phase, style=f"left:{(start + length / 2) / len(course):.2%};transform:translateX(-50%)")
+                tag("span", phase, style=f"left:{(start + length / 2) / len(timeline):.2%};transform:translateX(-50%)")
             )
         start += length
     legend = (tag("span", tag("i", class_=f"memory-{number}"), name) for number, name in enumerate(CATEGORIES))

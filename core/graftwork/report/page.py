@@ -13,7 +13,7 @@ from graftwork.contracts.records import Image
 from graftwork.data import load_image
 from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, Flip
-from graftwork.evaluate.scores import ADAPTER, BASE, format_change, shown
+from graftwork.evaluate.scores import ADAPTER, BASE, format_change, format_score
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
@@ -77,8 +77,8 @@ def _sections(content: ReportContent) -> Iterator[Markup]:
     if content.kernels:
         yield _section("Attention", _kernels(content.kernels))
     if content.memory:
-        course = memory_course(content.footprint) if content.footprint else Markup()
-        yield _section("Memory", course, _facts(content.memory.items()))
+        chart = memory_course(content.footprint) if content.footprint else Markup()
+        yield _section("Memory", chart, _facts(content.memory.items()))
     if content.data:
         yield _section("Data", _rows(content.data))
     if content.verification:
@@ -98,12 +98,12 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
     whole, percent = comparison.rows[0], comparison.percent
     assert whole.difference is not None
     tiles = {
-        "base": shown(whole.scores[BASE].value, percent),
-        "adapter": shown(whole.scores[ADAPTER].value, percent),
+        "base": format_score(whole.scores[BASE].value, percent),
+        "adapter": format_score(whole.scores[ADAPTER].value, percent),
         "difference in points" if percent else "difference": format_change(
             dataclasses.replace(whole.difference, low=None), percent
         ),
-        "always the most common answer": shown(whole.majority, percent),
+        "always the most common answer": format_score(whole.majority, percent),
     }
     yield tag(
         "div", *(tag("div", tag("b", number), tag("span", name)) for name, number in tiles.items()), class_="tiles"
@@ -121,8 +121,8 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
         + (" * A group that was not trained on." if comparison.untrained else ""),
         class_="small",
     )
-    if said := evidence(comparison.provenance):
-        yield tag("p", said, class_="small")
+    if sentence := evidence(comparison.provenance):
+        yield tag("p", sentence, class_="small")
     for gained, title in ((True, "Gained"), (False, "Lost")):
         flips = [flip for flip in comparison.flips if flip.gained is gained]
         if flips:

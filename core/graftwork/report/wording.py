@@ -7,7 +7,7 @@ from typing import Any
 
 from graftwork.contracts.plan import Choice, Plan
 from graftwork.evaluate.comparison import Comparison
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_change, format_p, format_ratio, shown
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_change, format_p, format_ratio, format_score
 
 SCORE_HEADERS = (
     "",
@@ -55,13 +55,13 @@ def score_cells(row: Row, comparison: Comparison) -> tuple[str, ...]:
     return (
         row.name,
         f"{row.records:,}" if row.records else "–",
-        shown(row.scores[BASE].value, percent),
-        shown(row.scores[ADAPTER].value, percent),
+        format_score(row.scores[BASE].value, percent),
+        format_score(row.scores[ADAPTER].value, percent),
         format_change(row.difference, percent) if row.difference else "–",
         format_ratio(row.ratio),
         format_p(row.p),
         f"{row.gained:,} / {row.lost:,}",
-        f"{shown(row.majority, percent)} ({row.majority_answer})",
+        f"{format_score(row.majority, percent)} ({row.majority_answer})",
     )
 
 
@@ -75,7 +75,7 @@ def evidence(provenance: Mapping[str, Any]) -> str:
     tokens = " and ".join(f"{count:,} ({variant})" for variant, count in provenance["tokens"].items())
     file = provenance["answers"]
     return (
-        f"Prediction by {', '.join(models)}: tokens {tokens}, {provenance['seconds']:,.1f} seconds. The answers are in "
+        f"Answered by {', '.join(models)}: tokens {tokens}, {provenance['seconds']:,.1f} seconds. The answers are in "
         f"{file['file']}, sha256 {file['sha256'][:12]}…"
     )
 

@@ -208,12 +208,12 @@ class Mgm(ModelArchitecture[MgmSettings]):
         config: Mapping[str, Any],
         towers: Mapping[str, nn.Module],
         outputs: Mapping[str, TowerOutput],
-        site: BuildContext,
+        context: BuildContext,
     ) -> Structure:
         """The model around its towers (see `graftwork_mgm.model`)."""
         from graftwork_mgm.model import structure
 
-        return structure(self.backbone, config, towers, outputs, site.attn_implementation)
+        return structure(self.backbone, config, towers, outputs, context.attn_implementation)
 
     def tensors(
         self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
