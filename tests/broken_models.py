@@ -45,7 +45,7 @@ def built_with(change: Callable[[Any], Any]) -> Any:
     class Changed(sound()):
         """A model with another structure"""
 
-        def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
+        def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
             return change(super().build(config, towers, outputs, context))
 
     return Changed
@@ -191,14 +191,14 @@ class InventsASite(sound()):
     def sites(self, config: Any, towers: Any) -> Any:
         return [AttentionSite("language", 8, 2, 2, True, True)]
 
-    def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
         return replace(super().build(config, towers, outputs, context), attention_modules={"language": ("gate",)})
 
 
 class HidesASite(InventsASite):
     """It does not say where it attends"""
 
-    def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
         return replace(super().build(config, towers, outputs, context), attention_modules={})
 
 
@@ -207,7 +207,7 @@ class NeedsWhatItCallsOptional(sound()):
 
     parts: ClassVar = {"eye": TowerSlot("What looks", default=None)}
 
-    def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
         if towers:
             return super().build(config, towers, outputs, context)
         from graftwork.contracts import Structure
@@ -221,7 +221,7 @@ class NeedsWhatItCallsOptional(sound()):
 class ReadsWhileBuilding(sound()):
     """It makes its connector on the CPU whatever is asked"""
 
-    def build(self, config: Any, towers: Any, outputs: Any, site: Any) -> Any:
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
         structure = super().build(config, towers, outputs, context)
         connector = structure.model.connector
         connector._parameters["bias"] = torch.nn.Parameter(torch.zeros_like(connector.bias, device="cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from graftwork import SUPPORTED, GraftworkError, NoSettings, Support, unsupported
-from graftwork.attention.kernels import Binding, bind, choose
 from graftwork.attention.definition import attend, plain_attention
+from graftwork.attention.kernels import Binding, Chosen, bind, choose
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.contracts import AttentionCase, AttentionKernel, AttentionSite
+from graftwork.contracts.assembly import Assembly
 
 SITE = AttentionSite("language", head_dim=8, heads=4, kv_heads=1, causal=True, padding=True)
 
@@ -67,8 +69,9 @@ PADDING = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
 def test_the_first_kernel_that_supports_the_case_is_chosen_and_the_others_say_why() -> None:
     case = AttentionCase(SITE, "float32", "cpu")
     kernels = binding(Unpadded, Plain, Misbuilt).kernels
-    assert choose(case, kernels) == kernels.Chosen("plain", (("unpadded", "some keys are padding"),))
-    assert choose(case, kernels[:1]) == kernels.Chosen(None, (("unpadded", "some keys are padding"),))
+    chosen = choose(case, kernels)
+    assert (chosen.name, chosen.passed_over) == ("plain", (("unpadded", "some keys are padding"),))
+    assert choose(case, kernels[:1]) == Chosen(None, None, (("unpadded", "some keys are padding"),))
 
 
 def test_a_bound_module_uses_its_kernels_and_is_otherwise_unchanged() -> None:
@@ -83,13 +86,14 @@ def test_a_bound_module_uses_its_kernels_and_is_otherwise_unchanged() -> None:
     assert bound.ran == {"plain": 1}
 
 
-def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_the_report_says_so() -> None:
+def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_its_usage_says_so() -> None:
     module, bound = nn.Identity(), binding(Unpadded, Plain)
     bind([module], bound)
     for _ in range(3):
         attend(module, *tensors(), padding=PADDING, causal=True)
     attend(module, *tensors(), causal=True)
-    assert usage_XX {
+    assembly: Any = SimpleNamespace(bindings={"language": bound})
+    assert Assembly.kernel_usage(assembly) == {
         "language": {
             "ran": {"plain": 3, "unpadded": 1},
             "fallbacks": ["unpadded passed over at language: some keys are padding"],

@@ -106,7 +106,7 @@ LOOKUP = DictLookup(*COMPONENTS, Greedy, Frugal, Late, Odd, Shared)
 # The run file ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_file_holds_a_budget_and_rungs_with_the_settings_of_their_strategies(tmp_path: Path) -> None:
+def test_a_run_file_holds_a_budget_and_candidates_with_the_settings_of_their_strategies(tmp_path: Path) -> None:
     memory = {"budget": "24 GiB", "try": [[], ["checkpointing"]], "checkpointing": {"of": ["language", "vision.low"]}}
     run = parse_run(run_table(None) | {"memory": memory}, tmp_path)
     assert (run.budget, run.candidates) == (24 << 30, ((), ("checkpointing",)))
@@ -124,7 +124,7 @@ def test_a_run_file_holds_a_budget_and_rungs_with_the_settings_of_their_strategi
     ("memory", "mistake"),
     [
         ({"use": ["a"], "try": [["b"]]}, "memory: 'use' and 'try' exclude each other; keep one of them"),
-        ({"budget": "much"}, "memory: budget: 'much' is no size of memory; write one such as '24 GiB'"),
+        ({"budget": "much"}, "memory: budget: 'much' is not a memory size; write one such as '24 GiB'"),
         ({"try": ["a"]}, "memory.try: found ['a'], wanted list of lists of strings"),
         ({"try": [["a"]], "b": {}}, "memory.b: 'memory.try' does not name it; did you mean 'a'?"),
     ],
@@ -187,7 +187,7 @@ def climbed(
     return budget.search_candidates(plan_of(base, folder, changes, LOOKUP), LOOKUP, CPU, device="cpu", budget=limit)
 
 
-def test_the_first_rung_that_fits_is_taken_with_the_largest_micro_batch(base: Path, tmp_path: Path) -> None:
+def test_the_first_candidate_that_fits_is_chosen_with_the_largest_micro_batch(base: Path, tmp_path: Path) -> None:
     memory = {"try": [[], ["checkpointing"]]}
     free = climbed(base, tmp_path, None, memory, micro_batch_size=4)
     assert free.fits is None and free.taken == 0
@@ -207,7 +207,7 @@ def test_the_first_rung_that_fits_is_taken_with_the_largest_micro_batch(base: Pa
 def test_where_nothing_fits_the_least_is_said_and_what_to_do(base: Path, tmp_path: Path) -> None:
     search = climbed(base, tmp_path, 1 * MIB, {"try": [[], ["checkpointing"]]})
     assert search.fits is False and search.best
-    assert search.why == f"no candidate fits into 1.0 MiB: the least needs {format_size(search.best.peak or 0)}"
+    assert search.why == f"no candidate fits into 1.0 MiB: the smallest needs {format_size(search.best.peak or 0)}"
     with pytest.raises(GraftworkError) as caught:
         budget.chosen_plan(plan_of(base, tmp_path), search)
     sentence, *lines = str(caught.value).splitlines()
@@ -215,7 +215,7 @@ def test_where_nothing_fits_the_least_is_said_and_what_to_do(base: Path, tmp_pat
     assert [line.split(":")[0].strip() for line in lines] == ["none", "checkpointing"]
 
 
-def test_a_rung_that_cannot_be_rehearsed_is_passed_over_with_its_reason(base: Path, tmp_path: Path) -> None:
+def test_a_candidate_that_cannot_be_rehearsed_is_passed_over_with_its_reason(base: Path, tmp_path: Path) -> None:
     search = climbed(base, tmp_path, 1 << 30, {"try": [["odd"], []]}, micro_batch_size=1)
     assert search.taken == 1
     assert search.candidates[0].problem == "its code does not run on fake tensors (TypeError: what is this?)"
@@ -232,17 +232,17 @@ def test_what_one_process_cannot_show_is_said_by_the_strategys_arithmetic(base: 
 
 def test_a_budget_and_a_card_both_limit(tmp_path: Path) -> None:
     plan, limited = plan_of(None, tmp_path), plan_of(None, tmp_path, {"memory.budget": "12 GiB"})
-    card = Machine(devices=("card",), device_bytes=24 << 30, cuda=True)
+    gpu = Machine(devices=("a CUDA device",), device_bytes=24 << 30, cuda=True)
     assert budget.budget_bytes(plan, CPU) is None
-    assert budget.budget_bytes(plan, card) == 23 << 30
-    assert budget.budget_bytes(limited, card) == budget.budget_bytes(limited, CPU) == 12 << 30
+    assert budget.budget_bytes(plan, gpu) == 23 << 30
+    assert budget.budget_bytes(limited, gpu) == budget.budget_bytes(limited, CPU) == 12 << 30
     assert budget.budget_bytes(limited, CPU, "8 GiB") == 7 << 30
 
 
 # What is trained ------------------------------------------------------------------------------------------------------
 
 
-def test_the_result_is_the_same_on_every_rung_and_with_every_micro_batch(base: Path, tmp_path: Path) -> None:
+def test_the_result_is_the_same_on_every_candidate_and_with_every_micro_batch(base: Path, tmp_path: Path) -> None:
     memory = {"try": [[], ["checkpointing"]]}
     plan = plan_of(base, tmp_path, {"memory": memory, "train.steps": 2, "peft": LORA | {"dropout": 0.0}})
     results = []
@@ -266,7 +266,7 @@ def test_a_resumed_run_may_be_cut_otherwise_and_must_have_the_same_strategies(tm
 # When memory runs out -------------------------------------------------------------------------------------------------
 
 
-def test_where_memory_runs_out_early_the_next_rung_is_taken_and_then_smaller_micro_batches(
+def test_where_memory_runs_out_early_the_next_candidate_is_chosen_and_then_smaller_micro_batches(
     base: Path, tmp_path: Path
 ) -> None:
     memory = {"try": [["greedy"], ["frugal"]]}
@@ -331,12 +331,12 @@ def test_a_plan_says_what_fits_and_its_exit_status_whether(tmp_path: Path) -> No
     result = CliRunner().invoke(main, ["plan", str(file), "--device-memory", "2 GiB"])
     assert result.exit_code == 0, result.output
     for said in (
-        "memory of a step, rehearsed for a CUDA card with records of 128 tokens, 16 of them an image's and all others num_label_tokens",
-        "fits, taken",
+        "memory of a step, rehearsed for a CUDA device with records of 128 tokens, 16 of them an image's and all others labelled",
+        "fits, chosen",
         "fullest: ",
         "frozen weights",
         "model.layers.*.mlp.gate_proj",
-        "takes no memory strategy (the fastest, and it fits into 1.0 GiB), 4 of 4 records at a time: ",
+        "chosen: no memory strategy (the fastest, and it fits into 1.0 GiB), 4 of 4 records at a time: ",
     ):
         assert said in result.output
     result = CliRunner().invoke(main, ["plan", str(file), "--set", "memory.budget=1 MiB", "--json"])
@@ -349,7 +349,7 @@ def test_a_plan_says_what_fits_and_its_exit_status_whether(tmp_path: Path) -> No
 
 def test_a_size_that_is_none_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["plan", str(run_file(tmp_path, "")), "--device-memory", "big"])
-    assert (result.exit_code, result.output) == (1, "Error: 'big' is no size of memory; write one such as '24 GiB'\n")
+    assert (result.exit_code, result.output) == (1, "Error: 'big' is not a memory size; write one such as '24 GiB'\n")
 
 
 def test_the_report_draws_a_step_and_says_what_was_predicted_and_measured() -> None:
@@ -367,7 +367,7 @@ def test_the_report_draws_a_step_and_says_what_was_predicted_and_measured() -> N
         "predicted peak": "3.0 GiB",
         "measured peak": "3.0 GiB",
     }
-    assert memory_facts(search, None)["measured peak"] == "not measured: PyTorch keeps no account of a CPU's memory"
+    assert memory_facts(search, None)["measured peak"] == "not measured: PyTorch does not track a CPU's memory"
     assert memory_facts(None, None) == {}
     content = ReportContent("a run", memory=memory_facts(search, 3 << 30), footprint=found)
     assert drawn in render_page(content) and "predicted peak" in render_page(content)

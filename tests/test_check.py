@@ -116,8 +116,8 @@ def test_a_failure_is_one_sentence_with_its_place_and_status_one() -> None:
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-4:] == [
         "  failed   it yields records: it must work here, and it raised FileNotFoundError: [Errno 2] No such file or "
-        "directory: 'nowhere.txt' (acme_plugin.py, line 11, in 'records'); mend it",
-        "  skipped  it reads the same each time: reading failed, as said above",
+        "directory: 'nowhere.txt' (acme_plugin.py, line 11, in 'records'); fix it",
+        "  skipped  it reads the same each time: reading failed, as reported above",
         "",
         "5 passed, 1 failed, 1 skipped",
     ]

@@ -57,7 +57,7 @@ BROKEN = [
     (
         methods.AsksValues,
         "shapes are known without values",
-        r"raised .*\(broken_methods.py, line \d+, in 'inject'\); mend it",
+        r"raised .*\(broken_methods.py, line \d+, in 'inject'\); fix it",
     ),
     (methods.RefusesNothing, "targets that cannot be adapted are refused", "with no target it did neither; raise it"),
     # Memory strategies
@@ -175,4 +175,4 @@ def test_a_tower_without_an_example_is_skipped_and_one_with_a_folder_is_not(tmp_
     (tmp_path / "config.json").write_text('{"size": 16, "width": 4}')
     found = outcomes(Folded, config=tmp_path)
     assert "KeyError: 'patch'" in found["the configuration is plain json"].sentence
-    assert found["it computes what it describes"].sentence == "building it failed, as said above"
+    assert found["it computes what it describes"].sentence == "building it failed, as reported above"

@@ -101,7 +101,7 @@ def test_doctor_ends_with_status_1_and_shows_the_traceback_of_a_broken_plugin(tm
     done = CliRunner().invoke(main, ["--disable", "*", "--plugin", str(broken), "doctor"])
     assert done.exit_code == 1
     assert "plugin 'acme' could not be loaded: ModuleNotFoundError: No module named 'acme_dora'" in done.output
-    assert "What to do: mend or uninstall 'acme.py', or leave the plugin out: --disable acme" in done.output
+    assert "What to do: fix or uninstall 'acme.py', or leave the plugin out: --disable acme" in done.output
     assert f'File "{broken}", line 1' in done.output
 
 

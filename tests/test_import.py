@@ -61,9 +61,7 @@ def test_the_command_says_where_there_is_nothing_to_disable(tmp_path: Path) -> N
     zoo(tmp_path)
     said = CliRunner().invoke(main, ["import", str(run_folder(tmp_path, "stage1")), "-o", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
-    assert (
-        "  adapter    none: all that was trained is new to the base, so there is nothing to disable\n" in said.output
-    )
+    assert "  adapter    none: all that was trained is new to the base, so there is nothing to disable\n" in said.output
     assert "has an effect" not in said.output
 
 

@@ -100,7 +100,7 @@ def test_repeated_ids_are_made_distinct() -> None:
 
 def test_strict_data_stops_at_the_first_bad_record_of_a_source() -> None:
     source = Listed([record("1"), BadRecord("file:2", "no turns"), BadRecord("file:3", "worse")])
-    with pytest.raises(DataError, match=r"^file:2: no turns; mend it, or do without strict data$"):
+    with pytest.raises(DataError, match=r"^file:2: no turns; fix it, or set data.strict to false$"):
         read_records([source], [], seed=0, strict=True)
 
 

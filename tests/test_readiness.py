@@ -5,19 +5,21 @@ from __future__ import annotations
 import pytest
 
 from graftwork import Requires
-from graftwork_registry.readiness import cuda_capability, obstacle
+from graftwork_registry.readiness import cuda_capability, unmet_requirement
 
 
 def test_what_a_machine_lacks_is_said_in_a_clause() -> None:
-    assert obstacle(Requires()) == ""
-    assert obstacle(Requires(("pluggy>=1", "click; python_version < '3'"))) == ""
-    assert obstacle(Requires(("no-such-package",), install="--pre no-such")).endswith(": pip install --pre no-such")
-    assert "pluggy>=999" in obstacle(Requires(("pluggy>=999",)))
+    assert unmet_requirement(Requires()) == ""
+    assert unmet_requirement(Requires(("pluggy>=1", "click; python_version < '3'"))) == ""
+    assert unmet_requirement(Requires(("no-such-package",), install="--pre no-such")).endswith(
+        ": pip install --pre no-such"
+    )
+    assert "pluggy>=999" in unmet_requirement(Requires(("pluggy>=999",)))
 
 
 @pytest.mark.skipif(cuda_capability() is not None, reason="this machine has a CUDA device")
 def test_without_a_cuda_device_a_component_for_one_is_not_ready() -> None:
-    assert "no CUDA device" in obstacle(Requires(cuda=(8, 0)))
+    assert "no CUDA device" in unmet_requirement(Requires(cuda=(8, 0)))
 
 
 @pytest.mark.gpu
@@ -27,4 +29,4 @@ def test_the_driver_says_the_same_capability_as_torch() -> None:
 
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     assert cuda_capability() == min(capabilities)
-    assert obstacle(Requires(cuda=(99, 0)))
+    assert unmet_requirement(Requires(cuda=(99, 0)))

@@ -1,4 +1,4 @@
-"""The rehearsal: what a step needs, without weights and without a card, against what it takes."""
+"""The rehearsal: what a step needs, without weights and without a CUDA device, against what it takes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Curious(MemoryStrategy[NoSettings]):
 
 
 class OnlyOnCards(Sdpa):
-    """A fused kernel that needs a card"""
+    """A fused kernel that needs a CUDA device"""
 
-    name: ClassVar[str] = "only-on-cards"
+    name: ClassVar[str] = "only-on-cuda"
     requires = Requires(cuda=(1, 0))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,8 +112,8 @@ def test_recomputing_costs_multiplications_and_saves_activations(base: Path, tmp
 def test_the_largest_things_are_named(base: Path, tmp_path: Path) -> None:
     found = rehearsed(plan_of(base, tmp_path), 1).footprint.largest
     assert len(found) == 10
-    assert [thing.bytes for thing in found] == sorted((thing.bytes for thing in found), reverse=True)
-    mlp = next(thing for thing in found if thing.path == "model.layers.*.mlp.up_proj.base_layer.weight")
+    assert [group.bytes for group in found] == sorted((group.bytes for group in found), reverse=True)
+    mlp = next(group for group in found if group.path == "model.layers.*.mlp.up_proj.base_layer.weight")
     assert (mlp.category, mlp.shape, mlp.dtype, mlp.count, mlp.bytes) == (FROZEN, (320, 128), "float32", 4, 655360)
 
 
@@ -129,12 +129,12 @@ def test_on_a_card_fused_attention_keeps_no_scores_and_plain_attention_does(base
 
 def test_a_kernel_that_needs_a_card_is_counted_as_a_fused_one(base: Path, tmp_path: Path) -> None:
     lookup = DictLookup(*COMPONENTS, OnlyOnCards)
-    card = Machine(devices=("a card",), capability=(9, 0), cuda=True)
+    gpu = Machine(devices=("a CUDA device",), capability=(9, 0), cuda=True)
     steps = [
         rehearsed(
-            plan_of(base, tmp_path, {"attention.prefer": prefer}, lookup), 2, device="cuda", lookup=lookup, machine=card
+            plan_of(base, tmp_path, {"attention.prefer": prefer}, lookup), 2, device="cuda", lookup=lookup, machine=gpu
         )
-        for prefer in (["only-on-cards", "eager"], ["sdpa"])
+        for prefer in (["only-on-cuda", "eager"], ["sdpa"])
     ]
     assert steps[0].footprint.categories == steps[1].footprint.categories
 
@@ -182,26 +182,28 @@ def test_code_that_decides_by_a_number_is_named(base: Path, tmp_path: Path) -> N
     )
 
 
-# The ledger -----------------------------------------------------------------------------------------------------------
+# The timeline -----------------------------------------------------------------------------------------------------------
 
 
-def ledger(*lives: tuple[int, int, int | None, str], moments: int = 4) -> MemoryTimeline:
-    """Holdings given as size, birth, death and category, over moments of which the second half goes backwards."""
+def timeline(*lives: tuple[int, int, int | None, str], operations: int = 4) -> MemoryTimeline:
+    """Allocations given as size, birth, death and category, over operations of which the second half goes backwards."""
     made = MemoryTimeline()
-    for number in range(moments):
-        forwards = number < moments // 2
-        made.moments.append(
+    for number in range(operations):
+        forwards = number < operations // 2
+        made.op_events.append(
             OpEvent(FORWARD if forwards else BACKWARD, f"block.{number}", "mm", int(not forwards), forwards)
         )
     for size, born, died, category in lives:
-        pass_index = made.moments[born].pass_index
-        last = None if died is None else made.moments[min(died, moments - 1)].pass_index
-        made.holdings.append(Allocation(size, born, FORWARD, pass_index, "x.0", (size,), "uint8", category, died, last))
+        pass_index = made.op_events[born].pass_index
+        last = None if died is None else made.op_events[min(died, operations - 1)].pass_index
+        made.allocations.append(
+            Allocation(size, born, FORWARD, pass_index, "x.0", (size,), "uint8", category, died, last)
+        )
     return made
 
 
 def test_the_peak_is_where_most_is_alive_and_deaths_come_after_their_moment() -> None:
-    found = ledger((10, 0, None, FROZEN), (5, 1, 3, ""), (7, 2, 3, ""), (1, 3, None, "")).footprint(0)
+    found = timeline((10, 0, None, FROZEN), (5, 1, 3, ""), (7, 2, 3, ""), (1, 3, None, "")).footprint(0)
     assert (found.peak, found.module, found.phase) == (22, "block.2", BACKWARD)
     assert {name: size for name, size in found.categories.items() if size} == {
         FROZEN: 10,
@@ -212,20 +214,20 @@ def test_the_peak_is_where_most_is_alive_and_deaths_come_after_their_moment() ->
 
 
 def test_what_dies_before_the_way_back_is_a_temporary() -> None:
-    assert ledger((5, 0, 1, "")).footprint(0).categories[TEMPORARIES] == 5
+    assert timeline((5, 0, 1, "")).footprint(0).categories[TEMPORARIES] == 5
 
 
 def test_sizes_are_rounded_as_an_allocator_does() -> None:
-    assert ledger((10, 0, None, FROZEN), (513, 0, None, FROZEN)).footprint(0, block_bytes=512).peak == 512 + 1024
+    assert timeline((10, 0, None, FROZEN), (513, 0, None, FROZEN)).footprint(0, block_bytes=512).peak == 512 + 1024
 
 
 def test_only_what_is_alive_in_the_steps_own_time_counts() -> None:
-    found = ledger((100, 0, 1, FROZEN), (10, 0, None, FROZEN), moments=6).footprint(2)
+    found = timeline((100, 0, 1, FROZEN), (10, 0, None, FROZEN), operations=6).footprint(2)
     assert (found.peak, len(found.timeline)) == (10, 4)
 
 
-def test_equal_things_of_several_blocks_are_taken_together() -> None:
-    made = ledger((10, 0, None, FROZEN), (10, 0, None, FROZEN))
-    made.holdings[1].path = "x.1"
-    (thing,) = made.footprint(0).largest
-    assert (thing.path, thing.count, thing.bytes) == ("x.*", 2, 20)
+def test_equal_allocations_of_several_blocks_form_one_group() -> None:
+    made = timeline((10, 0, None, FROZEN), (10, 0, None, FROZEN))
+    made.allocations[1].path = "x.1"
+    (group,) = made.footprint(0).largest
+    assert (group.path, group.count, group.bytes) == ("x.*", 2, 20)

@@ -14,18 +14,7 @@ from graftwork import contracts
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import RunFile, parse_run
-from graftwork.contracts import (
-    Choice,
-    Component,
-    DictLookup,
-    Lookup,
-    Plan,
-    Requires,
-    Support,
-    WeightsRef,
-    setting,
-    unsupported,
-)
+from graftwork.contracts import Choice, Component, DictLookup, Lookup, Plan, Requires, Support, setting, unsupported
 from graftwork.errors import PlanRefused, WeightsError
 
 
@@ -215,7 +204,7 @@ def test_a_run_becomes_a_plan_with_everything_in_it(folder: Path) -> None:
         distribution="dictionary",
         version="0",
         settings={"layers": 2},
-        weights=WeightsRef("base", str(folder / "base")),
+        weights=contracts.WeightsRef("base", str(folder / "base")),
         config={"size": 4},
         folder=str(folder / "base"),
     )

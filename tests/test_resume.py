@@ -176,10 +176,13 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew_without_its_log
     [
         (
             {"train.learning_rate": 1.0, "seed": 6},
-            ["run_context.seed: 5 then, 6 now", "run_context.train.learning_rate: 0.01 then, 1.0 now"],
+            [
+                "run_context.seed: 5 in the checkpoint, 6 now",
+                "run_context.train.learning_rate: 0.01 in the checkpoint, 1.0 now",
+            ],
         ),
-        ({"peft": DROPOUT | {"rank": 8}}, ["model_spec.peft.settings.rank: 4 then, 8 now"]),
-        ({"train.steps": 7}, ["run_context.train.steps: 6 then, 7 now"]),
+        ({"peft": DROPOUT | {"rank": 8}}, ["model_spec.peft.settings.rank: 4 in the checkpoint, 8 now"]),
+        ({"train.steps": 7}, ["run_context.train.steps: 6 in the checkpoint, 7 now"]),
         ({"data.source": [{"use": "shapes", "count": 23}]}, None),
     ],
 )

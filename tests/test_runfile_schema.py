@@ -69,4 +69,4 @@ def test_the_keys_beside_settings_are_those_of_the_tables() -> None:
         "peft": tuple(settings.names(runfile.PeftTable)),
         "data_source": tuple(settings.names(runfile.ItemTable)),
         "data_operator": tuple(settings.names(runfile.ItemTable)),
-    } == runfile.OWN_KEYS
+    } == runfile.RESERVED_KEYS

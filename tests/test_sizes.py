@@ -27,7 +27,7 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(GraftworkError) as caught:
         parse_size(text)
-    assert str(caught.value) == f"'{text}' is no size of memory; write one such as '24 GiB'"
+    assert str(caught.value) == f"'{text}' is not a memory size; write one such as '24 GiB'"
 
 
 def test_sizes_are_shown_in_the_unit_that_fits() -> None:

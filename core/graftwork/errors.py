@@ -1,4 +1,4 @@
-"""The errors that a person can mend: what was asked, what was found, what to do, in one sentence."""
+"""The errors that a person can fix: what was expected, what was found and what to do, in one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunFileError(GraftworkError):
 
 
 class ComponentNotFound(GraftworkError):
-    """A component that is asked for by name and is not installed, or whose name is not unique."""
+    """A component that was requested by name and is not installed, or whose name is not unique."""
 
 
 class PlanRefused(GraftworkError):

@@ -1,7 +1,7 @@
-"""The processes that carry out one command together: who this one is, and what they tell one another.
+"""The processes that run one command together: their ranks, and how they exchange data.
 
-A process is alone unless it joined others, by `join`, as a launcher's environment variables say. What every process of a
-group has to call is said to be collective.
+A process runs alone unless it joins others, by `join`, as a launcher's environment variables say. A function that every
+process of a group has to call is marked as collective.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: longer than the first one takes to write and to prove a checkpoint."""
+"""How long a process waits for the others: longer than the first one takes to write and verify a checkpoint."""
 GRACE_SECONDS = 3.0
-"""How long a process that fails waits for its launcher to end it before it says why."""
+"""How long a process that fails waits for its launcher to end it before it prints its error."""
 
 
 def _group() -> Any:
     """`torch.distributed` if this process belongs to a group. Where torch was never imported, there is none."""
     torch: Any = sys.modules.get("torch")
-    there = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed if there else None
+    grouped = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed if grouped else None
 
 
 def rank() -> int:
@@ -51,12 +51,12 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def all_gather_object(thing: T) -> list[T]:
-    """What each process hands in, in their order, on all of them. Collective; a thing is pickled, so it should be small."""
+def all_gather_object(value: T) -> list[T]:
+    """The value of each process, by rank, on all of them. Collective; a value is pickled, so it should be small."""
     if count() == 1:
-        return [thing]
+        return [value]
     found: list[Any] = [None] * count()
-    _group().all_gather_object(found, thing)
+    _group().all_gather_object(found, value)
     return found
 
 
@@ -69,34 +69,34 @@ def launched_distributed() -> bool:
 def join(device: str | None = None, expected: int | None = None) -> Iterator[None]:
     """While entered, this process is one of those that a launcher started, if one did; GraftworkError if it cannot be.
 
-    Launchers say so in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Each process gets the CUDA device of its
-    LOCAL_RANK, and its share of the machine's cores. `expected` is how many processes a person asked for.
+    Launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Each process gets the CUDA device of its
+    LOCAL_RANK, and its share of the machine's cores. `expected` is the number of processes that was requested.
     """
     if not launched_distributed():
         yield
         return
     import torch
 
-    told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    if missing := [name for name, value in told.items() if not value]:
+    variables = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    if missing := [name for name, value in variables.items() if not value]:
         raise GraftworkError(
-            f"WORLD_SIZE is {told['WORLD_SIZE']}, and {' and '.join(missing)} is not set; start with --processes or a launcher "
+            f"WORLD_SIZE is {variables['WORLD_SIZE']}, and {' and '.join(missing)} is not set; start with --processes or a launcher "
             "such as torchrun, or unset WORLD_SIZE"
         )
-    if expected is not None and expected != int(told["WORLD_SIZE"] or 1):
+    if expected is not None and expected != int(variables["WORLD_SIZE"] or 1):
         raise GraftworkError(
-            f"--processes {expected} is asked for, and the launcher started {told['WORLD_SIZE']}; leave the option out"
+            f"--processes {expected} is asked for, and the launcher started {variables['WORLD_SIZE']}; leave the option out"
         )
     if device and ":" in device:
         raise GraftworkError(
-            f"--device {device} is one device, and there are {told['WORLD_SIZE']} processes; leave it out, or use --device cpu"
+            f"--device {device} is one device, and there are {variables['WORLD_SIZE']} processes; leave it out, or use --device cpu"
         )
     on_cuda = torch.cuda.is_available() and device != "cpu"
     local = int(os.environ.get("LOCAL_RANK") or 0)
     if on_cuda:
         if local >= torch.cuda.device_count():
             raise GraftworkError(
-                f"process {told['RANK']} has no CUDA device of its own: this machine has {torch.cuda.device_count()}; start "
+                f"process {variables['RANK']} has no CUDA device of its own: this machine has {torch.cuda.device_count()}; start "
                 "fewer processes, or use --device cpu"
             )
         torch.cuda.set_device(local)
@@ -106,17 +106,17 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
         torch.distributed.init_process_group(_backend(on_cuda), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise GraftworkError(
-            f"process {told['RANK']} of {told['WORLD_SIZE']} cannot reach the others at {told['MASTER_ADDR']}:"
-            f"{told['MASTER_PORT']}; check the addresses that the launcher gives",
+            f"process {variables['RANK']} of {variables['WORLD_SIZE']} cannot reach the others at {variables['MASTER_ADDR']}:"
+            f"{variables['MASTER_PORT']}; check the addresses that the launcher gives",
             str(error).splitlines()[:1],
         ) from error
     yield
-    # Not in a finally block: after a failure the others may be in the middle of something that never ends.
+    # Not in a finally block: after a failure the others may wait in a collective call that never returns.
     torch.distributed.destroy_process_group()
 
 
 def ensure_group(device: Any) -> None:
-    """Make sure that there is a group, of this process alone if it joined none, for engines that want one."""
+    """Make sure that there is a group, of this process alone if it joined none, for engines that need one."""
     import torch
 
     distributed: Any = torch.distributed
@@ -126,27 +126,27 @@ def ensure_group(device: Any) -> None:
 
 
 def _backend(on_cuda: bool) -> str:
-    """What carries messages: gloo between tensors on a CPU and between objects, NCCL between CUDA devices."""
+    """The backend: gloo for objects and tensors on a CPU, NCCL for tensors on CUDA devices."""
     return "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
 
 
 def yield_to_launcher(error: BaseException) -> None:
-    """Let a launcher end this process, which failed with `error`, if another has more to say about it.
+    """Let a launcher end this process, which failed with `error`, if another process has the better error message.
 
-    Processes often fail all for the same reason, which the first one says; and where one dies, the others lose it.
+    Often all processes fail for the same reason, which rank 0 reports; and when one dies, the others only lose contact.
     """
     if not is_first() or is_peer_failure(error):
         time.sleep(GRACE_SECONDS)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says no more than that another process is gone."""
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
-    return count() > 1 and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    """Whether an error means only that another process is gone."""
+    markers = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return count() > 1 and isinstance(error, RuntimeError) and any(marker in str(error) for marker in markers)
 
 
 def sum_over_processes(gradients: Iterable[Tensor]) -> None:
-    """Put in place of each gradient its sum over all processes. Collective."""
+    """Replace each gradient by its sum over all processes. Collective."""
     import torch
 
     distributed: Any = torch.distributed

@@ -1,4 +1,4 @@
-"""Folders of weights: where they are, what is in them, and a hash that says which they are."""
+"""Folders of weights: where they are, what they hold, and a hash that identifies them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def locate(given: str, folder: Path, *, where: str, fetch: bool = True) -> Path:
     """The folder that `given` names: a path relative to `folder`, an absolute one, or a Hugging Face hub id.
 
     A path always wins over a hub id. With `fetch` a hub id that is not in the local cache is downloaded (safetensors,
-    JSON and tokenizer files only). Raises WeightsError that says where it was looked for.
+    JSON and tokenizer files only). Raises WeightsError with the path that was tried.
     """
-    from graftwork.weights import absolute
-
     if not given:
         raise WeightsError(f"{where}: is empty; name a folder or a hub id")
     path = absolute(Path(given), folder)
@@ -56,10 +54,10 @@ def _from_hub(given: str, path: Path, where: str, fetch: bool) -> Path:
             return Path(snapshot_download(given, allow_patterns=WANTED_FROM_HUB))
         except Exception as error:
             reason = error
-    said = str(reason).strip().split("\n")[0] or type(reason).__name__
+    message = str(reason).strip().split("\n")[0] or type(reason).__name__
     raise WeightsError(
         f"{where}: there is no folder '{path}', and the hub id '{given}' could not be fetched ({type(reason).__name__}: "
-        f"{said}); correct the path, or fetch the model first"
+        f"{message}); correct the path, or fetch the model first"
     )
 
 
@@ -171,8 +169,8 @@ def _unpickle(file: str) -> dict[str, Tensor]:
             zipped = stream.read(4) == b"PK\x03\x04"  # what torch wrote before 1.6 cannot be mapped
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle makes torch raise almost anything
-        said = str(error).strip().split("\n")[0]
-        raise WeightsError(f"'{file}' is refused: it is damaged, or holds more than tensors ({said})") from None
+        message = str(error).strip().split("\n")[0]
+        raise WeightsError(f"'{file}' is refused: it is damaged, or holds more than tensors ({message})") from None
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise WeightsError(f"'{file}' holds something other than named tensors; name a folder of weights")
@@ -209,5 +207,5 @@ def absolute(path: Path, folder: Path) -> Path:
     """A path that a person wrote: `~` is their home, and a relative one is taken from `folder`."""
     try:
         return folder / path.expanduser()
-    except RuntimeError:  # `~name` where nobody has that name; it may still be a folder that is called so
+    except RuntimeError:  # there is no user of that name, but there may be a folder called `~name`
         return folder / path

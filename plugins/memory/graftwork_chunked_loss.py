@@ -35,7 +35,7 @@ class ChunkedLoss(MemoryStrategy[ChunkedLossSettings]):
     Settings = ChunkedLossSettings
 
     def validate(self, plan: Plan) -> Iterable[str]:
-        """It refuses fp16, whose loss scaling would come after the gradients of the logits."""
+        """fp16, whose loss scaling would come after the gradients of the logits."""
         if plan.run_context.train.precision == "fp16":
             yield "its gradients exist before fp16's loss scaling could keep them from vanishing; use bf16 or fp32"
 

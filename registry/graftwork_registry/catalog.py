@@ -1,4 +1,4 @@
-"""The catalogue: every plugin and component of this environment, and the way to ask for one."""
+"""The catalogue: every plugin and component of this environment, and the lookup of one by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Catalog:
         self._disabled = disabled
         self._options = options
         self.muted: dict[str, str] = {}
-        """The plugins whose observers raised, and what they raised; they are told nothing more."""
+        """The plugins whose observers raised, and what they raised; they get no more events."""
         order = list(KINDS)
         self._components = sorted(
             (
@@ -104,7 +104,7 @@ class Catalog:
         return Found(row.component, row.plugin, row.distribution, row.version)
 
     def emit(self, event: object) -> None:
-        """Tell every observer; one that raises is muted, and reported once."""
+        """Send an event to every observer; one that raises is muted, and reported once."""
         for plugin in self._loaded:
             name = plugin.source.name
             for observer in plugin.observers:

@@ -28,28 +28,28 @@ CONTRACTS: Mapping[str, type[Component[Any]]] = {
 """The class that components of each kind extend."""
 
 
-def faults_of(kind: str, thing: object) -> Iterator[str]:
-    """Why `thing` is no component of `kind`, a clause each; nothing when it is one."""
+def faults_of(kind: str, returned: object) -> Iterator[str]:
+    """Why `returned` is no component of `kind`, a clause each; nothing when it is one."""
     contract = CONTRACTS[kind]
-    if not isinstance(thing, type):
-        yield f"it returned {thing!r}, which is not a class"
+    if not isinstance(returned, type):
+        yield f"it returned {returned!r}, which is not a class"
         return
-    label = f"'{thing.__name__}'"
-    if not issubclass(thing, contract):
+    label = f"'{returned.__name__}'"
+    if not issubclass(returned, contract):
         yield f"it returned {label}, which does not extend {contract.__name__}"
         return
-    if inspect.isabstract(thing):
-        yield f"{label} lacks {', '.join(sorted(thing.__abstractmethods__))}"
-    name = getattr(thing, "name", None)
+    if inspect.isabstract(returned):
+        yield f"{label} lacks {', '.join(sorted(returned.__abstractmethods__))}"
+    name = getattr(returned, "name", None)
     if not isinstance(name, str):
         yield f'{label} has no name: write name = "…" in the class'
     elif not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         yield f"{label} is called '{name}', and a name is lower case with hyphens"
-    if thing.kind != kind:
-        yield f"{label} says that its kind is '{thing.kind}', not '{kind}'"
-    if not thing.summary():
+    if returned.kind != kind:
+        yield f"{label} says that its kind is '{returned.kind}', not '{kind}'"
+    if not returned.summary():
         yield f"{label} has no docstring, and its first line is the summary in every list"
-    for fault in (*_faults_of_settings(thing.Settings), *_faults_of_requires(thing.requires)):
+    for fault in (*_faults_of_settings(returned.Settings), *_faults_of_requires(returned.requires)):
         yield f"{label} {fault}"
 
 

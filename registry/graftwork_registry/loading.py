@@ -1,4 +1,4 @@
-"""One plugin at a time: imported, registered and asked, each so that its failure stays its own."""
+"""One plugin at a time: imported, registered and called, so that a failure stays with its plugin."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ class Refused(Exception):
 
 
 def load(source: Source, manager: pluggy.PluginManager) -> Loaded:
-    """Import, register and ask one plugin. Of what it raises only a keyboard interrupt leaves this function."""
+    """Import, register and call one plugin. Of its exceptions only a keyboard interrupt is raised on."""
     loaded = Loaded(source, source.origin)
-    doing = "loaded"
+    step = "loaded"
     try:
         _refuse_older_core(source)
         with contextlib.redirect_stdout(sys.stderr):  # a plugin that prints must not spoil output for machines
             plugin = source.load()
-        doing = "registered"
+        step = "registered"
         loaded.origin = _file_of(plugin) or source.origin
         _register(plugin, source.name, manager)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        loaded.faults.append(_fault(f"could not be {doing}", error, advice=_import_advice(source, error)))
+        loaded.faults.append(_fault(f"could not be {step}", error, advice=_import_advice(source, error)))
         return loaded
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
@@ -66,7 +66,7 @@ def load(source: Source, manager: pluggy.PluginManager) -> Loaded:
     for caller in callers:
         for implementation in caller.get_hookimpls():
             if implementation.plugin is plugin:
-                _ask(caller, implementation, loaded)
+                _call(caller, implementation, loaded)
     return loaded
 
 
@@ -103,12 +103,12 @@ def _register(plugin: object, name: str, manager: pluggy.PluginManager) -> None:
     try:
         manager.register(plugin, name)
     except BaseException:
-        if manager.has_plugin(name):  # pluggy before 1.7 keeps what it has refused
+        if manager.has_plugin(name):  # pluggy before 1.7 keeps plugins that it refused
             manager.unregister(name=name)
         raise
 
 
-def _ask(caller: pluggy.HookCaller, implementation: pluggy.HookImpl, loaded: Loaded) -> None:
+def _call(caller: pluggy.HookCaller, implementation: pluggy.HookImpl, loaded: Loaded) -> None:
     kind = next((kind for kind, hook in KINDS.items() if hook == caller.name), None)
     if kind is None:
         if caller.has_spec():
@@ -118,7 +118,7 @@ def _ask(caller: pluggy.HookCaller, implementation: pluggy.HookImpl, loaded: Loa
         return
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            components, clauses = _sort_out(kind, implementation.function())
+            components, clauses = _split(kind, implementation.function())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -128,24 +128,24 @@ def _ask(caller: pluggy.HookCaller, implementation: pluggy.HookImpl, loaded: Loa
     loaded.faults += [Fault(f"failed in {caller.name}: {clause}", frozenset([kind])) for clause in clauses]
 
 
-def _sort_out(kind: str, returned: Any) -> tuple[list[type[Component[Any]]], list[str]]:
-    """The sound components among what a hook returned, and what is wrong with the rest."""
+def _split(kind: str, returned: Any) -> tuple[list[type[Component[Any]]], list[str]]:
+    """The valid components among what a hook returned, and what is wrong with the rest."""
     if isinstance(returned, str | bytes) or not isinstance(returned, Iterable):
         raise Refused(f"it returned {returned!r}, which is not a list of classes")
-    sound, clauses = [], []
-    for thing in returned:
-        faults = [*faults_of(kind, thing)]
+    valid, clauses = [], []
+    for component in returned:
+        faults = [*faults_of(kind, component)]
         clauses += faults
         if not faults:
-            sound.append(thing)
-    times = Counter(component.name for component in sound)
+            valid.append(component)
+    times = Counter(component.name for component in valid)
     clauses += [f"it returned '{name}' {count} times" for name, count in times.items() if count > 1]
-    return [component for component in sound if times[component.name] == 1], clauses
+    return [component for component in valid if times[component.name] == 1], clauses
 
 
-def _fault(doing: str, error: BaseException, kinds: frozenset[str] = frozenset(KINDS), advice: str = "") -> Fault:
+def _fault(step: str, error: BaseException, kinds: frozenset[str] = frozenset(KINDS), advice: str = "") -> Fault:
     if isinstance(error, Refused):
-        return Fault(f"{doing}: {error}", kinds)
+        return Fault(f"{step}: {error}", kinds)
     import traceback
 
-    return Fault(f"{doing}: {in_one_line(error)}{advice}", kinds, "".join(traceback.format_exception(error)))
+    return Fault(f"{step}: {in_one_line(error)}{advice}", kinds, "".join(traceback.format_exception(error)))

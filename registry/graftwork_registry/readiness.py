@@ -1,22 +1,22 @@
-"""Whether this machine has what a component requires, asked without importing anything heavy."""
+"""Whether this machine has what a component requires, found out without importing anything heavy."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from graftwork.config.machine import Machine, unmet_requirement
+from graftwork.config import machine
 from graftwork.contracts.component import Requires
 
 
-def obstacle(requires: Requires) -> str:
+def unmet_requirement(requires: Requires) -> str:
     """What is missing and how to get it, as a clause; empty when nothing is missing."""
-    machine = Machine(capability=cuda_capability()) if requires.cuda else None
-    return unmet_requirement(requires, machine)
+    here = machine.Machine(capability=cuda_capability()) if requires.cuda else None
+    return machine.unmet_requirement(requires, here)
 
 
 @cache
 def cuda_capability() -> tuple[int, int] | None:
-    """The least compute capability among the visible CUDA devices, asked of the driver; None without a device."""
+    """The lowest compute capability among the visible CUDA devices, read from the driver; None without a device."""
     import ctypes
 
     try:

@@ -1,4 +1,4 @@
-"""What the catalogue says of a plugin and of a component: plain rows, for people and for JSON."""
+"""What the catalogue lists of a plugin and of a component: plain rows, for people and for JSON."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from graftwork.contracts.component import Component
-from graftwork_registry.readiness import obstacle
+from graftwork_registry.readiness import unmet_requirement
 
 
 class PluginRow(NamedTuple):
-    """A plugin and how it fares."""
+    """A plugin and its state."""
 
     name: str
     distribution: str
@@ -44,7 +44,7 @@ class ComponentRow:
     @cached_property
     def reason(self) -> str:
         """What keeps the component from working here; empty when nothing does."""
-        return obstacle(self.component.requires)
+        return unmet_requirement(self.component.requires)
 
     @property
     def ready(self) -> bool:
@@ -78,5 +78,5 @@ class ComponentRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain data."""
-        said = ("kind", "name", "plugin", "distribution", "version", "ready", "reason", "summary", "file", "line")
-        return {key: getattr(self, key) for key in said}
+        keys = ("kind", "name", "plugin", "distribution", "version", "ready", "reason", "summary", "file", "line")
+        return {key: getattr(self, key) for key in keys}

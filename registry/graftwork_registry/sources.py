@@ -28,7 +28,7 @@ class Source(NamedTuple):
     """What is imported: the `module` or `module:attribute` of an entry point, or a file."""
     load: Callable[[], object]
     installed: bool = True
-    """Whether it was found in the environment; otherwise somebody named its file."""
+    """Whether it was found in the environment; otherwise its file was given."""
 
 
 def find_sources(files: Sequence[Path]) -> list[Source]:
@@ -39,8 +39,8 @@ def find_sources(files: Sequence[Path]) -> list[Source]:
     found = [Source(e.name, *describe(e.dist), e.value, e.load) for e in entry_points(group=GROUP)]
     found += [_from_file(file) for file in dict.fromkeys(file.resolve() for file in files)]
     times = Counter(source.name for source in found)
-    told_apart = [s if times[s.name] == 1 else s._replace(name=f"{s.distribution}/{s.name}") for s in found]
-    return sorted(told_apart, key=lambda source: source.name)
+    unique = [s if times[s.name] == 1 else s._replace(name=f"{s.distribution}/{s.name}") for s in found]
+    return sorted(unique, key=lambda source: source.name)
 
 
 def _describe(distribution: Distribution | None) -> tuple[str, str, tuple[str, ...]]:
@@ -49,7 +49,7 @@ def _describe(distribution: Distribution | None) -> tuple[str, str, tuple[str, .
         metadata = distribution.metadata  # type: ignore[union-attr]
         name, version = (metadata.get_all(key, ["unknown"])[0] for key in ("Name", "Version"))
         return name, version, tuple(metadata.get_all("Requires-Dist", []))
-    except Exception:  # a damaged distribution says nothing of itself; its plugin may still work
+    except Exception:  # a damaged distribution has no metadata; its plugin may still work
         return "unknown", "unknown", ()
 
 

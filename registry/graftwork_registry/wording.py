@@ -1,4 +1,4 @@
-"""How the catalogue says things: errors in one line, and the nearest name."""
+"""Text of the catalogue: errors in one line, and the nearest name."""
 
 from __future__ import annotations
 

@@ -61,20 +61,20 @@ def plain_attention(
     # The queries of the heads that share a key head are stacked, so that no key is repeated.
     scores = q.reshape(batch, kv_heads, -1, head_dim) @ k.transpose(-1, -2)
     scores = scores.view(batch, heads, queries, keys).float() * scale
-    seen = visible_keys(q, k, padding, causal)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    shares = functional.dropout(scores.softmax(-1).to(v.dtype), dropout)
-    return (shares.view(batch, kv_heads, -1, keys) @ v).view(batch, heads, queries, -1)
+    visible = visible_keys(q, k, padding, causal)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    weights = functional.dropout(scores.softmax(-1).to(v.dtype), dropout)
+    return (weights.view(batch, kv_heads, -1, keys) @ v).view(batch, heads, queries, -1)
 
 
 def visible_keys(q: Tensor, k: Tensor, padding: Tensor | None, causal: bool) -> Tensor | None:
     """Which keys each query sees, bool, broadcastable to `[batch, heads, queries, keys]`; None when all see all."""
     import torch
 
-    seen = None if padding is None else padding[:, None, None, :]
+    visible = None if padding is None else padding[:, None, None, :]
     queries, keys = q.shape[2], k.shape[2]
     if causal and queries > 1:
         triangle = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        seen = triangle if seen is None else seen & triangle
-    return seen
+        visible = triangle if visible is None else visible & triangle
+    return visible

@@ -43,15 +43,26 @@ def choose(case: AttentionCase, kernels: Iterable[tuple[str, AttentionKernel[Any
 def unmet_requirement(requires: Requires, case: AttentionCase) -> str:
     """What a kernel requires and a case, or this environment, does not have, as a clause; empty when all is there.
 
-    For kernels to call first in `supports`. Packages are asked of metadata, and nothing is imported.
+    For kernels to call first in `supports`. Only package metadata is read, and nothing is imported.
     """
     if requires.cuda and case.device != "cuda":
         return f"the tensors are on the {case.device}, and it needs a CUDA device"
     if requires.cuda and (case.capability is None or case.capability < requires.cuda):
         found = "unknown" if case.capability is None else "{}.{}".format(*case.capability)
         return "the compute capability is {}, and it needs {}.{}".format(found, *requires.cuda)
-    missing = missing_requirements(requires)
-    return f"{' and '.join(missing)} is not installed" if missing else ""
+    return " and ".join(map(_package_problem, missing_requirements(requires)))
+
+
+def _package_problem(requirement: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    name = Requirement(requirement).name
+    try:
+        return f"{name} {version(name)} is installed, and it needs {requirement}"
+    except PackageNotFoundError:
+        return f"{name} is not installed"
 
 
 @dataclass
@@ -64,7 +75,7 @@ class Binding:
     """Kernel to the number of calls; a block that is computed again for its gradients counts again."""
     fallbacks: list[str] = field(default_factory=list)
     """Each reason for which a preferred kernel was passed over, once."""
-    _settled: dict[Hashable, tuple[str, AttentionKernel[Any]]] = field(default_factory=dict, repr=False)
+    _chosen: dict[Hashable, tuple[str, AttentionKernel[Any]]] = field(default_factory=dict, repr=False)
     _failed: dict[Hashable, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -80,17 +91,17 @@ class Binding:
         shape = (q.shape[-1], q.shape[1], k.shape[1])
         key = (*shape, causal, padding is not None, dropout, q.dtype, q.device, backward)
         while True:
-            if key not in self._settled:
+            if key not in self._chosen:
                 site = AttentionSite(self.site.name, *shape, causal, padding is not None, dropout)
-                self._settled[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
-            name, kernel = self._settled[key]
+                self._chosen[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
+            name, kernel = self._chosen[key]
             try:
                 output = kernel.forward(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
             except (ImportError, NotImplementedError) as error:
-                # A library that was built for another torch or device says so only when it is used.
+                # A library that was built for another torch or device raises only when it is used.
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 self._failed.setdefault(key, {})[name] = reason
-                del self._settled[key]
+                del self._chosen[key]
                 continue
             self.ran[name] += 1
             return output
@@ -111,7 +122,7 @@ class Binding:
 
 
 def case_of(site: AttentionSite, dtype: torch.dtype, device: torch.device, backward: bool) -> AttentionCase:
-    """A site on a device, as kernels are asked about it."""
+    """The case that a site on a device presents to `supports`."""
     import torch
 
     cuda = device.type == "cuda" and torch.cuda.is_available()  # fake tensors can be on a device that is not here
@@ -120,6 +131,6 @@ def case_of(site: AttentionSite, dtype: torch.dtype, device: torch.device, backw
 
 
 def bind(modules: Iterable[nn.Module], binding: Binding) -> None:
-    """Let the modules, when they call `attend` or are asked by transformers, use the binding's kernels."""
+    """Let the modules use the binding's kernels, whether they call `attend` or transformers calls them."""
     for module in modules:
         setattr(module, BOUND, binding)

@@ -39,7 +39,7 @@ def _transformers_attention(
     if attention_mask is not None and attention_mask.dim() != 2:
         unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)}")
     if unknown:
-        raise _beyond(", ".join(unknown))
+        raise _unsupported(", ".join(unknown))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     output = attend(module, query, key, value, padding=attention_mask, causal=causal, scale=scaling, dropout=dropout)
     return output.transpose(1, 2).contiguous(), None
@@ -65,20 +65,20 @@ def _transformers_padding(
 
     causal = mask_function is causal_mask_function
     if not causal and mask_function is not bidirectional_mask_function:
-        raise _beyond("a mask of its own (a sliding window, blocks, or packed sequences)")
+        raise _unsupported("a mask of its own (a sliding window, blocks, or packed sequences)")
     if causal and q_offset + q_length != kv_offset + kv_length:
-        raise _beyond("a cache longer than what it holds (a static cache)")
+        raise _unsupported("a cache longer than what it holds (a static cache)")
     if attention_mask is None:
         return None
     padding = attention_mask[:, -kv_length:]
     whole = causal and q_length == kv_length
     if isinstance(padding, FakeTensor):  # it has no values: as in training, which pads on the right
         return None if whole else padding
-    matters = (padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all()
-    return padding if matters else None
+    needed = (padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all()
+    return padding if needed else None
 
 
-def _beyond(what: str) -> GraftworkError:
+def _unsupported(what: str) -> GraftworkError:
     return GraftworkError(
         f"this model's attention uses {what}, and Graftwork's kernels know causal and full attention with padding only; "
         "build the model with one of transformers' own attention implementations"

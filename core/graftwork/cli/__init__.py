@@ -39,7 +39,7 @@ COMMANDS = {
 """Command to where its function is, and its line in the help."""
 
 ARGUMENTS = "graftwork.arguments"
-"""Where the context keeps the words of the command line."""
+"""The key under which the context keeps the arguments of the command line."""
 BUG_STATUS = 70
 """The exit status for an error that is not the user's (EX_SOFTWARE of sysexits.h)."""
 
@@ -64,7 +64,7 @@ class Commands(click.Group):
     """A group that knows its commands by name and imports only the one that runs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line, and keep its words for the processes that run the same."""
+        """Read the command line, and keep its arguments for the processes that run the same command."""
         ctx.meta[ARGUMENTS] = [*args]
         return super().parse_args(ctx, args)
 

@@ -71,7 +71,7 @@ def find_plugin(catalog: Catalog, requested: str) -> PluginRow:
 
     rows = catalog.plugins()
     for row in rows:
-        # A file's plugin is named after it with hyphens, which is easily forgotten.
+        # A file's plugin has the file's name with hyphens, which is easily forgotten.
         if requested in (row.name, row.origin) or requested.replace("_", "-") == row.name:
             if row.state == "disabled":
                 raise ComponentNotFound(f"{row.sentence}; enable it to check it")
@@ -105,7 +105,7 @@ def examine_plugin(
     from graftwork.conformance.laziness import examine_imports
 
     broken = plugin.state == "broken"
-    sentence = f"a plugin must load and bring sound components, and {plugin.sentence}; mend it" if broken else ""
+    sentence = f"a plugin must load and bring sound components, and {plugin.sentence}; fix it" if broken else ""
     yield Outcome("plugin", plugin.name, "it loads and registers", "failed" if broken else "passed", sentence)
     others = [row.name for row in session.catalog.plugins() if row.name != plugin.name]
     yield from examine_imports(plugin.name, session.files, others)

@@ -81,7 +81,7 @@ def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
 
 
 def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
-    """The rows that tell a person what a checkpoint is."""
+    """What a checkpoint is: labels, and a phrase for each."""
     model_spec = read.plan.model_spec
     values = sum(_size(entry.shape) for entry in read.tensors.values())
     created = read.provenance.get("created", "")
@@ -222,7 +222,7 @@ def export(
 ) -> None:
     """Write CHECKPOINT to OUT in a format that other tools read: its adapter ('peft'), or the whole model ('mgm').
 
-    A whole model is stored in fp32 unless told otherwise, so that it can be imported again without loss.
+    A whole model is stored in fp32 by default, so that it can be imported again without loss.
     """
     from graftwork.checkpoint.merging import export as export_opened
 

@@ -235,7 +235,7 @@ def problems_of_plugins(plugins: Sequence[PluginRow]) -> Iterator[Problem]:
     """The plugins that are broken."""
     for plugin in plugins:
         if plugin.state == "broken":
-            remedy = f"mend or uninstall '{plugin.distribution}', or leave the plugin out: --disable {plugin.name}"
+            remedy = f"fix or uninstall '{plugin.distribution}', or leave the plugin out: --disable {plugin.name}"
             yield Problem(plugin.sentence, remedy, plugin.traceback)
 
 

@@ -41,7 +41,7 @@ class Drawing:
         self.console = console
         self.bar: Progress | None = None
         self.title = ""
-        """What the bar counts."""
+        """What the bar shows the progress of."""
         self.task: Any = None
         self.status: Status | None = None
         self.rates: deque[float] = deque(maxlen=RECENT)

@@ -1,4 +1,4 @@
-"""What hardware is here, probed once, and whether a component can use it."""
+"""What hardware this machine has, detected once, and whether a component can use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Machine:
     devices: tuple[str, ...] = ()
     """The names of the CUDA devices."""
     capability: tuple[int, int] | None = None
-    """The least compute capability among them; None without one."""
+    """The lowest compute capability among them; None without one."""
     device_bytes: int = 0
     """The memory of the smallest of them; 0 without one."""
     cuda: bool = False
@@ -25,12 +25,12 @@ class Machine:
     cores: int = 1
     """The CPU cores that this process may use."""
     memory_bytes: int = 0
-    """The main memory; 0 where the system does not say."""
+    """The main memory; 0 where it is unknown."""
 
 
 @cache
 def detect_machine() -> Machine:
-    """This machine, asked of torch and the operating system once in a process."""
+    """This machine, as torch and the operating system describe it, detected once in a process."""
     import torch
 
     indices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -54,14 +54,14 @@ def _cores() -> int:
 def _memory_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and other systems not every name
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and other systems may not know these names
         return 0
 
 
 def unmet_requirement(requires: Requires, machine: Machine | None) -> str:
     """What a component requires and this environment or the machine does not have, as a clause; empty when all is there.
 
-    Without a machine the hardware is not judged.
+    Without a machine the hardware is not checked.
     """
     if (missing := missing_packages(requires)) or requires.cuda is None or machine is None:
         return missing

@@ -1,4 +1,4 @@
-"""Resolving: from what a run file says to a plan, with every reason why it cannot work; and back from recorded choices."""
+"""Resolving: from a run file to a plan, with every reason why it cannot work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 from graftwork import weights
 from graftwork.config import settings
 from graftwork.config.machine import Machine, unmet_requirement
-from graftwork.config.runfile import EMPTY, OWN_KEYS, RunFile, Selection
+from graftwork.config.runfile import EMPTY, RESERVED_KEYS, RunFile, Selection
 from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
 from graftwork.contracts.component import Component, MissingFile
@@ -31,10 +31,10 @@ def resolve(
 ) -> Plan:
     """The plan of a run. Reads configurations, but no weights, and imports no torch.
 
-    `kernels` are the attention kernels to try, in order, where the run file does not say. Without a `machine` the
-    hardware is not judged. Without `fetch`, weights that are named by a hub id must be in the local cache already.
-    With a list `missing_files`, what may yet come is added to it and does not count against the plan: weights beside a `config`,
-    and files whose lack a component calls `MissingFile`. Raises PlanRefused whose details hold every reason, each with the
+    `kernels` are the attention kernels to try, in order, where the run file sets none. Without a `machine` the
+    hardware is not checked. Without `fetch`, weights that are named by a hub id must be in the local cache already.
+    With a list `missing_files`, files that may still be added go into it and do not count against the plan: weights beside a
+    `config`, and what a component reports as `MissingFile`. Raises PlanRefused whose details hold every reason, each with the
     dotted path of what it is about.
     """
     resolver = _Resolver(run, lookup, machine, fetch, missing_files)
@@ -68,7 +68,7 @@ class _Resolver:
         self.missing_files = missing_files
         self.reasons: list[str] = []
         self.complete = True
-        """Whether everything the run asks for was resolved, so that the plan says what the run means."""
+        """Whether everything that the run names was resolved, so that the plan is worth checking further."""
         self.resolved: list[_Resolved] = []
 
     def plan(self, kernels: Sequence[str]) -> Plan | None:
@@ -110,11 +110,11 @@ class _Resolver:
         self.check_sites(plan, model, parts)
         for candidate in candidates or [run_context.memory]:
             self.check_engines([each for each in memory if each.choice in candidate])
-            tried = replace(plan, run_context=replace(run_context, memory=candidate))
+            candidate_plan = replace(plan, run_context=replace(run_context, memory=candidate))
             for each in self.resolved:
                 if each.choice.kind == "memory" and each.choice not in candidate:
                     continue
-                for clause in each.component.validate(tried):
+                for clause in each.component.validate(candidate_plan):
                     into = (
                         self.reasons
                         if self.missing_files is None or not isinstance(clause, MissingFile)
@@ -130,12 +130,12 @@ class _Resolver:
         self.complete = False
 
     def choose(self, kind: str, selection: Selection) -> _Resolved | None:
-        """The component that is asked for, with its settings, its weights and its configuration."""
+        """The selected component with its settings, its weights and its configuration."""
         where = selection.where
         found = self.find(kind, selection.use, where)
         if found is None:
             return None
-        component, beside = found.component, OWN_KEYS.get(kind, ())
+        component, beside = found.component, RESERVED_KEYS.get(kind, ())
         if unmet := unmet_requirement(component.requires, self.machine):
             self.reasons.append(f"{where}: '{selection.use}' {unmet}")
         values = settings.read(
@@ -194,7 +194,7 @@ class _Resolver:
             return None
 
     def architecture(self) -> type[ModelArchitecture[Any]] | None:
-        """The class of the model, which says more than can be resolved when its settings or weights are wrong."""
+        """The class of the model, which is known even when its settings or weights are wrong."""
         found = self.find("model", self.run.model.use, self.run.model.where)
         return cast(type[ModelArchitecture[Any]], found.component) if found else None
 
@@ -219,7 +219,7 @@ class _Resolver:
         return towers
 
     def kernels(self, site: str, names: Iterable[str]) -> list[Choice]:
-        """The kernels to try at a site. One that does not work here is passed over when the site is bound, not refused."""
+        """The kernels to try at a site. One that does not work here is passed over when the site is bound, and is no error."""
         where = "attention.prefer" if site == "*" else f"attention.sites.{site}"
         found = [kernel for name in names if (kernel := self.find("attention", name, where))]
         return [_choice(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
@@ -275,8 +275,8 @@ class _Resolver:
             return
         known = [site.name for site in sites]
         for name in sorted(plan.run_context.attention.keys() - {"*", *known}):
-            mistake = f"'{model.choice.name}' has no attention site '{name}'{suggestion(name, known)}"
-            self.reasons.append(f"attention.sites.{name}: {mistake}")
+            problem = f"'{model.choice.name}' has no attention site '{name}'{suggestion(name, known)}"
+            self.reasons.append(f"attention.sites.{name}: {problem}")
         if self.machine is None:
             return
         for site, chosen in kernels_on(plan, sites, self.lookup, self.machine):
@@ -286,7 +286,7 @@ class _Resolver:
 
 
 def _lines(where: str, error: GraftworkError, kind: str = "") -> list[str]:
-    """What an error says, each line with the path of what it is about."""
+    """The lines of an error's message, each with the path of what it is about."""
     sentence = error.sentence.removeprefix(f"{kind}: ").removeprefix(f"{where}: ")
     return [f"{where}: {line}" for line in (sentence, *error.details)]
 

@@ -15,7 +15,7 @@ def restore_component(choice: Choice, lookup: Lookup) -> Component[Any]:
     """The component that a plan recorded, with the recorded settings; CheckpointError when it is not installed, or when
     the installed one cannot read them."""
     try:
-        # The plugin's own name tells twins apart; a component that has moved to another plugin has its bare name.
+        # The plugin's name tells equal names apart; a component that moved to another plugin is found by its bare name.
         found = lookup.find(choice.kind, f"{choice.plugin}:{choice.name}")
     except ComponentNotFound:
         try:

@@ -10,12 +10,12 @@ from typing import Any
 
 from graftwork.config import settings
 from graftwork.config.sizes import parse_size
-from graftwork.config.wording import count, join, shown, suggestion
+from graftwork.config.wording import count, join, suggestion, toml_text
+from graftwork.contracts import setting
 from graftwork.contracts.plan import TrainSettings
-from graftwork.contracts.setting import setting
 from graftwork.errors import GraftworkError, RunFileError
 
-MOST_BYTES = 1 << 20  # a run file is written by a person; a larger file is something else
+MAX_BYTES = 1 << 20  # a run file is written by a person; a larger file is something else
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class RunFile:
-    """What a run file says."""
+    """The content of a run file."""
 
     source: Path | None
     folder: Path
@@ -46,11 +46,11 @@ class RunFile:
     on: tuple[str, ...] = ()
     also_train: tuple[str, ...] = ()
     attention: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run does not say."""
+    """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run sets none."""
     memory: tuple[Selection, ...] = ()
     """Every strategy that the run names, in `use` or in `try`."""
     candidates: tuple[tuple[str, ...], ...] = ()
-    """The names of `try`; empty when the run does not say."""
+    """The names of `try`; empty when the run sets none."""
     budget: int | None = None
     """In bytes."""
     sources: tuple[Selection, ...] = ()
@@ -151,7 +151,7 @@ class EvaluateTable:
 EMPTY = "none"
 """The `use` of a part that shall stay empty."""
 TABLES = ("model", "peft", "attention", "memory", "data", "train", "evaluate")
-OWN_KEYS: Mapping[str, tuple[str, ...]] = {
+RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
     "peft": ("use", "on", "also_train"),
@@ -180,14 +180,14 @@ def _toml(source: Path) -> dict[str, Any]:
         if source.exists() and not source.is_file():
             raise RunFileError(f"'{source}' is not a file; name a run file, which is TOML")
         with source.open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RunFileError(f"there is no run file '{source}'; correct the path") from None
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise RunFileError(f"'{source}' cannot be read ({said}); correct the path or its permissions") from None
-    if len(content) > MOST_BYTES:
-        raise RunFileError(f"'{source}' is larger than {MOST_BYTES >> 20} MiB, so it is no run file; correct the path")
+        message = error.strerror if isinstance(error, OSError) else error
+        raise RunFileError(f"'{source}' cannot be read ({message}); correct the path or its permissions") from None
+    if len(content) > MAX_BYTES:
+        raise RunFileError(f"'{source}' is larger than {MAX_BYTES >> 20} MiB, so it is no run file; correct the path")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -240,35 +240,40 @@ def override_value(text: str) -> Any:
 
 
 def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None) -> RunFile:
-    """The run that a table of TOML values says; relative paths start at `folder`, which is absolute.
+    """The run that a table of TOML values describes; relative paths start at `folder`, which is absolute.
 
-    Settings of components are kept as they are: only `resolve` knows the classes that say what is right. Raises
+    Settings of components are kept as they are: only `resolve` knows the classes that check them. Raises
     RunFileError whose details hold every mistake with its path.
     """
     reader = _Reader(folder)
-    run, tables = reader.own(RunTable, table, "")
+    run, tables = reader.split(RunTable, table, "")
     reader.unknown(tables, [*settings.names(RunTable), *TABLES], "")
     model_table = reader.table(tables, "model")
     part_tables = reader.table(model_table, "parts", "model")
     parts = {name: reader.part(part_tables, name) for name in part_tables}
     model = reader.selection(ModelTable, {k: v for k, v in model_table.items() if k != "parts"}, "model")
-    peft_own, peft_rest = reader.own(PeftTable, reader.table(tables, "peft"), "peft")
-    if "peft" in tables and peft_own and peft_own.use is None and (peft_rest or peft_own.on or not peft_own.also_train):
+    peft_table, peft_settings = reader.split(PeftTable, reader.table(tables, "peft"), "peft")
+    if (
+        "peft" in tables
+        and peft_table
+        and peft_table.use is None
+        and (peft_settings or peft_table.on or not peft_table.also_train)
+    ):
         reader.problems.append("peft.use: is missing, wanted the name of a PEFT method")
     attention = reader.attention(tables)
-    data, items = reader.own(DataTable, reader.table(tables, "data"), "data")
+    data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
     sources, operators = reader.items(items, "source"), reader.items(items, "operator")
-    saving, strategies = reader.own(MemoryTable, reader.table(tables, "memory"), "memory")
-    candidates = saving.try_ if saving else ()
+    memory_table, strategies = reader.split(MemoryTable, reader.table(tables, "memory"), "memory")
+    candidates = memory_table.try_ if memory_table else ()
     if candidates:
-        memory = reader.named(
+        memory = reader.named_list(
             "try", list(dict.fromkeys(name for candidate in candidates for name in candidate)), strategies, "memory"
         )
     else:
-        memory = reader.named("use", saving.use if saving else [*strategies], strategies, "memory")
-    asked, evaluators = reader.own(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
-    evaluate = reader.named("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
+        memory = reader.named_list("use", memory_table.use if memory_table else [*strategies], strategies, "memory")
+    evaluate_table, evaluators = reader.split(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
+    evaluate = reader.named_list("on", evaluate_table.on if evaluate_table else [*evaluators], evaluators, "evaluate")
     train = reader.read(TrainSettings, reader.table(tables, "train"), "train")
     if reader.problems:
         name = f"'{source}'" if source else "the run"
@@ -280,13 +285,13 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         seed=run.seed,
         model=model,
         parts=parts,
-        peft=Selection(peft_own.use, peft_rest, where="peft") if peft_own.use is not None else None,
-        on=peft_own.on,
-        also_train=peft_own.also_train,
+        peft=Selection(peft_table.use, peft_settings, where="peft") if peft_table.use is not None else None,
+        on=peft_table.on,
+        also_train=peft_table.also_train,
         attention=attention,
         memory=memory,
         candidates=candidates,
-        budget=parse_size(saving.budget) if saving.budget is not None else None,
+        budget=parse_size(memory_table.budget) if memory_table.budget is not None else None,
         sources=sources,
         operators=operators,
         strict_data=data.strict,
@@ -296,7 +301,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
 
 
 class _Reader:
-    """Takes tables apart. What has a mistake becomes None, or empty, and adds to `problems`."""
+    """Splits tables into fields. A table with a mistake gives None, or empty, and adds to `problems`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -306,17 +311,17 @@ class _Reader:
         """A table that holds nothing but the fields of `cls`."""
         return settings.read(cls, table, where=where, folder=self.folder, problems=self.problems)
 
-    def own(self, cls: type, table: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    def split(self, cls: type, table: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
         """The fields of `cls` in a table, and the rest of the table."""
         names = settings.names(cls)
-        own = self.read(cls, {key: value for key, value in table.items() if key in names}, where)
-        return own, {key: value for key, value in table.items() if key not in names}
+        fields = self.read(cls, {key: value for key, value in table.items() if key in names}, where)
+        return fields, {key: value for key, value in table.items() if key not in names}
 
     def selection(self, cls: type, table: Mapping[str, Any], where: str) -> Any:
-        """The component that a table asks for."""
-        own, rest = self.own(cls, table, where)
-        weights, config = getattr(own, "weights", None), getattr(own, "config", None)
-        return Selection(own.use, rest, weights, config, where) if own else None
+        """The component that a table selects."""
+        fields, rest = self.split(cls, table, where)
+        weights, config = getattr(fields, "weights", None), getattr(fields, "config", None)
+        return Selection(fields.use, rest, weights, config, where) if fields else None
 
     def unknown(self, rest: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         """Refuse the keys of `rest` that are not known."""
@@ -329,7 +334,7 @@ class _Reader:
         value = parent.get(key, {})
         if isinstance(value, dict):
             return value
-        self.problems.append(f"{join(where, key)}: found {shown(value)}, wanted table")
+        self.problems.append(f"{join(where, key)}: found {toml_text(value)}, wanted table")
         return {}
 
     def part(self, parent: Mapping[str, Any], name: str) -> Any:
@@ -344,11 +349,13 @@ class _Reader:
         """The components of `[[data.KEY]]`, in order."""
         tables = data.get(key, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self.problems.append(f"data.{key}: found {shown(tables)}, wanted tables that begin with [[data.{key}]]")
+            self.problems.append(f"data.{key}: found {toml_text(tables)}, wanted tables that begin with [[data.{key}]]")
             return ()
         return tuple(self.selection(ItemTable, table, f"data.{key}.{index}") for index, table in enumerate(tables))
 
-    def named(self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str) -> tuple[Selection, ...]:
+    def named_list(
+        self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str
+    ) -> tuple[Selection, ...]:
         """The components that the list `key` names, each with the settings of the table of its name."""
         for name in tables:
             if name not in chosen:
@@ -358,12 +365,12 @@ class _Reader:
         return tuple(Selection(name, self.table(tables, name, where), where=join(where, name)) for name in chosen)
 
     def attention(self, parent: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        """Site to kernels, `*` for what `prefer` says."""
-        own = self.read(AttentionTable, self.table(parent, "attention"), "attention")
-        if own is None:
+        """Site to kernels, `*` for those of `prefer`."""
+        fields = self.read(AttentionTable, self.table(parent, "attention"), "attention")
+        if fields is None:
             return {}
-        for site, kernels in own.sites.items():
+        for site, kernels in fields.sites.items():
             if site == "*" or not kernels:
                 mistake = "sites that are not named have 'attention.prefer'" if site == "*" else "names no kernel"
                 self.problems.append(f"attention.sites.{site}: {mistake}")
-        return {**own.sites, "*": own.prefer} if own.prefer else own.sites
+        return {**fields.sites, "*": fields.prefer} if fields.prefer else fields.sites

@@ -26,12 +26,12 @@ from graftwork.contracts.plan import TrainSettings
 def schema(components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
     """A JSON Schema (draft 2020-12) of the run files that can use these components.
 
-    A name of the form `plugin:name` is allowed with any settings; only `resolve` can judge those.
+    A name of the form `plugin:name` is allowed with any settings; only `resolve` can check those.
     """
     kinds: dict[str, list[type[Component[Any]]]] = {kind: [] for kind in KINDS}
     for component in components:
         kinds[component.kind].append(component)
-    model, part = _chosen(ModelTable, kinds["model"]), _chosen(PartTable, kinds["vision_tower"], EMPTY)
+    model, part = _selection(ModelTable, kinds["model"]), _selection(PartTable, kinds["vision_tower"], EMPTY)
     for option in model["anyOf"]:
         option["properties"]["parts"] = {"type": "object", "additionalProperties": part}
     attention, kernels = settings.json_schema(AttentionTable), {"type": "array", "items": _name(kinds["attention"])}
@@ -39,18 +39,18 @@ def schema(components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
     attention["properties"]["sites"]["additionalProperties"] = kernels
     data = settings.json_schema(DataTable)
     for key in ("source", "operator"):
-        data["properties"][key] = {"type": "array", "items": _chosen(ItemTable, kinds[f"data_{key}"])}
-    memory = _named(MemoryTable, "use", kinds["memory"])
+        data["properties"][key] = {"type": "array", "items": _selection(ItemTable, kinds[f"data_{key}"])}
+    memory = _named_list(MemoryTable, "use", kinds["memory"])
     memory["properties"]["try"]["items"]["items"] = _name(kinds["memory"])
     run = settings.json_schema(RunTable)
     run["properties"] |= {
         "model": model,
-        "peft": _chosen(PeftTable, kinds["peft"]),
+        "peft": _selection(PeftTable, kinds["peft"]),
         "attention": attention,
         "memory": memory,
         "data": data,
         "train": settings.json_schema(TrainSettings),
-        "evaluate": _named(EvaluateTable, "on", kinds["evaluator"]),
+        "evaluate": _named_list(EvaluateTable, "on", kinds["evaluator"]),
     }
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, "title": "A run of Graftwork", **run, "required": ["model"]}
@@ -61,9 +61,9 @@ def _name(components: Iterable[type[Component[Any]]], *others: str) -> dict[str,
     return {"anyOf": [{"enum": known}, {"type": "string", "pattern": ":"}]}
 
 
-def _chosen(own: type, components: Iterable[type[Component[Any]]], *others: str) -> dict[str, Any]:
-    """A table with the keys of `own`, of which `use` decides what else it may hold."""
-    table = settings.json_schema(own)
+def _selection(table_class: type, components: Iterable[type[Component[Any]]], *others: str) -> dict[str, Any]:
+    """A table with the keys of `table_class`, of which `use` decides what else it may hold."""
+    table = settings.json_schema(table_class)
     options: list[dict[str, Any]] = [{"properties": {"use": {"pattern": ":"}}}]
     for component in components:
         allowed = table["properties"] | settings.json_schema(component.Settings)["properties"]
@@ -74,9 +74,9 @@ def _chosen(own: type, components: Iterable[type[Component[Any]]], *others: str)
     return {"type": "object", "properties": {"use": use}, "required": table.get("required", []), "anyOf": options}
 
 
-def _named(own: type, key: str, components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
+def _named_list(table_class: type, key: str, components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
     """A table with a list of names under `key`, and a table of settings for each."""
-    table = settings.json_schema(own)
+    table = settings.json_schema(table_class)
     table["properties"][key]["items"] = _name(components)
     table["properties"] |= {component.name: settings.json_schema(component.Settings) for component in components}
     return table | {"patternProperties": {":": {"type": "object"}}}

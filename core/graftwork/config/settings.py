@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from graftwork.config.wording import count, join, shown, suggestion, words
+from graftwork.config.wording import count, join, suggestion, toml_text, words
 from graftwork.contracts.component import Component
 from graftwork.errors import CheckpointError, RunFileError
 from graftwork.weights import absolute
@@ -80,12 +80,12 @@ def read(
 def _value(
     hint: Any, value: Any, field: dataclasses.Field[Any], at: str, folder: Path | None, problems: list[str]
 ) -> Any:
-    """One value as its field wants it; whatever it is, if it adds to `problems`."""
+    """One value, converted to its field's type; the result means nothing if it adds to `problems`."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return read(hint, value, where=at, folder=folder, problems=problems)
-    mistake = f"{at}: found {shown(value)}, wanted {words(_schema(hint, field))}"
+    mistake = f"{at}: found {toml_text(value)}, wanted {words(_schema(hint, field))}"
     # Strict JSON is what fits TOML: arrays become tuples and integers floats, but no string becomes a number.
     config = None if dataclasses.is_dataclass(hint) else ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     try:
@@ -163,7 +163,7 @@ def names(cls: type) -> list[str]:
 
 
 def _key(field: dataclasses.Field[Any]) -> str:
-    """What a table calls a field: a word that Python keeps for itself has a `_` behind it in the class."""
+    """The key of a field in a table: a Python keyword such as `try` has a trailing `_` in the class."""
     return field.name.removesuffix("_")
 
 
@@ -173,7 +173,7 @@ def rows(cls: type) -> list[SettingRow]:
         SettingRow(
             name,
             words(_schema(hint, field)),
-            "required" if _required(field) else shown(_plain(_default(field))),
+            "required" if _required(field) else toml_text(_plain(_default(field))),
             field.metadata.get("help", ""),
         )
         for name, (field, hint) in _fields(cls).items()
@@ -216,8 +216,8 @@ def _schema(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (int, float):
         bounds = {key: field.metadata.get(key) for key in ("minimum", "maximum")}
-        named = {"type": "integer" if hint is int else "number"}
-        return named | {key: bound for key, bound in bounds.items() if bound is not None}
+        schema: dict[str, Any] = {"type": "integer" if hint is int else "number"}
+        return schema | {key: bound for key, bound in bounds.items() if bound is not None}
     if hint in _SIMPLE:
         return dict(_SIMPLE[hint])
     if origin is Literal:

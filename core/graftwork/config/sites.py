@@ -1,4 +1,4 @@
-"""Where a plan's model computes attention, and the kernels that the plan names for each place."""
+"""Where a plan's model computes attention, and the kernels that the plan lists for each site."""
 
 from __future__ import annotations
 

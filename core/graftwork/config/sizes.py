@@ -12,11 +12,11 @@ UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 def parse_size(text: str) -> int:
     """The bytes that `24 GiB`, `24GB` or `512 MiB` means; GraftworkError for anything else.
 
-    Makers of cards write GB and mean GiB, and so do people who name a card.
+    Makers of CUDA devices write GB and mean GiB, and so do people who quote them.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
     if not found or not float(found[1]):
-        raise GraftworkError(f"'{text}' is no size of memory; write one such as '24 GiB'")
+        raise GraftworkError(f"'{text}' is not a memory size; write one such as '24 GiB'")
     power = UNITS[found[2].lower()]
     return int(float(found[1]) * 2**power)
 

@@ -9,9 +9,9 @@ _IRREGULAR = {"boolean": "true or false", "null": "nothing"}
 
 
 def words(schema: Mapping[str, Any], plural: bool = False) -> str:
-    """A JSON Schema as a person says it: `integer ≥ 1`, `list of strings`, `'cosine' | 'linear'`."""
+    """A JSON Schema as people write it: `integer ≥ 1`, `list of strings`, `'cosine' | 'linear'`."""
     if "enum" in schema:
-        return " | ".join(repr(value) if isinstance(value, str) else shown(value) for value in schema["enum"])
+        return " | ".join(repr(value) if isinstance(value, str) else toml_text(value) for value in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(words(option, plural) for option in schema["anyOf"])
     kind = schema.get("type")
@@ -41,7 +41,7 @@ def _short(number: float) -> str:
     return str(int(number) if number == int(number) else number)
 
 
-def shown(value: Any) -> str:
+def toml_text(value: Any) -> str:
     """A value as TOML writes it, shortened."""
     if isinstance(value, Mapping):
         return "a table" if value else "{}"
@@ -54,7 +54,7 @@ def shown(value: Any) -> str:
     if isinstance(value, str | int | float):
         text = repr(value)
     elif isinstance(value, list | tuple):
-        text = f"[{', '.join(map(shown, value[:9]))}{', …' * (len(value) > 9)}]"
+        text = f"[{', '.join(map(toml_text, value[:9]))}{', …' * (len(value) > 9)}]"
     else:
         text = f"the {type(value).__name__} {value}"
     return text if len(text) <= 80 else f"{text[:79]}…"
@@ -74,6 +74,6 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def count(things: Collection[object], noun: str) -> str:
+def count(items: Collection[object], noun: str) -> str:
     """`1 mistake`, `2 mistakes`."""
-    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"

@@ -125,11 +125,11 @@ def it_computes_attention(subject: Subject) -> Iterator[str]:
             output = run(kernel.forward, each, tensors, padding)
             expected = run(plain_attention, each, [tensor.float() for tensor in tensors], padding)
         if output.dtype != tensors[2].dtype or output.shape != expected.shape:
-            yield f"the output must be as 'q', and it is {tuple(output.shape)} in {output.dtype} in this case: {each}; mend 'forward'"
+            yield f"the output must be as 'q', and it is {tuple(output.shape)} in {output.dtype} in this case: {each}; fix 'forward'"
             return
         error, largest = distance(output * where, expected * where), float((expected * where).abs().max())
         if not output.isfinite().all() or error > DTYPES[each.case.dtype] * max(1.0, largest):
-            yield f"the kernel must compute attention, and it is {error:.3g} away in this case: {each}; mend it, or refuse the case in 'supports'"
+            yield f"the kernel must compute attention, and it is {error:.3g} away in this case: {each}; fix it, or refuse the case in 'supports'"
 
 
 def its_gradients_are_right(subject: Subject) -> Iterator[str]:
@@ -151,7 +151,7 @@ def its_gradients_are_right(subject: Subject) -> Iterator[str]:
         expected = torch.autograd.grad((run(plain_attention, each, exact, padding) * where).square().sum(), exact)
         for name, gradient, right in zip("qkv", found, expected, strict=True):
             if distance(gradient, right) > 5 * DTYPES[each.case.dtype] * max(1.0, float(right.abs().max())):
-                yield f"the gradient of '{name}' must be attention's, and it is {distance(gradient, right):.3g} away in this case: {each}; mend it"
+                yield f"the gradient of '{name}' must be attention's, and it is {distance(gradient, right):.3g} away in this case: {each}; fix it"
 
 
 def a_sequence_of_padding_gives_finite_numbers(subject: Subject) -> Iterator[str]:

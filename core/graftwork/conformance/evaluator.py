@@ -67,10 +67,10 @@ def reference_answers_score_best(subject: Subject) -> Iterator[str]:
         if good.value < max(bad.value, evaluator.score(record, "").value):
             yield (
                 f"a reference must score best, and for '{record.id}' {record.reference[0]!r} has {good.value:g} and nonsense "
-                f"has {bad.value:g}; mend 'score'"
+                f"has {bad.value:g}; fix 'score'"
             )
     if not sum(score.value for score in best) > sum(score.value for score in worst):
-        yield "references must score better than nonsense, and over all questions they do not; mend 'score'"
+        yield "references must score better than nonsense, and over all questions they do not; fix 'score'"
 
 
 def scores_are_from_0_to_1_and_repeat(subject: Subject) -> Iterator[str]:

@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers")
 
 
 def examine_imports(plugin: str, files: Sequence[Path], disable: Sequence[str]) -> list[Outcome]:
-    """What loading the plugin imports, and what its kernels import when they are asked what they support.
+    """What loading the plugin imports, and what its kernels import when `supports` is called.
 
     `files` are the plugins that were named by their files, and `disable` the plugins to leave out: all others.
     """

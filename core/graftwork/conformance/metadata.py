@@ -17,7 +17,7 @@ def the_metadata_is_complete(subject: Subject) -> Iterator[str]:
         yield f"a component must extend a contract of graftwork.contracts.kinds, and its kind is '{kind}'; extend one"
         return
     for fault in faults_of(kind, subject.component):
-        yield f"the class must be a component of its kind, and {fault}; mend the class"
+        yield f"the class must be a component of its kind, and {fault}; fix the class"
 
 
 def every_setting_has_a_line_of_help(subject: Subject) -> Iterator[str]:

@@ -114,7 +114,7 @@ def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
             yield f"every role must be declared, and '{role}' is not in 'roles'; add it with a line on what it is"
         for name in names:
             if name not in modules:
-                yield f"a role must name modules, and there is no '{name}' for '{role}'; mend 'build'"
+                yield f"a role must name modules, and there is no '{name}' for '{role}'; fix 'build'"
     for role in component.newly_initialised_roles:
         if role not in component.roles:
             yield f"'newly_initialised_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
@@ -125,7 +125,7 @@ def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
         holders = [role for role, names in structure.roles.items() if within(name, names)]
         if len(holders) != 1:
             named = " and ".join(f"'{role}'" for role in holders) or "no role"
-            yield f"every parameter must be in one role, and '{name}' is in {named}; mend the roles in 'build'"
+            yield f"every parameter must be in one role, and '{name}' is in {named}; fix the roles in 'build'"
 
 
 def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
@@ -136,7 +136,7 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
         for row, names in rows.items():
             for name in names:
                 if name not in modules:
-                    yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; mend 'build'"
+                    yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; fix 'build'"
     for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
         if site.name not in structure.attention_modules:
             yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(attention_modules=…)"
@@ -153,10 +153,10 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     for site in sites:
         computed = [case.site for case in made.cases if case.site.name == site.name]
         if not computed:
-            yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
+            yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with context.attn_implementation, or call attend"
         for each in computed:
             if why := misfit(each, [site]):
-                yield f"'sites' must say what is computed, and {why}; mend 'sites'"
+                yield f"'sites' must say what is computed, and {why}; fix 'sites'"
 
 
 def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
@@ -197,7 +197,7 @@ def hidden_states_and_logits_have_their_shapes(subject: Subject) -> Iterator[str
     batch = batch_of(assembly, examples(assembly))
     states = hidden(assembly, batch)
     if states.dim() != 3 or states.shape[:2] != batch.input_ids.shape:
-        yield f"hidden states must be [rows, tokens, width] for {tuple(batch.input_ids.shape)} ids, and they are {tuple(states.shape)}; mend 'forward'"
+        yield f"hidden states must be [rows, tokens, width] for {tuple(batch.input_ids.shape)} ids, and they are {tuple(states.shape)}; fix 'forward'"
         return
     found, vocabulary = tuple(assembly.model.logits(states[0, 0]).shape), assembly.processor.vocabulary
     if found != (vocabulary,):

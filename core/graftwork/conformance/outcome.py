@@ -63,7 +63,7 @@ class Subject:
                 raise
         kept = self.kept[key]
         if isinstance(kept, Exception):
-            raise kept if isinstance(kept, Skipped) else Skipped(f"{key} failed, as said above")
+            raise kept if isinstance(kept, Skipped) else Skipped(f"{key} failed, as reported above")
         return kept
 
 
@@ -107,4 +107,4 @@ def blame(error: BaseException, component: type[Component[Any]]) -> str:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
             place = f" ({Path(frame.f_code.co_filename).name}, line {step.tb_lineno}, in '{frame.f_code.co_name}')"
         step = step.tb_next
-    return f"it must work here, and it raised {what.rstrip('.')}{place}; mend it"
+    return f"it must work here, and it raised {what.rstrip('.')}{place}; fix it"

@@ -170,7 +170,7 @@ def groups_hold_every_parameter_once(subject: Subject) -> Iterator[str]:
     held = [id(parameter) for group in groups for parameter in group["params"]]
     for name, parameter in trained.items():
         if (times := held.count(id(parameter))) != 1:
-            yield f"'param_groups' must hold every trained parameter once, and '{name}' is there {times} times; mend the groups"
+            yield f"'param_groups' must hold every trained parameter once, and '{name}' is there {times} times; fix the groups"
     if len(held) > len(trained):
         yield "'param_groups' must hold nothing but what is trained, and it holds more; use only the parameters that it is given"
 

@@ -40,13 +40,13 @@ def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
             return
         for token, label, place in zip(encoded.input_ids, encoded.labels, encoded.image_token_mask, strict=True):
             if not 0 <= token < processor.vocabulary:
-                yield f"token ids must be below the vocabulary, {processor.vocabulary}, and '{record.id}' has {token}; mend 'encode'"
+                yield f"token ids must be below the vocabulary, {processor.vocabulary}, and '{record.id}' has {token}; fix 'encode'"
             if label not in (IGNORED, token):
                 yield f"a label must be its own token or IGNORED, and '{record.id}' has {label} at {token}; labels are not shifted"
             if place and token != processor.pad_id:
                 yield f"image positions must hold the padding id, {processor.pad_id}, and '{record.id}' has {token} at one; use pad_id"
         if any(encoded.image_token_mask) != bool(record.images) or bool(encoded.pixels) != bool(record.images):
-            yield f"pixels and image positions must come with images, and for '{record.id}' they do not; mend 'encode'"
+            yield f"pixels and image positions must come with images, and for '{record.id}' they do not; fix 'encode'"
 
 
 def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
@@ -62,7 +62,7 @@ def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
                 return
             side = assembly.outputs[part].pixels.size
             if tuple(pixels.shape[1:]) != (3, side, side) or not pixels.isfinite().all():
-                yield f"pixels for '{part}' must be finite and [images, 3, {side}, {side}], and they are {tuple(pixels.shape)}; mend 'encode'"
+                yield f"pixels for '{part}' must be finite and [images, 3, {side}, {side}], and they are {tuple(pixels.shape)}; fix 'encode'"
 
 
 def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
@@ -103,7 +103,7 @@ def decoding_gives_the_text_alone(subject: Subject) -> Iterator[str]:
     """Without special tokens and surrounding space; nothing for no tokens."""
     processor = processor_of(subject)
     if (text := processor.decode([])) != "":
-        yield f"no tokens must decode to no text, and they decode to {text!r}; mend 'decode'"
+        yield f"no tokens must decode to no text, and they decode to {text!r}; fix 'decode'"
     labels = [label for label in processor.encode(records()[0]).labels if label != IGNORED]
     answer = labels[: next((at for at, id in enumerate(labels) if id in processor.stop_ids), len(labels))]
     if processor.decode(answer) != "red":

@@ -88,7 +88,7 @@ def it_computes_what_it_describes(subject: Subject) -> Iterator[str]:
         expected = [(2, width, *grid) for width, grid in zip(output.widths, output.grids, strict=True)]
         found = [tuple(each.shape) for each in maps]
         if found != expected:
-            yield f"'build' must compute what 'describe' says, {expected}, and it computes {found} from {output.pixels.size} pixels; mend one of them"
+            yield f"'build' must compute what 'describe' says, {expected}, and it computes {found} from {output.pixels.size} pixels; fix one of them"
         elif not all(each.isfinite().all() for each in maps):
             yield "a tower must compute finite numbers, and from noise it does not; check its initialisation"
         if list(output.grids) != sorted(output.grids, reverse=True):
@@ -102,9 +102,9 @@ def every_published_name_translates_back(subject: Subject) -> Iterator[str]:
     for name in named_tensors(built.module):
         published = built.component.published_name(name)
         if (back := built.component.module_name(published)) != name:
-            yield f"'module_name' must undo 'published_name', and '{name}' becomes '{published}' and then {back!r}; mend one of them"
+            yield f"'module_name' must undo 'published_name', and '{name}' becomes '{published}' and then {back!r}; fix one of them"
         if owners.setdefault(published, name) != name:
-            yield f"published names must differ, and '{owners[published]}' and '{name}' are both '{published}'; mend 'published_name'"
+            yield f"published names must differ, and '{owners[published]}' and '{name}' are both '{published}'; fix 'published_name'"
     unknown = "no.such.tensor.anywhere"
     if built.component.module_name(unknown) in named_tensors(built.module):
         yield f"'module_name' must return None for what it does not know, and '{unknown}' became a tensor; return None"
@@ -122,10 +122,10 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     if not sites:
         raise Skipped("it says that it computes no attention")
     if not cases:
-        yield "what 'sites' names must run through Graftwork's kernels, and nothing did; build with site.attn_implementation, or call attend"
+        yield "what 'sites' names must run through Graftwork's kernels, and nothing did; build with context.attn_implementation, or call attend"
     for case in cases:
         if why := misfit(case.site, sites):
-            yield f"'sites' must say what is computed, and {why}; mend 'sites'"
+            yield f"'sites' must say what is computed, and {why}; fix 'sites'"
 
 
 def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Data: images and files read safely, and the way from data sources to the batch of any step."""
+"""Data: images and files read safely, and the pipeline from data sources to the batch of any step."""
 
 from graftwork.data.datafiles import (
     find_image,
@@ -14,13 +14,13 @@ from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_ima
 
 __all__ = [
     "MAX_PIXELS",
-    "image_digest",
     "find_image",
-    "missing_files",
+    "image_digest",
+    "image_size",
     "load_image",
     "make_records",
     "member",
-    "image_size",
+    "missing_files",
     "read_json",
     "read_json_lines",
     "read_text",

@@ -33,17 +33,17 @@ def required(settings: Any, name: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with line ends as `\\n`; DataError when there is none."""
+    """The text of a UTF-8 file, with line ends as `\\n`; DataError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}); mend its path") from None
+        raise DataError(f"'{path}' cannot be read ({error.strerror}); correct the path") from None
     except UnicodeDecodeError:
         raise DataError(f"'{path}' is not UTF-8 text; is it the right file?") from None
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; DataError when it is none."""
+    """What a JSON file holds; DataError when it is not JSON."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The place, as `file:line`, and the value of each line that is not blank; a BadRecord is the value of no JSON."""
+    """The place, as `file:line`, and the value of each line that is not blank; a BadRecord for a line that is not JSON."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -65,7 +65,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def make_records(
     items: Iterable[tuple[str, Any]], make: Callable[[str, Mapping[str, Any]], Record]
 ) -> Iterator[Record | BadRecord]:
-    """What `make` makes of each item's place and object; its DataError, or an item that is no object, as a BadRecord."""
+    """The record that `make` builds from each item's place and object; a BadRecord for its DataError, or for no object."""
     for where, content in items:
         if isinstance(content, BadRecord):
             yield content
@@ -92,10 +92,10 @@ def find_image(folder: Path, name: str) -> Image:
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"the image's name '{name}' does not lie within its folder")
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # Too long a name, or one that holds a NUL.
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise DataError(f"there is no image '{path}'")
     return Image(path)
 

@@ -64,7 +64,7 @@ def _opened(image: Image, max_pixels: int) -> Iterator[PILImage.Image]:
         raise DataError(too_large) from None
     except UnidentifiedImageError:
         raise DataError(f"'{image}' is not an image in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # PIL's decoders raise whatever a damaged file makes them trip over.
+    except Exception as error:  # PIL's decoders raise errors of any type on a damaged file.
         raise DataError(f"'{image}' cannot be read ({error}); replace it or leave it out") from error
 
 

@@ -1,4 +1,4 @@
-"""From data sources through data operators to a list of records, with every loss counted and explained."""
+"""From data sources through data operators to a list of records, with every dropped record counted and explained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from graftwork.contracts.kinds import DataOperator, DataSource, Writer
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.errors import DataError, GraftworkError
 
-SHOWN = 5
-"""How many bad records an error shows."""
+MAX_EXAMPLES = 5
+"""How many bad records an error lists."""
 
 
 class StageCount(NamedTuple):
@@ -45,8 +45,8 @@ def read_records(
     """Read the sources in order and pass their records through the operators in order.
 
     Ids that repeat get `#2`, `#3`, … so that all differ. With `strict` the first bad record of a source raises
-    DataError; what an operator drops it was asked to drop. DataError also when nothing is left, or when a component
-    fails in a way of its own; then it names the component.
+    DataError; what an operator drops is meant to be dropped. DataError also when nothing is left, or when a component
+    raises anything else; then it names the component.
     """
     records: list[Record] = []
     bad: list[BadRecord] = []
@@ -65,16 +65,18 @@ def read_records(
     if not records:
         read = sum(count.read for count in counts[: len(sources)])
         losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in counts if count.dropped)
-        raise DataError(f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _shown(bad))
+        raise DataError(
+            f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _examples(bad)
+        )
     return PipelineResult(records, bad, counts)
 
 
-def summary(gathered: PipelineResult) -> list[str]:
+def summary(result: PipelineResult) -> list[str]:
     """A line for each stage, and a total."""
     stages = [
-        f"{name}: {read:,} read, {kept:,} kept, {dropped:,} dropped" for name, read, kept, dropped in gathered.counts
+        f"{name}: {read:,} read, {kept:,} kept, {dropped:,} dropped" for name, read, kept, dropped in result.counts
     ]
-    return [*stages, f"total: {len(gathered.records):,} records, {len(gathered.bad):,} dropped"]
+    return [*stages, f"total: {len(result.records):,} records, {len(result.bad):,} dropped"]
 
 
 def _run(
@@ -82,25 +84,25 @@ def _run(
 ) -> tuple[list[Record], list[BadRecord]]:
     kept: list[Record] = []
     dropped: list[BadRecord] = []
-    for item in _named(component, start):
+    for item in _items_of(component, start):
         if isinstance(item, Record):
             kept.append(item)
         elif strict:
-            raise DataError(f"{item.where}: {item.why}; mend it, or do without strict data")
+            raise DataError(f"{item.where}: {item.why}; fix it, or set data.strict to false")
         else:
             dropped.append(item)
     return kept, dropped
 
 
-def _named(
+def _items_of(
     component: Component[Any], start: Callable[[], Iterable[Record | BadRecord]]
 ) -> Iterator[Record | BadRecord]:
-    """What the component yields; its own failures carry its name."""
+    """What the component yields; an exception that it raises becomes a DataError with its name."""
     title = f"{component.kind.replace('_', ' ')} '{component.name}'"
     try:
         for item in start():
             if not isinstance(item, Record | BadRecord):
-                raise DataError(f"{title} gave a {type(item).__name__}, not a Record or a BadRecord; mend the plugin")
+                raise DataError(f"{title} gave a {type(item).__name__}, not a Record or a BadRecord; fix the plugin")
             yield item
     except GraftworkError:
         raise
@@ -109,21 +111,21 @@ def _named(
 
 
 def _distinct(records: Sequence[Record]) -> list[Record]:
-    taken = {record.id for record in records}
-    copies: dict[str, int] = {}
+    used_ids = {record.id for record in records}
+    counts: dict[str, int] = {}
     distinct = []
     for record in records:
-        number = copies[record.id] = copies.get(record.id, 0) + 1
+        number = counts[record.id] = counts.get(record.id, 0) + 1
         if number > 1:
-            while (id := f"{record.id}#{number}") in taken:
+            while (id := f"{record.id}#{number}") in used_ids:
                 number += 1
-            taken.add(id)
-            copies[record.id] = number
+            used_ids.add(id)
+            counts[record.id] = number
             record = replace(record, id=id)
         distinct.append(record)
     return distinct
 
 
-def _shown(bad: Sequence[BadRecord]) -> list[str]:
-    lines = [f"{each.where}: {each.why}" for each in bad[:SHOWN]]
-    return [*lines, f"… and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else lines
+def _examples(bad: Sequence[BadRecord]) -> list[str]:
+    lines = [f"{each.where}: {each.why}" for each in bad[:MAX_EXAMPLES]]
+    return [*lines, f"… and {len(bad) - MAX_EXAMPLES:,} more"] if len(bad) > MAX_EXAMPLES else lines

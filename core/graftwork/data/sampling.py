@@ -32,8 +32,8 @@ def batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, b
         ]
     if len(order) < batch_size:
         return [order]
-    whole = [order[start : start + batch_size] for start in range(0, len(order) - batch_size + 1, batch_size)]
-    return [whole[index] for index in torch.randperm(len(whole), generator=generator).tolist()]
+    full = [order[start : start + batch_size] for start in range(0, len(order) - batch_size + 1, batch_size)]
+    return [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
 
 
 class Sampler:

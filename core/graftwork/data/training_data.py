@@ -1,4 +1,4 @@
-"""The records of a run, measured in tokens: what fits its context, and what became of the rest."""
+"""The records of a run, measured in tokens: those that fit its context, and what happened to the rest."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from graftwork.contracts.records import BadRecord, Record
 from graftwork.data import pipeline
 from graftwork.errors import DataError
 
-RECORDED = 100
-"""How many bad records a checkpoint names, so that its manifest stays small."""
+MAX_RECORDED = 100
+"""How many bad records a checkpoint lists, so that its manifest stays small."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The records of a run that fit its context, and what became of the others."""
+    """The records of a run that fit its context, and what happened to the others."""
 
     records: list[Record]
     lengths: list[int]
@@ -33,22 +33,22 @@ class TrainingData:
         known += [line for line in bad if line not in known]
 
     def recorded(self) -> dict[str, Any]:
-        """The summary for a checkpoint: of what is bad the number, and only the first."""
+        """The summary for a checkpoint: the number of bad records, and the first of them."""
         bad = self.summary["bad"]
-        return {**self.summary, "bad": bad[:RECORDED], "bad_in_all": len(bad)}
+        return {**self.summary, "bad": bad[:MAX_RECORDED], "bad_in_all": len(bad)}
 
 
 def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
     """Read the records of a plan and measure them in tokens; what is too long is cut or left out, and counted."""
     run_context = plan.run_context
-    gathered = pipeline.read_records(
+    result = pipeline.read_records(
         [restore_component(choice, lookup) for choice in run_context.sources],  # type: ignore[misc]
         [restore_component(choice, lookup) for choice in run_context.operators],  # type: ignore[misc]
         seed=run_context.seed,
         strict=run_context.strict_data,
     )
-    limit, records, lengths, long, bad = run_context.train.max_length, [], [], [], list(gathered.bad)
-    for record in gathered.records:
+    max_length, records, lengths, long, bad = run_context.train.max_length, [], [], [], list(result.bad)
+    for record in result.records:
         try:
             length = processor.length(record)
         except DataError as error:
@@ -56,45 +56,45 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
             if run_context.strict_data:
                 raise
             continue
-        if length > limit:
+        if length > max_length:
             long.append(f"{record.where or record.id}: {length} tokens")
             if run_context.strict_data:
                 raise DataError(
-                    f"{record.where or record.id}: the record has {length} tokens, train.max_length is {limit}"
+                    f"{record.where or record.id}: the record has {length} tokens, train.max_length is {max_length}"
                 )
             if run_context.train.too_long == "skip":
                 continue
         records.append(record)
-        lengths.append(min(length, limit))
+        lengths.append(min(length, max_length))
     if not records:
         raise DataError(
-            f"no record is left to train on: {len(gathered.records)} were read, {len(long)} are longer than "
-            f"train.max_length = {limit} tokens",
-            [*long[:3], *(f"{one.where}: {one.why}" for one in bad[:3])],
+            f"no record is left to train on: {len(result.records)} were read, {len(long)} are longer than "
+            f"train.max_length = {max_length} tokens",
+            [*long[:3], *(f"{dropped.where}: {dropped.why}" for dropped in bad[:3])],
         )
     groups: dict[str, int] = {}
     for record in records:
         groups[record.group] = groups.get(record.group, 0) + 1
     summary = {
         "records": len(records),
-        "bad": [f"{one.where}: {one.why}" for one in bad],
+        "bad": [f"{dropped.where}: {dropped.why}" for dropped in bad],
         "too_long": len(long),
         "too_long_were": "cut" if run_context.train.too_long == "cut" else "left out",
-        "stages": [count._asdict() for count in gathered.counts],
+        "stages": [count._asdict() for count in result.counts],
         "groups": {group: count for group, count in sorted(groups.items()) if group},
     }
     return TrainingData(records, lengths, summary)
 
 
-def cut(example: Encoded, longest: int) -> Encoded:
-    """The first `longest` tokens of a record; DataError when no label, or not the whole image, is among them."""
-    if len(example.input_ids) <= longest:
+def cut(example: Encoded, max_length: int) -> Encoded:
+    """The first `max_length` tokens of a record; DataError when no label, or not the whole image, is among them."""
+    if len(example.input_ids) <= max_length:
         return example
-    if any(example.image_token_mask[longest:]) or all(label == IGNORED for label in example.labels[:longest]):
-        raise DataError(f"nothing to learn is left of a record of {len(example.input_ids)} tokens cut to {longest}")
+    if any(example.image_token_mask[max_length:]) or all(label == IGNORED for label in example.labels[:max_length]):
+        raise DataError(f"nothing to learn is left of a record of {len(example.input_ids)} tokens cut to {max_length}")
     return replace(
         example,
-        input_ids=example.input_ids[:longest],
-        image_token_mask=example.image_token_mask[:longest],
-        labels=example.labels[:longest],
+        input_ids=example.input_ids[:max_length],
+        image_token_mask=example.image_token_mask[:max_length],
+        labels=example.labels[:max_length],
     )

@@ -28,12 +28,12 @@ class AnswerFile:
         A file that holds the answers of more variants than asked for is continued with all of them. A line that an
         interruption left half-written is cut off.
         """
-        header_now: dict[str, Any] = json.loads(json.dumps(header, default=str))
+        new_header: dict[str, Any] = json.loads(json.dumps(header, default=str))
         content = self.path.read_bytes() if self.path.exists() else b""
         found, good = _entries(content)
         self.header = found[0] if found else {}
-        fits = {**self.header, "variants": None} == {**header_now, "variants": None}
-        if resume and fits and set(header_now["variants"]) <= set(self.header.get("variants", ())):
+        fits = {**self.header, "variants": None} == {**new_header, "variants": None}
+        if resume and fits and set(new_header["variants"]) <= set(self.header.get("variants", ())):
             self.runs = [entry["run"] for entry in found[1:] if "run" in entry]
             self.lines = [entry for entry in found[1:] if "run" not in entry]
             with self.path.open("r+b") as file:
@@ -43,15 +43,15 @@ class AnswerFile:
             return
         if content:
             differing = [
-                name for name in {**header_now, **self.header} if header_now.get(name) != self.header.get(name)
+                name for name in {**new_header, **self.header} if new_header.get(name) != self.header.get(name)
             ]
             why = f"differs in {', '.join(differing)} from this evaluation" if resume else "is of an earlier evaluation"
             aside = self._free_name()
             self.path.rename(aside)
             say(f"'{self.path}' {why}, so it was set aside as '{aside.name}'")
-        self.header, self.lines, self.runs = header_now, [], []
+        self.header, self.lines, self.runs = new_header, [], []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.append([header_now])
+        self.append([new_header])
 
     def _free_name(self) -> Path:
         number = 1

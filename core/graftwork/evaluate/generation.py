@@ -96,7 +96,7 @@ def answer(
             finished = finished | torch.isin(token, stop) | (max_lengths <= len(steps))
             if finished.all():
                 break
-            # A sequence that is as long as it may get is not extended, so that its positions stay among those that exist.
+            # A sequence at its limit is not extended: the model has no positions beyond it.
             mask = torch.cat([batch.attention_mask, (max_lengths > len(steps))[:, None]], dim=1)
             nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
             batch, features = Batch(token[:, None], mask, nothing, token[:, None], {}), None

@@ -30,7 +30,7 @@ def read_questions(
             break
     if bad and strict:
         raise DataError(
-            f"'{evaluator.name}' holds {len(bad)} malformed questions; mend them, or evaluate without strict data",
+            f"'{evaluator.name}' holds {len(bad)} malformed questions; fix them, or evaluate without strict data",
             [f"{one.where}: {one.why}" for one in bad[:10]],
         )
     if not records:

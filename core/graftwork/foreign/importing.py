@@ -123,8 +123,8 @@ class _Importing:
     def plan(self, kernels: Sequence[str]) -> Plan:
         """The plan whose training the folder is the result of."""
         adapter = self.diagnosis.adapter
-        bare = self.resolved((), (), None, kernels)
-        shape = compose.build_shape(bare, self.lookup, processor_folder=self.processor_folder)
+        without_adapter = self.resolved((), (), None, kernels)
+        shape = compose.build_shape(without_adapter, self.lookup, processor_folder=self.processor_folder)
         roles = shape.structure.roles
         also_train = self.trained_roles(shape)
         if adapter is None:

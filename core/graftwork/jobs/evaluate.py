@@ -54,7 +54,7 @@ def evaluate_checkpoint(
     **where: Any,
 ) -> Iterator[tuple[Opened, Result, Path]]:
     """Open a checkpoint once (see `open_checkpoint` for `where`), and run every evaluator on it. Collective."""
-    # Before the weights are opened, which takes long: a misspelt name should not.
+    # A misspelt name should fail at once, so this comes before the weights are opened.
     plan = manifest.read(newest(checkpoint)).plan
     recorded = plan.run_context.evaluate
     if not request.evaluators and not recorded:
@@ -131,7 +131,7 @@ def run_evaluation(
     limit: int | None = None,
     listen: Listener = ignore,
 ) -> Result:
-    """Ask an evaluator's questions, and tell how far it is and what could not be asked."""
+    """Ask an evaluator's questions, and report the progress and what could not be asked."""
     result = evaluation.evaluate(
         assembly,
         evaluator,

@@ -12,9 +12,9 @@ from graftwork.errors import GraftworkError
 
 
 def launch(command: Sequence[str], count: int) -> int:
-    """Run a command on `count` processes, by what torchrun is made of; returns the exit status of the first that failed.
+    """Run a command on `count` processes, with torchrun's own launcher; returns the exit status of the first that failed.
 
-    A process that fails by itself has said why; GraftworkError speaks for one that a signal ended.
+    A process that fails by itself has printed why; GraftworkError reports one that a signal ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException

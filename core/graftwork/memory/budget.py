@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
 RESERVE = 1 << 30
-"""The bytes of a card that are left to what the rehearsal does not see: the CUDA context, the workspaces of libraries, and
-gaps between tensors. It is an budget_bytes, and not measured."""
+"""The bytes of a CUDA device that are kept free for what the rehearsal does not see: the CUDA context, the workspaces of
+libraries, and gaps between tensors. An estimate, not a measurement."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Candidate:
 
     strategies: tuple[str, ...]
     steps: tuple[Step, ...]
-    """One for each micro-batch size that was rehearsed, the one that counts last; empty where it could not be."""
+    """One for each micro-batch size that was rehearsed, the deciding one last; empty where rehearsal failed."""
     problem: str = ""
     """Why it could not be rehearsed."""
     by_arithmetic: tuple[str, ...] = ()
-    """Those of the strategies that one process cannot show, and that say themselves what they save."""
+    """Those of the strategies that one process cannot rehearse, and that compute themselves what they save."""
 
     @property
     def name(self) -> str:
@@ -45,20 +45,20 @@ class Candidate:
 
     @property
     def peak(self) -> int | None:
-        """In bytes, at the micro-batch size that counts."""
+        """In bytes, at the deciding micro-batch size."""
         return self.steps[-1].footprint.peak if self.steps else None
 
 
 @dataclass(frozen=True)
 class CandidateSearch:
-    """Every candidate of a plan, and the one that is taken."""
+    """Every candidate of a plan, and the chosen one."""
 
     device: str
     budget: int | None
-    """In bytes; None where nobody said, and then nothing is chosen."""
+    """In bytes; None where it is not set, and then nothing is chosen."""
     candidates: tuple[Candidate, ...]
     taken: int | None
-    """The place of the candidate that is taken; None where no candidate fits, or none could be rehearsed."""
+    """The index of the chosen candidate; None where no candidate fits, or none could be rehearsed."""
     why: str
 
     @property
@@ -68,7 +68,7 @@ class CandidateSearch:
 
     @property
     def best(self) -> Candidate | None:
-        """The candidate that is taken, or else the one that comes nearest."""
+        """The chosen candidate, or else the one with the lowest peak."""
         if self.taken is not None:
             return self.candidates[self.taken]
         return min(
@@ -96,21 +96,21 @@ def search_candidates(
     """Rehearse the plan's candidates, and take the first that fits, with the largest micro-batch that fits.
 
     The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. `processes` is how
-    many share the run. `listen` is told which candidate is being rehearsed.
+    many share the run. `listen` is called with the strategies of each candidate before its rehearsal.
     """
     run_context = plan.run_context
     found: list[Candidate] = []
-    taken: int | None = None
-    for place, memory in enumerate(run_context.candidates or [run_context.memory]):
+    chosen: int | None = None
+    for index, memory in enumerate(run_context.candidates or [run_context.memory]):
         listen(strategy_names(memory))
-        # The candidates below the one that is taken are shown at its micro-batch size.
-        fixed = found[taken].steps[-1].micro_batch if taken is not None else None
+        # Candidates after the chosen one are rehearsed at its micro-batch size, for comparison.
+        fixed = found[chosen].steps[-1].micro_batch if chosen is not None else None
         found.append(rehearse(with_candidate(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
         peak = found[-1].peak
-        if taken is None and peak is not None and (budget is None or peak <= budget):
-            taken = place
+        if chosen is None and peak is not None and (budget is None or peak <= budget):
+            chosen = index
     return CandidateSearch(
-        device, budget, tuple(found), taken, reason(found, taken, budget, run_context.train.batch_size)
+        device, budget, tuple(found), chosen, reason(found, chosen, budget, run_context.train.batch_size)
     )
 
 
@@ -121,7 +121,7 @@ def with_candidate(plan: Plan, memory: Sequence[Choice], micro_batch: int | None
 
 
 def chosen_plan(plan: Plan, search: CandidateSearch) -> Plan:
-    """The plan as it will run: on the candidate that is taken. GraftworkError where there is none."""
+    """The plan as it will run: on the chosen candidate. GraftworkError where there is none."""
     if search.taken is None:
         hint = "add strategies to memory.try, shorten train.max_length, or use a larger device"
         raise GraftworkError(f"{search.why}; {hint}", lines(search))
@@ -146,23 +146,28 @@ def rehearse(
         strategies = [
             (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup))) for choice in plan.run_context.memory
         ]
-        said = [(choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint]
-        shown = [choice for choice, each in strategies if (choice, each) not in said]
+        by_arithmetic = [
+            (choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint
+        ]
+        rehearsable = [choice for choice, each in strategies if (choice, each) not in by_arithmetic]
         with rehearsal.rehearsing(
-            with_candidate(plan, shown), lookup, machine, device=device, longest=longest
+            with_candidate(plan, rehearsable), lookup, machine, device=device, longest=longest
         ) as watched:
 
             def take(micro_batch: int) -> Step:
                 step = watched.take(micro_batch)
-                apart = [each for _, each in said]
-                return replace(step, footprint=with_footprints(step.footprint, apart, processes, watched.assembly))
+                strategies_by_arithmetic = [each for _, each in by_arithmetic]
+                return replace(
+                    step,
+                    footprint=with_footprints(step.footprint, strategies_by_arithmetic, processes, watched.assembly),
+                )
 
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
                 fixed = min(train.micro_batch_size or (train.batch_size if budget is None else 1), train.batch_size)
                 steps = [take(fixed)]
             else:
                 steps = largest(take, train.batch_size, budget)
-        return Candidate(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in said))
+        return Candidate(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in by_arithmetic))
     except GraftworkError as error:
         return Candidate(names, (), error.sentence)
     except Exception as error:  # the code of any plugin runs here, on tensors that it was not written for
@@ -173,7 +178,7 @@ def rehearse(
 def with_footprints(
     footprint: Footprint, strategies: Sequence[MemoryStrategy[Any]], processes: int, assembly: Assembly
 ) -> Footprint:
-    """A footprint after the arithmetic of strategies that a rehearsal cannot show."""
+    """A footprint after the arithmetic of strategies that one process cannot rehearse."""
     categories = dict(footprint.categories)
     for strategy in strategies:
         categories.update(strategy.footprint(categories, processes, assembly))
@@ -183,7 +188,7 @@ def with_footprints(
 def largest(take: Callable[[int], Step], batch: int, budget: int) -> list[Step]:
     """Steps up to the largest micro-batch that fits, which is the last; only the first where not even that fits.
 
-    Memory grows evenly with the micro-batch, so two sizes tell of all the others. The one that is found is still rehearsed.
+    Memory grows evenly with the micro-batch, so two sizes predict all others. The predicted size is rehearsed as well.
     """
     steps = [take(1)]
     if batch == 1 or steps[0].footprint.peak > budget:
@@ -203,19 +208,18 @@ def largest(take: Callable[[int], Step], batch: int, budget: int) -> list[Step]:
     return steps
 
 
-def reason(candidates: Sequence[Candidate], taken: int | None, budget: int | None, batch: int) -> str:
-    """Why that candidate is taken, in one sentence."""
-    if taken is None:
+def reason(candidates: Sequence[Candidate], chosen: int | None, budget: int | None, batch: int) -> str:
+    """Why that candidate is chosen, in one sentence."""
+    if chosen is None:
         peaks = [candidate.peak for candidate in candidates if candidate.peak is not None]
         if not peaks:
             return f"the plan cannot be rehearsed: {candidates[0].problem}"
-        few = min(peaks)
-        return f"no candidate fits into {format_size(budget or 0)}: the least needs {format_size(few)}"
-    step, name = candidates[taken].steps[-1], candidates[taken].name
+        return f"no candidate fits into {format_size(budget or 0)}: the smallest needs {format_size(min(peaks))}"
+    step, name = candidates[chosen].steps[-1], candidates[chosen].name
     strategies = "no memory strategy" if name == "none" else name
     if budget is None:
         return f"a step needs {format_size(step.footprint.peak)} with {strategies}"
-    first = "the first that fits" if taken else "the fastest, and it fits"
+    first = "the first that fits" if chosen else "the fastest, and it fits"
     accumulated = math.ceil(batch / step.micro_batch)
     times = f", {accumulated} times for each step" if accumulated > 1 else ""
     return (
@@ -235,11 +239,13 @@ def lines(search: CandidateSearch) -> list[str]:
 
 
 def budget_bytes(plan: Plan, machine: Machine, device_memory: str | None = None) -> int | None:
-    """The bytes that a plan's tensors may take: its own budget, and no more than a card of `device_memory`, or the smallest
-    of the machine, has left; None where nobody says. GraftworkError for a `device_memory` that is no size."""
-    card = parse_size(device_memory) if device_memory is not None else machine.device_bytes
+    """The bytes that a plan's tensors may take: its own budget, and no more than a device of `device_memory`, or the smallest
+    of the machine, has left; None where neither is set. GraftworkError for a `device_memory` that is no size."""
+    device_bytes = parse_size(device_memory) if device_memory is not None else machine.device_bytes
     limits = [
-        limit for limit in (plan.run_context.budget, max(0, card - RESERVE) if card else None) if limit is not None
+        limit
+        for limit in (plan.run_context.budget, max(0, device_bytes - RESERVE) if device_bytes else None)
+        if limit is not None
     ]
     return min(limits, default=None)
 
@@ -247,11 +253,11 @@ def budget_bytes(plan: Plan, machine: Machine, device_memory: str | None = None)
 def next_fallback(plan: Plan) -> Plan | None:
     """What to try where a plan's memory runs out: its next candidate, or else half the micro-batch; None where it is 1."""
     run_context = plan.run_context
-    lower = (
+    remaining = (
         run_context.candidates[run_context.candidates.index(run_context.memory) + 1 :] if run_context.candidates else []
     )
-    if lower:
-        return with_candidate(plan, lower[0])
+    if remaining:
+        return with_candidate(plan, remaining[0])
     size = run_context.train.micro_batch_size or run_context.train.batch_size
     return with_candidate(plan, run_context.memory, (size + 1) // 2) if size > 1 else None
 
@@ -268,7 +274,7 @@ def describe_memory(plan: Plan) -> str:
 
 
 def enforce(plan: Plan, device: str | None) -> None:
-    """Let PyTorch take no more of a card than the plan's budget; a CPU has no such limit."""
+    """Let PyTorch take no more of a CUDA device than the plan's budget; a CPU has no such limit."""
     import torch
 
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

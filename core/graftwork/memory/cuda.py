@@ -1,6 +1,6 @@
-"""A CUDA card where there is none: what its operators take and keep, where that differs from a CPU's.
+"""A CUDA device where there is none: what its operators take and keep, where that differs from a CPU's.
 
-A build of PyTorch without CUDA cannot compute gradients on fake CUDA tensors, so a card is rehearsed on fake CPU tensors.
+A build of PyTorch without CUDA cannot compute gradients on fake CUDA tensors, so CUDA is rehearsed on fake CPU tensors.
 Where the two differ in memory, the operators are replaced here, after PyTorch's documentation and sources (version 2.13):
 the operators that autocast runs in fp32, dropout's mask, and attention.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.stepper import Stepper
 
 BLOCK_BYTES = 512
-"""PyTorch's CUDA allocator hands out multiples of so many bytes."""
+"""PyTorch's CUDA allocator rounds sizes up to multiples of this many bytes."""
 IN_FP32 = (
     "layer_norm",
     "group_norm",
@@ -36,14 +36,14 @@ IN_FP32 = (
 
 @contextmanager
 def stand_in() -> Iterator[None]:
-    """While entered, fake CPU tensors take the memory that a card's would."""
+    """While entered, fake CPU tensors take the memory that CUDA tensors would."""
     import torch
 
     engine: Any = torch.autograd
     mode, run_backward = _mode(), engine._engine_run_backward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        # `backward` has left all modes, but what is recomputed on the way back is computed on the card as well.
+        # `backward` has left all modes, but what is recomputed on the way back runs on the device as well.
         with mode:
             return run_backward(*args, **kwargs)
 
@@ -64,7 +64,7 @@ def _mode() -> Any:
     places = (torch, functional, torch.Tensor)
     widened = {getattr(place, name) for name in IN_FP32 for place in places if hasattr(place, name)}
 
-    class Card(TorchFunctionMode):
+    class CudaMode(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func is functional.scaled_dot_product_attention:
@@ -81,7 +81,7 @@ def _mode() -> Any:
         narrow = isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() < 4
         return value.float() if narrow else value
 
-    return Card()
+    return CudaMode()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *others: Any, **options: Any) -> Tensor:
@@ -123,12 +123,12 @@ def _fused() -> Any:
     return Fused
 
 
-def settle(assembly: Assembly, stepper: Stepper, kernels: Mapping[str, Any]) -> None:
-    """Let the assembly's attention and optimizer behave as on a card.
+def imitate_cuda(assembly: Assembly, stepper: Stepper, kernels: Mapping[str, Any]) -> None:
+    """Let the assembly's attention and optimizer behave as on a CUDA device.
 
-    A kernel that needs a card cannot run on fake CPU tensors; all of them are fused, so PyTorch's stands in for them.
-    `kernels` says, for each site, the kernel that serves there on the real device. PyTorch's own optimizers go through
-    all parameters at once on a card.
+    A kernel that needs CUDA cannot run on fake CPU tensors; all of them are fused, so PyTorch's stands in for them.
+    `kernels` maps each site to the kernel that serves it on the real device. PyTorch's own optimizers go through
+    all parameters at once on CUDA (foreach).
     """
     for site, binding in assembly.bindings.items():
         kernel = kernels.get(site)

@@ -1,4 +1,4 @@
-"""The rehearsal: a plan's own code takes steps on tensors that have a size and no content, and every byte is followed."""
+"""The rehearsal: a plan's own code takes steps on tensors that have a size and no content, and every byte is tracked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Step:
 
 
 class Watched:
-    """An assembly, on real tensors or on fake ones, whose steps are followed."""
+    """An assembly, on real tensors or on fake ones, whose steps are tracked."""
 
     def __init__(
         self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, block_bytes: int = 1
@@ -58,27 +58,27 @@ class Watched:
         )
 
     def take(self, micro_batch: int) -> Step:
-        """Measure a step from its last micro-batch on, when everything is there that a step can have: an optimizer's state,
-        and, where a batch has several micro-batches, the gradients of those before."""
+        """Measure a step from its last micro-batch on, when all that a step can hold is allocated: the optimizer's state,
+        and, where a batch has several micro-batches, the gradients of earlier ones."""
         stepper, tracker = self.stepper, self.tracker
         if not stepper.optimizer.state:
             self._first_update()
         if micro_batch == stepper.settings.batch_size:
             stepper.clear()
-        since, before = tracker.ledger.now + 1, tracker.flops
+        since, flops_at_start = tracker.timeline.now + 1, tracker.flops
         self._accumulate(micro_batch)
-        flops = tracker.flops - before
+        flops = tracker.flops - flops_at_start
         self._update()
         return Step(
             micro_batch,
             len(self.example.input_ids),
             self.example.num_label_tokens,
-            tracker.ledger.footprint(since, self.block_bytes),
+            tracker.timeline.footprint(since, self.block_bytes),
             flops // micro_batch,
         )
 
     def _first_update(self) -> None:
-        """A step without its forward and backward pass: gradients of zero, which leave an optimizer's state as any do."""
+        """A step without its forward and backward pass: gradients of zero allocate an optimizer's state too."""
         import torch
 
         for name, parameter in self.stepper.parameters.items():
@@ -103,7 +103,7 @@ class Watched:
 
 @contextmanager
 def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bool = False) -> Iterator[Watched]:
-    """Build a plan's model on the CPU and follow what happens to it; on `fake` tensors no number may be read."""
+    """Build a plan's model on the CPU and track its memory; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
         assembly = compose.build(
@@ -116,7 +116,7 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
         tracker.phase = PREPARATION
         stepper = stepper_for(assembly, plan.run_context.train)
         tracker.name_optimizer_state(stepper)
-        with tracker.looking_away():  # what a batch is made of waits in main memory
+        with tracker.paused():  # the record that batches are made of is in main memory
             example = longest_record(assembly, longest or plan.run_context.train.max_length)
         yield Watched(assembly, stepper, tracker, example)
 
@@ -128,18 +128,18 @@ def rehearsing(
     """Build a plan's model on fake tensors; no weight is read, and nothing is allocated.
 
     `device` is `cuda` or `cpu`, whether it is here or not. `longest` is the length of the records in tokens, by default
-    the longest that the plan allows; every token that belongs to no image is num_label_tokens.
+    the longest that the plan allows; every token outside an image is a label.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")  # they were, or will be, given where the numbers are real
+        warnings.simplefilter("ignore")  # a run on real tensors gives them
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
         watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))
-        # Scaling the loss for fp16 changes no size, and asks whether a number is finite.
+        # Scaling the loss for fp16 changes no size, but reads whether a number is finite.
         watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if device == "cuda":
             stack.enter_context(cuda.stand_in())
@@ -147,7 +147,7 @@ def rehearsing(
             assembly = watched.assembly
             sites = attention_sites(plan, assembly.architecture, assembly.towers, assembly.outputs)
             chosen = {site.name: chosen.kernel for site, chosen in kernels_on(plan, sites, lookup, machine, "cuda")}
-            cuda.settle(assembly, watched.stepper, chosen)
+            cuda.imitate_cuda(assembly, watched.stepper, chosen)
         gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
         stack.callback(gc.unfreeze)
         yield watched
@@ -169,12 +169,12 @@ def answer(phase: str) -> float:
 def without_weights(plan: Plan) -> Plan:
     """The plan with the same structure and random weights."""
 
-    def bare(choice: Choice) -> Choice:
+    def unweighted(choice: Choice) -> Choice:
         return replace(choice, weights=None)
 
     model_spec = plan.model_spec
-    parts = {part: bare(choice) for part, choice in model_spec.parts.items()}
-    return replace(plan, model_spec=replace(model_spec, model=bare(model_spec.model), parts=parts))
+    parts = {part: unweighted(choice) for part, choice in model_spec.parts.items()}
+    return replace(plan, model_spec=replace(model_spec, model=unweighted(model_spec.model), parts=parts))
 
 
 def stand_in(assembly: Assembly) -> Processor:
@@ -190,7 +190,7 @@ def stand_in(assembly: Assembly) -> Processor:
 
 
 def longest_record(assembly: Assembly, longest: int) -> Encoded:
-    """A record with an image and as many num_label_tokens text tokens as fit into `longest`, as the processor encodes it."""
+    """A record with an image and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
     from io import BytesIO
 
     import torch
@@ -209,7 +209,7 @@ def longest_record(assembly: Assembly, longest: int) -> Encoded:
         )
     filler = longest - len(example.input_ids)
     ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
-    seen = [*example.image_token_mask, *[False] * filler]
-    labels = [IGNORED if pixel else token for pixel, token in zip(seen, ids, strict=True)]
+    image_token_mask = [*example.image_token_mask, *[False] * filler]
+    labels = [IGNORED if is_image else token for is_image, token in zip(image_token_mask, ids, strict=True)]
     pixels = {part: torch.zeros(value.shape, dtype=value.dtype) for part, value in example.pixels.items()}
-    return Encoded(ids, seen, labels, pixels)
+    return Encoded(ids, image_token_mask, labels, pixels)

@@ -1,4 +1,4 @@
-"""What lies in memory during a step: the birth and death of every storage, and what is known from them."""
+"""What is in memory during a step: when every storage is allocated and freed, and what follows from that."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BUILD, PREPARATION, BATCH, FORWARD, BACKWARD, UPDATE = (
     "backward",
     "update",
 )
-"""The phases in which something can be born."""
-SHOWN = 10
-"""How many of the largest things a footprint names."""
-POINTS = 240
-"""How many moments of a step a timeline keeps."""
+"""The phases in which something can be allocated."""
+MAX_GROUPS = 10
+"""How many of the largest groups a footprint lists."""
+MAX_POINTS = 240
+"""How many points of a step a timeline keeps."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,11 +42,11 @@ class Allocation:
     phase: str
     pass_index: int
     path: str
-    """The module that made it, or the name of what it is."""
+    """The module that made it, or the name of the weight, gradient or state."""
     shape: tuple[int, ...]
     dtype: str
     category: str = ""
-    """Where it is known by itself; else it follows from the life that it had."""
+    """Set where it is known; else it follows from how long the storage lived."""
     died: int | None = None
     last_pass: int | None = None
 
@@ -59,7 +59,7 @@ class OpEvent:
     module: str
     operation: str
     pass_index: int
-    """Counts the times that computing forwards changed to backwards, or back: recomputation is a pass_index of its own."""
+    """Counts the times that computing forwards changed to backwards, or back: recomputation is a pass of its own."""
     forwards: bool
 
 
@@ -84,13 +84,13 @@ class Footprint:
     peak: int
     """In bytes, as is everything here."""
     categories: dict[str, int]
-    """What lies there at the peak; every one of `CATEGORIES`."""
+    """The bytes of each category at the peak; every one of `CATEGORIES`."""
     phase: str
     module: str
     operation: str
     largest: tuple[AllocationGroup, ...]
     timeline: tuple[tuple[str, dict[str, int]], ...] = ()
-    """Phase and categories at moments of one step, in order."""
+    """Phase and categories at points of one step, in order."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -98,96 +98,96 @@ class Footprint:
 
 
 class MemoryTimeline:
-    """Every holding and every moment, in order. The clock counts moments; what is born in one lives through it."""
+    """Every allocation and every operation, in order. Time counts operations; an allocation lives through its own."""
 
     def __init__(self) -> None:
-        self.holdings: list[Allocation] = []
-        self.moments: list[OpEvent] = []
+        self.allocations: list[Allocation] = []
+        self.op_events: list[OpEvent] = []
 
     @property
     def now(self) -> int:
-        """The number of the last moment; -1 before the first."""
-        return len(self.moments) - 1
+        """The index of the last operation; -1 before the first."""
+        return len(self.op_events) - 1
 
     def footprint(self, since: int, block_bytes: int = 1) -> Footprint:
-        """The peak from the moment `since` to now; sizes are rounded up to multiples of `block_bytes`, as allocators do."""
+        """The peak from the operation `since` on; sizes are rounded up to multiples of `block_bytes`, as allocators do."""
         end = self.now + 1
         lives = [
             (
                 max(h.born, since),
                 end if h.died is None else h.died,
                 -(-h.size // block_bytes) * block_bytes,
-                self.judged(h),
+                self.category_of(h),
                 h,
             )
-            for h in self.holdings
+            for h in self.allocations
             if h.died is None or h.died > since
         ]
         changes: dict[str, list[int]] = {category: [0] * (end - since + 1) for category in CATEGORIES}
         for born, died, size, category, _ in lives:
             changes[category][born - since] += size
             changes[category][died - since] -= size
-        courses = {category: running_sum(change)[:-1] for category, change in changes.items()}
-        totals = [sum(values) for values in zip(*courses.values(), strict=True)]
+        sums = {category: running_sum(change)[:-1] for category, change in changes.items()}
+        totals = [sum(values) for values in zip(*sums.values(), strict=True)]
         top = max(range(len(totals)), key=totals.__getitem__)
-        moment = self.moments[since + top]
+        event = self.op_events[since + top]
         alive = [(size, category, h) for born, died, size, category, h in lives if born <= since + top < died]
         return Footprint(
             peak=totals[top],
-            categories={category: course[top] for category, course in courses.items()},
-            phase=moment.phase,
-            module=moment.module,
-            operation=moment.operation,
-            largest=tuple(gathered(alive)[:SHOWN]),
+            categories={category: values[top] for category, values in sums.items()},
+            phase=event.phase,
+            module=event.module,
+            operation=event.operation,
+            largest=tuple(group_allocations(alive)[:MAX_GROUPS]),
             timeline=tuple(
-                (self.moments[since + place].phase, {category: course[place] for category, course in courses.items()})
-                for place in thinned(totals)
+                (self.op_events[since + place].phase, {category: values[place] for category, values in sums.items()})
+                for place in downsample(totals)
             ),
         )
 
-    def judged(self, holding: Allocation) -> str:
-        """The category of a holding: what it was said to be, or what its life shows.
+    def category_of(self, allocation: Allocation) -> str:
+        """The category of an allocation: what was set, or what follows from its lifetime.
 
-        What a computation forwards leaves behind for the gradients is an activation; what dies before, or is made on the
-        way back, is a temporary.
+        What a forward pass keeps for the backward pass is an activation; what is freed before, or made in the backward
+        pass, is a temporary.
         """
-        if holding.category:
-            return holding.category
-        if holding.phase == BUILD:
+        if allocation.category:
+            return allocation.category
+        if allocation.phase == BUILD:
             return FROZEN
-        forwards = holding.phase == BATCH or (holding.born >= 0 and self.moments[holding.born].forwards)
-        return ACTIVATIONS if forwards and holding.last_pass != holding.pass_index else TEMPORARIES
+        forwards = allocation.phase == BATCH or (allocation.born >= 0 and self.op_events[allocation.born].forwards)
+        return ACTIVATIONS if forwards and allocation.last_pass != allocation.pass_index else TEMPORARIES
 
 
 def running_sum(changes: Sequence[int]) -> list[int]:
-    """The sums of the first one, two, … changes."""
-    sums, value = [], 0
+    """The cumulative sums."""
+    cumulative, value = [], 0
     for change in changes:
         value += change
-        sums.append(value)
-    return sums
+        cumulative.append(value)
+    return cumulative
 
 
-def thinned(totals: Sequence[int]) -> list[int]:
-    """The place of the largest total in each of at most `POINTS` equal pieces, so that no peak is lost."""
-    size = -(-len(totals) // POINTS)
+def downsample(totals: Sequence[int]) -> list[int]:
+    """The place of the largest total in each of at most `MAX_POINTS` equal pieces, so that no peak is lost."""
+    size = -(-len(totals) // MAX_POINTS)
     starts = range(0, len(totals), size)
     return [max(range(start, min(start + size, len(totals))), key=totals.__getitem__) for start in starts]
 
 
-def gathered(alive: Sequence[tuple[int, str, Allocation]]) -> list[AllocationGroup]:
-    """What is alive, the same in several blocks taken together, the largest first."""
+def group_allocations(alive: Sequence[tuple[int, str, Allocation]]) -> list[AllocationGroup]:
+    """The allocations that are alive, equal ones of several blocks in one group, the largest first."""
     sizes: Counter[tuple[str, str, tuple[int, ...], str]] = Counter()
     counts: Counter[tuple[str, str, tuple[int, ...], str]] = Counter()
     names: dict[tuple[str, str, tuple[int, ...], str], set[str]] = {}
-    for size, category, holding in alive:
-        key = (category, re.sub(r"(?<=\.)\d+(?=\.|$)", "*", holding.path), holding.shape, holding.dtype)
+    for size, category, allocation in alive:
+        key = (category, re.sub(r"(?<=\.)\d+(?=\.|$)", "*", allocation.path), allocation.shape, allocation.dtype)
         sizes[key] += size
         counts[key] += 1
-        names.setdefault(key, set()).add(holding.path)
-    things = []
+        names.setdefault(key, set()).add(allocation.path)
+    groups = []
     for key, size in sizes.most_common():
         category, path, shape, dtype = key
         one = next(iter(names[key])) if len(names[key]) == 1 else path
-        things.append(AllocationGroup(category, one, shape, dtype, counts[key], size))
-    return things
+        groups.append(AllocationGroup(category, one, shape, dtype, counts[key], size))
+    return groups

@@ -1,4 +1,4 @@
-"""Follows every storage of a step, on real tensors and on fake ones, into a ledger."""
+"""Follows every storage of a step, on real tensors and on fake ones, into a memory timeline."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MODULE = "graftwork_module"
 
 
 class Tracker:
-    """Keeps a ledger of every storage that an operation of PyTorch makes while `following` is entered.
+    """Keeps a timeline of every storage that an operation of PyTorch makes while `following` is entered.
 
-    It sees what operators return. What a kernel takes for itself while it runs, and what a library keeps for good (the
-    workspaces of cuBLAS, the CUDA context), it does not see.
+    It records what operators return, but neither what a kernel allocates internally while it runs, nor what a library
+    keeps permanently (the workspaces of cuBLAS, the CUDA context).
     """
 
     def __init__(self) -> None:
-        self.ledger = MemoryTimeline()
+        self.timeline = MemoryTimeline()
         self.phase = BUILD
         self.flops = 0
         """Floating-point operations of matrix products and convolutions so far."""
@@ -49,7 +49,7 @@ class Tracker:
         self._names: dict[int, str] = {}
         self._within: list[str] = []
         self._pass_index, self._forwards = 0, True
-        self._away = False
+        self._paused = False
 
     @contextmanager
     def following(self, answer: Callable[[str], float] | None = None) -> Iterator[None]:
@@ -68,21 +68,21 @@ class Tracker:
             yield
 
     @contextmanager
-    def looking_away(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """While entered, nothing is followed."""
-        self._away = True
+        self._paused = True
         try:
             yield
         finally:
-            self._away = False
+            self._paused = False
 
-    # What happens ---------------------------------------------------------------------------------------------------------
+    # Recording ----------------------------------------------------------------------------------------------------------
 
-    def happened(self, operation: str, made: object) -> None:
+    def record_operation(self, operation: str, made: object) -> None:
         """An operation ran and returned what it `made`."""
         import torch
 
-        if self._away:
+        if self._paused:
             return
         backward = torch._C._current_graph_task_id() != -1
         # While gradients are computed, a module's call, or a graph that is built, can only be a recomputation.
@@ -92,12 +92,12 @@ class Tracker:
         node: Any = torch._C._current_autograd_node() if backward else None
         path = self._within[-1] if self._within else str(node.metadata.get(MODULE, "")) if node is not None else ""
         phase = BACKWARD if backward and self.phase == FORWARD else self.phase
-        self.ledger.moments.append(OpEvent(phase, path, operation, self._pass_index, forwards))
+        self.timeline.op_events.append(OpEvent(phase, path, operation, self._pass_index, forwards))
         for tensor in tensors_in(made):
             self.record(tensor, path, phase)
 
     def record(self, tensor: Tensor, path: str, phase: str) -> Allocation | None:
-        """The holding of a tensor's storage, which is new if it was not seen before."""
+        """The allocation of a tensor's storage; a new one if it is not known yet."""
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # sparse tensors, and wrappers without a storage of their own
@@ -109,67 +109,69 @@ class Tracker:
         if known:  # it was resized
             self._died(key, known[0])
         dtype = str(tensor.dtype).removeprefix("torch.")
-        holding = Allocation(size, max(self.ledger.now, 0), phase, self._pass_index, path, tuple(tensor.shape), dtype)
-        self.ledger.holdings.append(holding)
-        self._alive[key] = (weakref.ref(storage, partial(self._died, key)), holding)
-        return holding
+        allocation = Allocation(
+            size, max(self.timeline.now, 0), phase, self._pass_index, path, tuple(tensor.shape), dtype
+        )
+        self.timeline.allocations.append(allocation)
+        self._alive[key] = (weakref.ref(storage, partial(self._died, key)), allocation)
+        return allocation
 
     def _died(self, key: int, reference: weakref.ref[Any]) -> None:
         known = self._alive.get(key)
         if known and known[0] is reference:
             del self._alive[key]
-            known[1].died, known[1].last_pass = self.ledger.now + 1, self._pass_index
+            known[1].died, known[1].last_pass = self.timeline.now + 1, self._pass_index
 
-    # What things are ------------------------------------------------------------------------------------------------------
+    # Naming ---------------------------------------------------------------------------------------------------------------
 
     def name_weights(self, assembly: Assembly) -> None:
         """Learn the names of modules and weights, once the model is built; from now on gradients are known too."""
         self._names = {id(module): name for name, module in assembly.model.named_modules()}
         for value in assembly.base_copy.values():
-            if holding := self.record(value, "", BUILD):
-                holding.size = 0  # it is in main memory, whatever the device
+            if allocation := self.record(value, "", BUILD):
+                allocation.size = 0  # it is in main memory, whatever the device
         for name, tensor in (*assembly.model.named_parameters(), *assembly.model.named_buffers()):
-            if holding := self.record(tensor, name, BUILD):
-                holding.category, holding.path = (TRAINED if tensor.requires_grad else FROZEN), name
-                holding.shape = tuple(tensor.shape)
+            if allocation := self.record(tensor, name, BUILD):
+                allocation.category, allocation.path = (TRAINED if tensor.requires_grad else FROZEN), name
+                allocation.shape = tuple(tensor.shape)
         for name, parameter in assembly.trained().items():
             hook: Any = parameter.register_post_accumulate_grad_hook
             hook(partial(self.name_gradient, name))
 
     def name_gradient(self, name: str, parameter: Tensor) -> None:
         """Learn which tensor is a parameter's gradient."""
-        if parameter.grad is not None and (holding := self.record(parameter.grad, name, BACKWARD)):
-            holding.category, holding.path = GRADIENTS, name
+        if parameter.grad is not None and (allocation := self.record(parameter.grad, name, BACKWARD)):
+            allocation.category, allocation.path = GRADIENTS, name
 
     def name_optimizer_state(self, stepper: Stepper) -> None:
-        """What an update made and did not drop is the optimizer's; its names are read where it has the usual place."""
-        for _, holding in self._alive.values():
-            if holding.phase in (PREPARATION, UPDATE) and not holding.category:
-                holding.category = OPTIMIZER
+        """What an update allocated and kept is the optimizer's state; its names are those of `optimizer.state`, if any."""
+        for _, allocation in self._alive.values():
+            if allocation.phase in (PREPARATION, UPDATE) and not allocation.category:
+                allocation.category = OPTIMIZER
         for name, parameter in stepper.parameters.items():
             for key, value in stepper.optimizer.state.get(parameter, {}).items():
                 if hasattr(value, "untyped_storage") and (found := self.record(value, "", UPDATE)):
                     found.category, found.path = OPTIMIZER, f"{name}.{key}"
 
-    # Where it happens -----------------------------------------------------------------------------------------------------
+    # Modules --------------------------------------------------------------------------------------------------------------
 
     def _enter(self, module: Any, inputs: Any) -> None:
-        self._sign(inputs)
+        self._tag(inputs)
         self._within.append(self._names.get(id(module), type(module).__name__))
 
     def _leave(self, module: Any, inputs: Any, output: Any) -> None:
-        self._sign(output)
+        self._tag(output)
         self._within.pop()
 
-    def _sign(self, value: object) -> None:
-        """Write the module that is being computed into the nodes of the graph that nobody has signed yet."""
+    def _tag(self, value: object) -> None:
+        """Write the module that is being computed into the nodes of the graph that are not tagged yet."""
         nodes: list[Any] = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
         path = self._within[-1] if self._within else ""
         while nodes:
             node = nodes.pop()
             if MODULE not in node.metadata:
                 node.metadata[MODULE] = path
-                nodes += [before for before, _ in node.next_functions if before is not None]
+                nodes += [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -186,7 +188,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
-    """The mode in which PyTorch shows every operator to the tracker."""
+    """The mode in which PyTorch reports every operator to the tracker."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -202,7 +204,7 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
             made = func(*args, **(kwargs or {}))
             if count := flop_registry.get(func.overloadpacket):
                 tracker.flops += count(*args, **(kwargs or {}), out_val=made)
-            tracker.happened(func.overloadpacket.__name__, made)
+            tracker.record_operation(func.overloadpacket.__name__, made)
             return made
 
     def type_of(dtype: torch.dtype) -> type:

@@ -31,7 +31,7 @@ class ReportContent:
     counts: Mapping[str, int] = field(default_factory=dict)
     """Parameters: `total` and `trained`."""
     roles: Sequence[Mapping[str, Any]] = ()
-    """A row for each role of the model (see `planning.RoleRow`)."""
+    """A row for each role of the model (see `outline.RoleRow`)."""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `Assembly.kernel_usage` returned."""
     data: Sequence[Mapping[str, Any]] = ()

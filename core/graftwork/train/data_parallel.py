@@ -1,4 +1,4 @@
-"""A process's share of an optimizer step or of questions, and what keeps it in step with the other processes."""
+"""A process's share of an optimizer step or of questions, and what keeps the processes in sync."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tally:
-    """What all processes together have in a step."""
+    """What all processes have in a step, in total."""
 
     records: int
     num_label_tokens: int
@@ -41,24 +41,26 @@ def tally(micro_batches: Sequence[Sequence[Encoded]]) -> Tally:
     )
     found = processes.all_gather_object(mine)
     return Tally(
-        records=sum(one.records for one in found),
-        num_label_tokens=sum(one.num_label_tokens for one in found),
-        images=sum(one.images for one in found),
-        tokens=sum(one.tokens for one in found),
-        micro_batches=max(one.micro_batches for one in found),
+        records=sum(each.records for each in found),
+        num_label_tokens=sum(each.num_label_tokens for each in found),
+        images=sum(each.images for each in found),
+        tokens=sum(each.tokens for each in found),
+        micro_batches=max(each.micro_batches for each in found),
     )
 
 
-def pad_micro_batches(micro_batches: Sequence[Sequence[Encoded]], whole: Tally, filler: Encoded) -> list[list[Encoded]]:
-    """The micro-batches, as many as any process has, so filled that all run the whole model, its vision towers too.
+def pad_micro_batches(
+    micro_batches: Sequence[Sequence[Encoded]], totals: Tally, filler: Encoded
+) -> list[list[Encoded]]:
+    """The micro-batches, padded to as many as any process has, so that each runs the whole model with its vision towers.
 
-    Engines that fetch weights from the other processes when a module runs would wait for ever otherwise, and some take the
+    Engines that fetch weights from the other processes when a module runs would otherwise wait for ever, and some reuse the
     last step's gradient for a parameter that none of this step's records reaches. A filler has no labels, so it changes no
     gradient. `filler` is a record with images, if there is any.
     """
     unlabelled = replace(filler, labels=[IGNORED] * len(filler.input_ids))
     filled = [list(micro_batch) for micro_batch in micro_batches]
-    filled += [[] for _ in range(whole.micro_batches - len(filled))]
+    filled += [[] for _ in range(totals.micro_batches - len(filled))]
     for micro_batch in filled:
         if not micro_batch or (filler.pixels and not any(example.pixels for example in micro_batch)):
             micro_batch.append(unlabelled)

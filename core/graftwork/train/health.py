@@ -1,4 +1,4 @@
-"""Health: whether a training run is a success, or only ended."""
+"""Health: whether a training run succeeded, or only ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIVE_UP_AFTER = 10
 
 @dataclass
 class Health:
-    """What is watched while training."""
+    """What is monitored during training."""
 
     vocabulary: int
     precision: str = "fp32"
@@ -26,7 +26,7 @@ class Health:
     skipped_in_a_row: int = 0
 
     def update(self, loss: float, *, skipped: bool = False) -> None:
-        """Note one optimizer step; a skipped one had a loss or a gradient that is not finite."""
+        """Record one optimizer step; a skipped one had a loss or a gradient that is not finite."""
         self.losses.append(loss)
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -37,7 +37,7 @@ class Health:
         return self.skipped_in_a_row >= GIVE_UP_AFTER
 
     def verdict(self) -> Verdict:
-        """Judge the steps seen so far."""
+        """The verdict on the steps so far."""
         chance = math.log(self.vocabulary)
         finite = [loss for loss in self.losses if math.isfinite(loss)]
         reasons = []
@@ -49,8 +49,8 @@ class Health:
             reasons.append(f"{self.precision} is known to overflow in this model; train in bf16 or fp32")
         if not finite:
             return Verdict(False, tuple(reasons or ["no step was taken"]), chance_loss=chance)
-        few = max(1, len(finite) // 10)
-        first, last = fmean(finite[:few]), fmean(finite[-few:])
+        tenth = max(1, len(finite) // 10)
+        first, last = fmean(finite[:tenth]), fmean(finite[-tenth:])
         if finite[0] > 2 * chance:
             reasons.append(
                 f"the loss starts at {finite[0]:.4g}, and a model that knows nothing has {chance:.3g}: the weights, the "
@@ -58,7 +58,7 @@ class Health:
             )
         if last > chance:
             reasons.append(f"the loss ends at {last:.4g}, above the {chance:.3g} of a model that knows nothing")
-        if len(finite) > few and last > 1.1 * first + 0.05:
+        if len(finite) > tenth and last > 1.1 * first + 0.05:
             reasons.append(f"the loss rose from {first:.4g} to {last:.4g}; lower the learning rate")
         spikes = count_spikes(finite)
         if spikes > SPIKE_SHARE * len(finite):
@@ -70,6 +70,6 @@ def count_spikes(losses: Sequence[float], window: int = 20) -> int:
     """How many losses are over three times the median of the `window` before them, and over it by more than 1 nat."""
     spikes = 0
     for index in range(5, len(losses)):
-        usual = median(losses[max(0, index - window) : index])
-        spikes += losses[index] > max(3 * usual, usual + 1.0)
+        typical = median(losses[max(0, index - window) : index])
+        spikes += losses[index] > max(3 * typical, typical + 1.0)
     return spikes

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
 LOG = "log.jsonl"
-MEASURING = 2
+EARLY_STEPS = 2
 """The steps after which the memory of all others is known: from the second on there is an optimizer's state."""
 
 
@@ -50,7 +50,7 @@ class Outcome:
     data: dict[str, Any]
     log: list[dict[str, Any]] = field(default_factory=list)
     peak: int | None = None
-    """The most bytes that tensors took of the device; None on a device that does not say."""
+    """The most bytes that tensors took of the device; None on a device that does not count them."""
 
 
 def train(
@@ -66,8 +66,8 @@ def train(
 
     With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
     those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
-    the plan's next candidate, or with smaller micro-batches. Raises GraftworkError; an unhealthy run is no error here: its
-    verdict says so. Collective: several processes share each step's records, and only the first writes and tells.
+    the plan's next candidate, or with smaller micro-batches. Raises GraftworkError; an unhealthy run raises nothing: its
+    verdict says so. Collective: several processes share each step's records, and only the first writes and reports.
     """
     while True:
         try:
@@ -76,8 +76,8 @@ def train(
             fallback = budget.next_fallback(plan) if error.early and processes.count() == 1 else None
             if fallback is None:
                 raise
-            said = f"{error.sentence.partition(';')[0]}; beginning again with {budget.describe_memory(fallback)}"
-        listen(MemoryRanOut(out, said))
+            message = f"{error.sentence.partition(';')[0]}; beginning again with {budget.describe_memory(fallback)}"
+        listen(MemoryRanOut(out, message))
         plan = fallback
         free_memory()
 
@@ -112,9 +112,9 @@ def attempt(
             f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
         )
     start = found[-1] if found else None
-    if len(seen := dict.fromkeys(processes.all_gather_object(start.name if start else "none"))) > 1:
+    if len(names := dict.fromkeys(processes.all_gather_object(start.name if start else "none"))) > 1:
         raise CheckpointError(
-            f"the processes do not see the same checkpoints in '{out}' ({', '.join(seen)}); name a "
+            f"the processes do not see the same checkpoints in '{out}' ({', '.join(names)}); name a "
             "folder with --out that all machines share"
         )
     saved = resumable(start, plan) if start else None
@@ -165,15 +165,8 @@ class Loop:
         lookup: Lookup,
         listen: Callable[[Event], None],
     ) -> None:
-
-        self.plan, self.assembly, self.data, self.steps, self.out, self.lookup = (
-            plan,
-            assembly,
-            data,
-            steps,
-            out,
-            lookup,
-        )
+        self.plan, self.assembly, self.data = plan, assembly, data
+        self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
         self.step = 0
         self._listen = listen
@@ -190,12 +183,12 @@ class Loop:
         self.filler = self.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
     def run(self) -> Outcome:
-        """Take the remaining steps, save, and judge."""
+        """Take the remaining steps, save, and return the verdict."""
         import torch
 
         notes = [(strategy.name, strategy.note(self.assembly)) for strategy in self.assembly.strategies]
-        said = tuple(f"{name}: {note}" for name, note in notes if note)
-        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, said))
+        messages = tuple(f"{name}: {note}" for name, note in notes if note)
+        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, messages))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:
@@ -208,18 +201,18 @@ class Loop:
         with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
             upcoming = ahead.submit(self.encode_share, self.step)
             while self.step < self.steps and not self.health.should_abort:
-                began = time.perf_counter()  # Waiting for data is part of a step's time.
+                started = time.perf_counter()  # Waiting for data is part of a step's time.
                 later = self.step
-                while not (whole := data_parallel.tally(micro_batches := upcoming.result())).records:
+                while not (totals := data_parallel.tally(micro_batches := upcoming.result())).records:
                     if (later := later + 1) == self.step + len(self.data.records):
                         raise self.nothing_usable()
                     upcoming = ahead.submit(self.encode_share, later)
                 if self.step + 1 < self.steps:
                     upcoming = ahead.submit(self.encode_share, self.step + 1)
                 try:
-                    line = self.take_step(micro_batches, whole, began)
+                    line = self.take_step(micro_batches, totals, started)
                 except torch.OutOfMemoryError:
-                    early = self.step < MEASURING and not store.checkpoints(self.out)
+                    early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
                     raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
                 if self.step % self.settings.log_every == 0 or self.step == self.steps:
                     self.log.append(line)
@@ -258,8 +251,8 @@ class Loop:
         raise self.nothing_usable()
 
     def encode(self, indices: Sequence[int]) -> list[Encoded]:
-        """Records by index, encoded; one whose image cannot be read, or of which too little is left, is left out and
-        counted once."""
+        """Records by index, encoded; one whose image cannot be read, or that keeps no label after the cut, is left out
+        and counted once."""
         encoded = []
         for index in indices:
             record = self.data.records[index]
@@ -272,17 +265,17 @@ class Loop:
         return encoded
 
     def take_step(
-        self, micro_batches: Sequence[Sequence[Encoded]], whole: data_parallel.Tally, began: float
+        self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
-        """One optimizer step, which `began` at that time, on this process's share of it; returns its line of the log."""
+        """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
         factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
         self.stepper.set_rate(factor)
         if self.filler:
-            micro_batches = data_parallel.pad_micro_batches(micro_batches, whole, self.filler)
+            micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
         loss = 0.0
         for number, examples in enumerate(micro_batches, 1):
             batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
-            loss += float(self.stepper.accumulate(batch, whole.num_label_tokens, last=number == len(micro_batches)))
+            loss += float(self.stepper.accumulate(batch, totals.num_label_tokens, last=number == len(micro_batches)))
         loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -298,16 +291,16 @@ class Loop:
             loss=loss,
             learning_rate=self.settings.learning_rate * factor,
             gradient_norm=norm,
-            images=whole.images,
-            tokens=whole.tokens,
-            seconds=time.perf_counter() - began,
+            images=totals.images,
+            tokens=totals.tokens,
+            seconds=time.perf_counter() - started,
             memory=self.memory(),
         )
         self.tell(event)
         return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
 
     def memory(self) -> int:
-        """The most bytes that tensors have taken of a card so far; 0 on a CPU."""
+        """The most bytes that tensors have taken of a CUDA device so far; 0 on a CPU."""
         import torch
 
         device = self.assembly.device
@@ -320,7 +313,7 @@ class Loop:
             self.lookup.emit(event)
 
     def save(self) -> Path:
-        """Save a complete checkpoint of now, and let the oldest go."""
+        """Save a complete checkpoint of this step, and remove the oldest."""
         folder = self.out / f"checkpoint-{self.step}"
         for bad in processes.all_gather_object(self.data.summary["bad"]):
             self.data.leave_out(bad)

@@ -1,4 +1,4 @@
-"""Resuming: whether a run may go on from a checkpoint, its random numbers, and what of its log still counts."""
+"""Resuming: whether a run may go on from a checkpoint, its random numbers, and which lines of its log stay."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ if TYPE_CHECKING:
 
 def resumable(start: Path, plan: Plan) -> manifest.Manifest:
     """The manifest of the checkpoint to go on from; it must be whole, and of the same plan."""
-    read = manifest.read(start)
-    manifest.check_files(read, start)
-    if store.OPTIMIZER + "/state.safetensors" not in read.files:
+    saved = manifest.read(start)
+    manifest.check_files(saved, start)
+    if store.OPTIMIZER + "/state.safetensors" not in saved.files:
         raise CheckpointError(f"'{start}' holds no optimizer state to resume from; start a new run with --out")
-    then, now = comparable(read.plan), comparable(store.with_fingerprints(plan, start))
-    if then != now:
-        differing = sorted(_differences(then, now))
+    recorded, current = comparable(saved.plan), comparable(store.with_fingerprints(plan, start))
+    if recorded != current:
+        differing = sorted(_differences(recorded, current))
         raise CheckpointError(
             f"'{start}' was trained with another plan, so it cannot be resumed; change it back, or name another folder with "
             "--out",
             differing[:10],
         )
-    return read
+    return saved
 
 
 def comparable(plan: Plan) -> dict[str, Any]:
-    """What of a plan must be the same when a run is resumed: all but where weights are, the plugins' versions, and how a
-    batch is cut to fit a device."""
+    """The parts of a plan that must be the same when a run is resumed: all but where weights are, the plugins' versions,
+    and how a batch is cut to fit a device."""
 
-    def bare(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
+    def without_skipped(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
         if key == "weights" and skipped:
             return value and value["sha256"]
         if key in ("settings", "config"):
-            skipped = ()  # What others have named means what they mean by it.
+            skipped = ()  # Keys that components chose keep their meaning, whatever they are called.
         if isinstance(value, dict):
-            return {name: bare(name, inner, skipped) for name, inner in value.items() if name not in skipped}
-        return [bare("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
+            return {name: without_skipped(name, inner, skipped) for name, inner in value.items() if name not in skipped}
+        return [without_skipped("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    elsewhere = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size")
-    result: dict[str, Any] = bare("", plan.to_json(), elsewhere)
+    ignored = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size")
+    result: dict[str, Any] = without_skipped("", plan.to_json(), ignored)
     return result
 
 
-def _differences(then: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted(then.keys() | now.keys())
-        return [d for key in keys for d in _differences(then.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if then == now else [f"{path}: {then!r} then, {now!r} now"]
+def _differences(recorded: Any, current: Any, path: str = "") -> list[str]:
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        keys = sorted(recorded.keys() | current.keys())
+        return [
+            d for key in keys for d in _differences(recorded.get(key), current.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if recorded == current else [f"{path}: {recorded!r} in the checkpoint, {current!r} now"]
 
 
 def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
@@ -76,7 +78,7 @@ def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Where the random numbers of every process are, by name. Collective."""
+    """The random states of every process, by name. Collective."""
     import torch
 
     mine = {"random/cpu": torch.get_rng_state()}
@@ -87,13 +89,13 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Take up this process's random numbers where `random_states` found them; those it does not hold stay."""
+    """Restore this process's random states from what `random_states` returned; those that are missing stay as they are."""
     import torch
 
-    if (drawn := state.get(_of_process("random/cpu", processes.rank()))) is not None:
-        torch.set_rng_state(drawn)
-    if device.type == "cuda" and (drawn := state.get(_of_process("random/cuda", processes.rank()))) is not None:
-        torch.cuda.set_rng_state(drawn, device)
+    if (saved := state.get(_of_process("random/cpu", processes.rank()))) is not None:
+        torch.set_rng_state(saved)
+    if device.type == "cuda" and (saved := state.get(_of_process("random/cuda", processes.rank()))) is not None:
+        torch.cuda.set_rng_state(saved, device)
 
 
 def _of_process(name: str, rank: int) -> str:
