@@ -81,7 +81,7 @@ class Launched:
         assert not any(other.is_running() for other in others)
         return time.perf_counter() - began
 
-    def said(self) -> tuple[str, str]:
+    def output(self) -> tuple[str, str]:
         """The standard output and the standard error, once it has ended."""
         return self.process.communicate(timeout=300)
 
@@ -128,7 +128,7 @@ class Runs:
     def train(self, out: str, processes: int, changes: Sequence[str] = (), *options: str) -> str:
         """Train, which must succeed; returns what was said."""
         launched = self.start_training(out, processes, changes, *options)
-        said, errors = launched.description()
+        said, errors = launched.output()
         assert launched.process.returncode == 0, said + errors
         assert errors == "" and not (self.folder / "torch_extensions").exists()
         return said

@@ -190,15 +190,15 @@ def climbed(
 def test_the_first_candidate_that_fits_is_chosen_with_the_largest_micro_batch(base: Path, tmp_path: Path) -> None:
     memory = {"try": [[], ["checkpointing"]]}
     free = climbed(base, tmp_path, None, memory, micro_batch_size=4)
-    assert free.fits is None and free.taken == 0
+    assert free.fits is None and free.chosen == 0
     plain, saving = (candidate.peak for candidate in free.candidates)
     assert plain and saving and saving < plain
     tight = climbed(base, tmp_path, (plain + saving) // 2, memory, micro_batch_size=4)
-    assert (tight.fits, tight.taken) == (True, 1)
+    assert (tight.fits, tight.chosen) == (True, 1)
     assert tight.why.startswith("checkpointing (the first that fits into ")
     assert ", 4 of 16 records at a time, 4 times for each step: " in tight.why
     wide = climbed(base, tmp_path, 1 << 30, memory)
-    assert wide.taken == 0 and [candidate.steps[-1].micro_batch for candidate in wide.candidates] == [16, 16]
+    assert wide.chosen == 0 and [candidate.steps[-1].micro_batch for candidate in wide.candidates] == [16, 16]
     assert wide.why.startswith(
         "no memory strategy (the fastest, and it fits into 1.0 GiB), 16 of 16 records at a time: "
     )
@@ -217,7 +217,7 @@ def test_where_nothing_fits_the_least_is_said_and_what_to_do(base: Path, tmp_pat
 
 def test_a_candidate_that_cannot_be_rehearsed_is_passed_over_with_its_reason(base: Path, tmp_path: Path) -> None:
     search = climbed(base, tmp_path, 1 << 30, {"try": [["odd"], []]}, micro_batch_size=1)
-    assert search.taken == 1
+    assert search.chosen == 1
     assert search.candidates[0].problem == "its code does not run on fake tensors (TypeError: what is this?)"
 
 
@@ -342,7 +342,7 @@ def test_a_plan_says_what_fits_and_its_exit_status_whether(tmp_path: Path) -> No
     result = CliRunner().invoke(main, ["plan", str(file), "--set", "memory.budget=1 MiB", "--json"])
     assert result.exit_code == 3
     memory = json.loads(result.output)["memory"]
-    assert (memory["fits"], memory["taken"], memory["budget"]) == (False, None, MIB)
+    assert (memory["fits"], memory["chosen"], memory["budget"]) == (False, None, MIB)
     assert [candidate["strategies"] for candidate in memory["candidates"]] == [[], ["checkpointing"]]
     assert set(memory["candidates"][0]["steps"][0]["footprint"]["categories"]) == set(CATEGORIES)
 

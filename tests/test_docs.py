@@ -201,10 +201,10 @@ def component_of(catalog: Catalog, kind: str, name: str) -> Any:
 
 def test_the_architecture_names_every_file_of_core_and_registry() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    files = [*(ROOT / "core" / "graftwork").glob("*.py"), *(ROOT / "registry" / "graftwork_registry").glob("*.py")]
-    assert not [file.name for file in files if not file.name.startswith("__") and f"`{file.name}`" not in text]
-    named = set(re.findall(r"`([a-z_]+\.py)`", text)) - {"outcome.py"}
-    assert named <= {file.name for file in files}
+    files = {file.name for root in ("core", "registry") for file in (ROOT / root).rglob("*.py")}
+    assert not sorted(name for name in files if not name.startswith("__") and f"`{name}`" not in text)
+    named = {name.rpartition("/")[2] for name in re.findall(r"`([a-z_/0-9]+\.py)`", text)}
+    assert named <= files | {file.name for file in (ROOT / "tests").glob("test_*.py")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -39,7 +39,7 @@ def compare(version: int, out: Path) -> tuple[dict[str, dict[str, float]], str]:
 
 def test_there_is_a_checkpoint_of_every_format() -> None:
     assert [manifest.read(folder_of(version)).format for version in FORMATS] == FORMATS
-    assert manifest.FORMAT == FORMATS[-1]
+    assert FORMATS[-1] == manifest.FORMAT
 
 
 @pytest.mark.parametrize("version", FORMATS)

@@ -59,6 +59,11 @@ def test_frozen_linear_layers_of_the_base_are_rounded_and_nothing_else_is(run: P
     assert small.state_to_save().keys() == plain.state_to_save().keys()
 
 
+def test_rows_that_are_no_multiple_of_a_block_are_rounded_as_well_as_others(run: PlanOf) -> None:
+    shapes = {(layer.out_features, layer.in_features) for layer in rounded(built(run).model).values()}
+    assert any(columns % 64 for _, columns in shapes), "the model has no such layer any more"
+
+
 def test_the_base_s_own_roles_can_be_chosen_and_unknown_ones_are_named(run: PlanOf) -> None:
     memory = {"use": ["nf4"], "nf4": {"on": ["language.mlp"]}}
     assert {name.split(".")[3] for name in rounded(built(run, memory=memory).model)} == {"mlp"}
@@ -124,7 +129,7 @@ def test_opened_otherwise_its_base_is_whole_and_that_is_said(trained: Any) -> No
     assert not opened.verification.comparable
     assert opened.note == "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little."
     assert notes(outcome.data, (), opened.manifest.golden.quantized) == [
-        "Trained on a base that nf4 rounded, and evaluated on the whole one."
+        "Trained on a base that nf4 quantized, and evaluated on the unquantized one."
     ]
     without = open_checkpoint(outcome.checkpoint, DictLookup(*COMPONENTS), device="cpu", as_trained=True)
     assert without.note == opened.note
@@ -177,7 +182,7 @@ def test_the_command_line_says_what_is_rounded_and_where_it_is_not(trained: Any,
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "rounds   frozen linear weights are kept in 4 bits: a step is within 50% of a plain one" in said(
+    assert "approximates frozen linear weights are kept in 4 bits: a step is within 50% of a plain one" in said(
         "show", "memory", "nf4"
     )
     assert "logits    differ by 0 from those recorded" in said("verify", outcome.checkpoint)

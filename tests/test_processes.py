@@ -48,7 +48,7 @@ def needs_deepspeed(engine: str) -> None:
 def check_training(runs: Runs, name: str, changes: Sequence[str]) -> None:
     """Train on two processes, and compare with one."""
     said = runs.train(name, 2, changes)
-    assert said.count("healthy: ") == 1 and said.count("proven: ") == 1
+    assert said.count("healthy: ") == 1 and said.count("verified: ") == 1
     assert farthest(runs.log("one"), runs.log(name)) < 1e-4
     assert farthest(runs.log("one"), runs.log(name), "gradient_norm") < 1e-4
     there, alone = (checkpoints(runs.folder / out)[-1] for out in (name, "one"))
@@ -90,9 +90,9 @@ def check_kill(runs: Runs, name: str, changes: Sequence[str], rank: int) -> None
     out = f"killed {name}"
     launched = runs.start_training(out, 2, [*changes, "train.steps=4000", "train.save_every=3"])
     while not checkpoints(runs.folder / out):
-        assert launched.process.poll() is None, launched.description()
+        assert launched.process.poll() is None, launched.output()
     assert launched.kill(rank) < 10
-    _, errors = launched.description()
+    _, errors = launched.output()
     assert errors == (
         f"Error: process {rank} of 2 was ended by SIGKILL (the system does that when main memory runs out), so the others were "
         "ended too; what was saved before is intact: give the same command again, with --resume if it trains\n"
@@ -154,16 +154,16 @@ def test_an_external_launcher_is_joined(runs: Runs) -> None:
         *("train", "run.toml", "--out", "torchrun", "--set", 'memory.use=["ddp"]', "--set", "train.steps=2"),
         launcher=torchrun,
     )
-    said, errors = launched.description()
+    said, errors = launched.output()
     assert launched.process.returncode == 0, errors
-    assert said.count("proven: ") == 1
+    assert said.count("verified: ") == 1
     assert farthest(runs.log("one")[:2], runs.log("torchrun")) < 0.5  # the schedule is that of two steps
 
 
 @pytest.mark.slow
 def test_gradients_that_nobody_brings_together_are_refused_once(runs: Runs) -> None:
     launched = runs.start_training("apart", 2, [])
-    _, errors = launched.description()
+    _, errors = launched.output()
     assert launched.process.returncode == 1
     assert errors == (
         "Error: 2 processes run this plan, and none of its memory strategies brings their gradients together; add one that "
@@ -175,7 +175,7 @@ def test_gradients_that_nobody_brings_together_are_refused_once(runs: Runs) -> N
 def test_processes_share_the_questions_of_an_evaluation(runs: Runs) -> None:
     options = ("compare", "one", "--on", "easy-vqa", "--set", "per_group=7", "--out", "asked", "--batch-size", "4")
     launched = runs.start(*options, "--limit", "9", "--processes", "2", "--device", "cpu", "--json")
-    said, errors = launched.description()
+    said, errors = launched.output()
     assert launched.process.returncode == 0, errors
     (comparison,) = json.loads(said)
     assert comparison["questions"] == 9

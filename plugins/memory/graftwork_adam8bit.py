@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,9 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
         return {**alone, "optimizer state": moments}
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer:
+        logging.getLogger("bitsandbytes").setLevel(
+            logging.ERROR
+        )  # at import it warns of a package that nobody has asked for
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +44,10 @@ class Nf4(MemoryStrategy[Nf4Settings]):
         """Round layer by layer on the device, so that the whole weights are never there."""
         import torch
 
+        # What bitsandbytes warns of at import, a package with faster kernels for CPUs, nobody has asked for.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        import bitsandbytes  # noqa: F401  (registers the operators)
+
         for linear in list(self._linears(assembly)):
             weight = linear.weight.detach().to(assembly.device)
             # bitsandbytes' own two steps of double quantisation, with scales that are linear in 8 bits.
@@ -58,7 +63,6 @@ class Nf4(MemoryStrategy[Nf4Settings]):
 
     def _linears(self, assembly: Assembly) -> Iterator[Any]:
         """The frozen linear layers of the base in the chosen roles."""
-        import bitsandbytes  # noqa: F401  (registers the operators)
         from torch import nn
 
         from graftwork.contracts import modules_of, within
@@ -90,7 +94,13 @@ def _rounded_linear() -> type[nn.Linear]:
         @property
         def weight(self) -> Tensor:  # type: ignore[override]
             """The weight as it computes, in the dtype that it had. Changing it changes nothing."""
-            return dequantize_4bit(self.packed, self.state)  # type: ignore[no-any-return]
+            return dequantize_4bit(self.packed, self.state).view(self.out_features, self.in_features)  # type: ignore[no-any-return]
+
+        @property
+        def as_column(self) -> bool:
+            """Whether the weight is unpacked as one column: from rows that are no multiple of a block, bitsandbytes computes other
+            values on processors with AVX-512."""
+            return self.packed.device.type == "cpu" and self.in_features % BLOCK > 0
 
         @property
         def state(self) -> QuantState:
@@ -98,7 +108,11 @@ def _rounded_linear() -> type[nn.Linear]:
             outer = QuantState(self.outer, code=self.code, blocksize=OUTER, dtype=torch.float32)
             return QuantState(
                 self.scales,
-                shape=torch.Size((self.out_features, self.in_features)),
+                shape=torch.Size(
+                    (self.out_features * self.in_features, 1)
+                    if self.as_column
+                    else (self.out_features, self.in_features)
+                ),
                 blocksize=BLOCK,
                 quant_type="nf4",
                 dtype=self.dtype,
@@ -110,6 +124,8 @@ def _rounded_linear() -> type[nn.Linear]:
             device = input.device.type
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
             bias = None if self.bias is None else self.bias.to(dtype)
+            if self.as_column:
+                return nn.functional.linear(input.to(dtype), self.weight.to(dtype), bias)
             return bitsandbytes.matmul_4bit(  # type: ignore[no-any-return]
                 input.to(dtype), self.packed, quant_state=self.state, bias=bias
             )

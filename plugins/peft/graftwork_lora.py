@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,8 @@ class Lora(PeftMethod[LoraSettings]):
     Settings = LoraSettings
 
     def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
+        # peft imports bitsandbytes where it is installed, which warns of a package that nobody has asked for.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from peft import inject_adapter_in_model
 
         linears = [name for name in targets if type(model.get_submodule(name)).__name__ == "Linear"]

@@ -36,7 +36,7 @@ def print_search(console: Console, search: CandidateSearch) -> None:
     print_footprint(console, best, step.footprint)
     console.print()
     console.print(
-        ("chosen: " if search.taken is not None else "") + search.why,
+        ("chosen: " if search.chosen is not None else "") + search.why,
         style=None if search.fits is None else "green" if search.fits else "bold red",
     )
 
@@ -57,7 +57,7 @@ def print_candidates(console: Console, search: CandidateSearch) -> None:
             candidate.name,
             str(step.micro_batch),
             format_size(step.footprint.peak),
-            fits + (", chosen" if place == search.taken and search.budget is not None else ""),
+            fits + (", chosen" if place == search.chosen and search.budget is not None else ""),
             f"{step.flops / plain:.2f} x",
         )
     console.print(table)

@@ -57,20 +57,20 @@ class CandidateSearch:
     budget: int | None
     """In bytes; None where it is not set, and then nothing is chosen."""
     candidates: tuple[Candidate, ...]
-    taken: int | None
+    chosen: int | None
     """The index of the chosen candidate; None where no candidate fits, or none could be rehearsed."""
     why: str
 
     @property
     def fits(self) -> bool | None:
         """Whether a candidate fits the budget; None without a budget."""
-        return None if self.budget is None else self.taken is not None
+        return None if self.budget is None else self.chosen is not None
 
     @property
     def best(self) -> Candidate | None:
         """The chosen candidate, or else the one with the lowest peak."""
-        if self.taken is not None:
-            return self.candidates[self.taken]
+        if self.chosen is not None:
+            return self.candidates[self.chosen]
         return min(
             (candidate for candidate in self.candidates if candidate.steps),
             key=lambda candidate: candidate.peak or 0,
@@ -122,11 +122,11 @@ def with_candidate(plan: Plan, memory: Sequence[Choice], micro_batch: int | None
 
 def chosen_plan(plan: Plan, search: CandidateSearch) -> Plan:
     """The plan as it will run: on the chosen candidate. GraftworkError where there is none."""
-    if search.taken is None:
+    if search.chosen is None:
         hint = "add strategies to memory.try, shorten train.max_length, or use a larger device"
         raise GraftworkError(f"{search.why}; {hint}", lines(search))
-    micro_batch = search.candidates[search.taken].steps[-1].micro_batch
-    memory = (plan.run_context.candidates or [plan.run_context.memory])[search.taken]
+    micro_batch = search.candidates[search.chosen].steps[-1].micro_batch
+    memory = (plan.run_context.candidates or [plan.run_context.memory])[search.chosen]
     return with_candidate(plan, memory, micro_batch if search.budget is not None else None)
 
 

@@ -1,0 +1,143 @@
+"""The import rule of the house: who may import whom, what breaks it, and the picture of it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("processes", "weights"),
+    ("contracts",),
+    ("attention",),
+    ("config",),
+    ("data", "build"),
+    ("checkpoint",),
+    ("memory",),
+    ("train",),
+    ("evaluate",),
+    ("foreign",),
+    ("report",),
+    ("jobs",),
+    ("conformance",),
+    ("cli",),
+)
+"""The packages of the core from the ground up. Each imports only packages of the floors below it."""
+LEVEL = {package: level for level, floor in enumerate(FLOORS) for package in floor}
+MUTUAL = {"kinds", "assembly", "stepper", "external"}
+"""The modules of `contracts` that may name one another for type checking: a strategy is handed the assembly that holds it."""
+FOR_PLUGINS = {
+    *("graftwork", "graftwork.contracts", "graftwork.attention", "graftwork.data"),
+    *("graftwork.weights", "graftwork.processes", "graftwork.errors"),
+}
+"""All that a plugin may import of the project."""
+
+
+def tracked(*folders: str) -> list[Path]:
+    """The Python files below these folders: those that git tracks, or all where this is no checkout."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", *folders], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    return sorted(ROOT / name for name in listed.stdout.split("\0") if name.endswith(".py") and (ROOT / name).is_file())
+
+
+def module_name(file: Path) -> str:
+    """The dotted name of a module of the core."""
+    return ".".join(file.relative_to(ROOT / "core").with_suffix("").parts).removesuffix(".__init__")
+
+
+def sources() -> dict[str, str]:
+    """Every module of the core, and its text."""
+    return {module_name(file): file.read_text(encoding="utf-8") for file in tracked("core")}
+
+
+def imported_modules(text: str, known: Mapping[str, object]) -> Iterator[tuple[str, bool]]:
+    """The modules of the project that a text imports anywhere, each with whether for type checking only."""
+    tree = ast.parse(text)
+    checking = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [inner if (inner := f"{node.module}.{a.name}") in known else node.module for a in node.names]
+        else:
+            continue
+        yield from ((name, id(node) in checking) for name in names if name.partition(".")[0] == "graftwork")
+
+
+def package_of(module: str) -> str:
+    """The package, or the single module on the ground, that a module belongs to; empty for the entrances."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LEVEL else ""
+
+
+def violations(modules: Mapping[str, str]) -> list[str]:
+    """What is against the rule in these modules, name to text; empty when nothing is."""
+    found = []
+    for module, text in modules.items():
+        package = package_of(module)
+        for other, _ in imported_modules(text, modules) if package else ():
+            target = package_of(other)
+            if target and target != package and LEVEL[target] >= LEVEL[package]:
+                found.append(f"{module} imports {other}")
+    return found + circles(modules)
+
+
+def circles(modules: Mapping[str, str]) -> list[str]:
+    """Every module of a package that imports itself by way of others of that package."""
+    arrows = {
+        module: {
+            other
+            for other, checking in imported_modules(text, modules)
+            if other in modules
+            and package_of(other) == package_of(module) != ""
+            and other.count(".") == module.count(".") == 2
+            and not (checking and {other.rpartition(".")[2], module.rpartition(".")[2]} <= MUTUAL)
+        }
+        for module, text in modules.items()
+    }
+
+    def reach(module: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [*arrows[module]]
+        while waiting:
+            if (other := waiting.pop()) not in seen:
+                seen.add(other)
+                waiting += arrows[other]
+        return seen
+
+    return [f"{module} imports itself by way of others" for module in modules if module in reach(module)]
+
+
+def package_arrows(modules: Mapping[str, str]) -> dict[str, set[str]]:
+    """Package to the packages that it imports."""
+    arrows: dict[str, set[str]] = {package: set() for package in LEVEL}
+    for module, text in modules.items():
+        if package := package_of(module):
+            arrows[package] |= {package_of(other) for other, _ in imported_modules(text, modules)} - {package, ""}
+    return arrows
+
+
+def mermaid(modules: Mapping[str, str]) -> str:
+    """The packages as a Mermaid flowchart: what each imports, without what it already reaches by way of another."""
+    arrows = package_arrows(modules)
+    lines = ["flowchart BT"]
+    for package in LEVEL:
+        implied = {far for near in arrows[package] for far in reached(near, arrows)}
+        lines += [f"    {package} --> {other}" for other in LEVEL if other in arrows[package] - implied]
+    return "\n".join(lines)
+
+
+def reached(package: str, arrows: Mapping[str, set[str]]) -> set[str]:
+    """All that a package imports, directly or by way of others."""
+    return {far for near in arrows[package] for far in {near, *reached(near, arrows)}}
