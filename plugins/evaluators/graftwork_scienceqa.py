@@ -93,12 +93,12 @@ def _record(where: str, content: Mapping[str, Any], problems: Mapping[str, Any],
     if not turns or not isinstance(turns[0], Mapping):
         raise DataError("'conversations' has no first turn")
     text = member(turns[0], "value", str).replace("<image>", "").strip()
-    images = (find_image(images, member(content, "image", str)),) if "image" in content else ()
+    shown = (find_image(images, member(content, "image", str)),) if "image" in content else ()
     return Record(
         id=name,
-        turns=(Turn("user", "<image>\n" * len(images) + f"{text}\n{DIRECTLY}"),),
-        images=images,
-        group="IMG" if images else "no image",
+        turns=(Turn("user", "<image>\n" * len(shown) + f"{text}\n{DIRECTLY}"),),
+        images=shown,
+        group="IMG" if shown else "no image",
         reference=(LETTERS[right],),
         where=where,
     )

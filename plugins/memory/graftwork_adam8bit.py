@@ -45,12 +45,11 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
         return {**alone, "optimizer state": moments}
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer:
-        logging.getLogger("bitsandbytes").setLevel(
-            logging.ERROR
-        )  # at import it warns of a package that nobody has asked for
+        # At import it warns of a package that nobody has asked for.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(  # type: ignore[no-any-return]
+        optimizer: Optimizer = AdamW8bit(
             groups,
             lr=settings.learning_rate,
             betas=settings.adam_betas,
@@ -58,6 +57,7 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
             weight_decay=settings.weight_decay,
             min_8bit_size=self.settings.least,
         )
+        return optimizer
 
 
 @hookimpl

@@ -67,15 +67,16 @@ def cross_entropy(model: Any, hidden: Tensor, labels: Tensor, *, size: int) -> T
             return total
 
         @staticmethod
-        def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, ...]:
             # In fp32 and in place: a gradient of the head is as large as the head.
             return tuple(gradient.float().mul_(scale).to(gradient.dtype) for gradient in ctx.saved_tensors)
 
     if not torch.is_grad_enabled():
-        return sum(  # type: ignore[return-value]
+        losses = [
             torch.nn.functional.cross_entropy(model.logits(part).float(), wanted, reduction="sum")
-            for part, wanted in zip(hidden.split(size), labels.split(size), strict=True)
-        )
+            for part, wanted in zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
+        ]
+        return torch.stack(losses).sum()
     return Loss.apply(hidden, *trained_leaves(model.logits(hidden[:1].detach())))  # type: ignore[no-untyped-call, no-any-return]
 
 

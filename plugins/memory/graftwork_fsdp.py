@@ -73,7 +73,8 @@ class Fsdp(MemoryStrategy[NoSettings]):
         for module in self.model.modules():
             for name, parameter in module._parameters.items():
                 if isinstance(parameter, DTensor) and id(parameter) in wanted:
-                    full = torch.nn.Parameter(parameter.detach().full_tensor(), requires_grad=parameter.requires_grad)
+                    values: Any = parameter.detach()
+                    full = torch.nn.Parameter(values.full_tensor(), requires_grad=parameter.requires_grad)
                     replaced.append((module, name, parameter, full))
         for module, name, _, full in replaced:
             module._parameters[name] = full
@@ -82,7 +83,8 @@ class Fsdp(MemoryStrategy[NoSettings]):
         finally:
             for module, name, parameter, full in replaced:
                 module._parameters[name] = parameter
-                parameter.detach().to_local().copy_(part_of(full.detach()))
+                kept: Any = parameter.detach()
+                kept.to_local().copy_(part_of(full.detach()))
 
 
 class ShardedStepper(Stepper):
@@ -130,7 +132,7 @@ class ShardedStepper(Stepper):
         return norm
 
     def unshard(self, value: Tensor) -> Tensor:
-        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined,no-any-return]
+        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
 
     def shard(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
         from torch.distributed.tensor import DTensor

@@ -100,7 +100,8 @@ class Away:
             host = torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
             # In the order of the device's stream: the source is not overwritten before it is copied, nor the copy read.
             host.copy_(tensor.detach(), non_blocking=True)
-            known = self.moved[storage._cdata, part] = Moved(host, tensor.device, StorageWeakRef(storage))
+            source: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            known = self.moved[storage._cdata, part] = Moved(host, tensor.device, source)
         return known
 
 

@@ -64,7 +64,7 @@ def _parts(maps: Any, size: int) -> Iterator[Any]:
     """A tuple or list of tensors, or of such lists, `size` images at a time, as views."""
     import torch
 
-    return zip(*(m.split(size) if isinstance(m, torch.Tensor) else _parts(m, size) for m in maps), strict=True)
+    return zip(*(torch.split(m, size) if isinstance(m, torch.Tensor) else _parts(m, size) for m in maps), strict=True)
 
 
 @hookimpl

@@ -94,7 +94,8 @@ def _rounded_linear() -> type[nn.Linear]:
         @property
         def weight(self) -> Tensor:  # type: ignore[override]
             """The weight as it computes, in the dtype that it had. Changing it changes nothing."""
-            return dequantize_4bit(self.packed, self.state).view(self.out_features, self.in_features)  # type: ignore[no-any-return]
+            weight: Tensor = dequantize_4bit(self.packed, self.state)
+            return weight.view(self.out_features, self.in_features)
 
         @property
         def as_column(self) -> bool:
@@ -126,9 +127,8 @@ def _rounded_linear() -> type[nn.Linear]:
             bias = None if self.bias is None else self.bias.to(dtype)
             if self.as_column:
                 return nn.functional.linear(input.to(dtype), self.weight.to(dtype), bias)
-            return bitsandbytes.matmul_4bit(  # type: ignore[no-any-return]
-                input.to(dtype), self.packed, quant_state=self.state, bias=bias
-            )
+            output: Tensor = bitsandbytes.matmul_4bit(input.to(dtype), self.packed, quant_state=self.state, bias=bias)
+            return output
 
     return RoundedLinear
 

@@ -28,7 +28,8 @@ class Ia3(PeftMethod[NoSettings]):
         for linear in linears:
             factor = torch.ones(linear.out_features, device=linear.weight.device)
             linear.register_parameter("ia3", torch.nn.Parameter(factor))
-            linear.ia3_hook = linear.register_forward_hook(_scale)
+            hooked: Any = linear
+            hooked.ia3_hook = linear.register_forward_hook(_scale)
 
     @contextmanager
     def disable_adapter(self, model: nn.Module) -> Iterator[None]:

@@ -97,7 +97,7 @@ class OpenClipConvNext(VisionTower[NoSettings]):
         steps = max(sum(depths) - 1, 1)
         rates = [config["drop_path_rate"] * block / steps for block in range(sum(depths))]
 
-        class ConvNextTower(ConvNextPreTrainedModel):
+        class ConvNextTower(ConvNextPreTrainedModel):  # type: ignore[misc]  # transformers has no types
             def __init__(self) -> None:
                 sizes = {key: config[key] for key in ("hidden_sizes", "depths", "patch_size", "image_size")}
                 super().__init__(ConvNextConfig(num_stages=len(depths), **sizes))
@@ -147,7 +147,8 @@ def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
 def sizes_of(found: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """Widths, depths and patch size, from the names and shapes of open_clip's tensors; None where there is no trunk."""
     trunk = {name.removeprefix("visual.trunk.").removeprefix("vision_"): shape for name, shape in found.items()}
-    widths, depths = [], []
+    widths: list[int] = []
+    depths: list[int] = []
     while (shape := trunk.get(f"stages.{len(depths)}.blocks.0.conv_dw.weight")) is not None:
         widths.append(shape[0])
         blocks = re.compile(rf"stages\.{len(depths)}\.blocks\.\d+\.conv_dw\.weight")

@@ -97,7 +97,7 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
             def forward(self, maps: Tensor) -> Tensor:
                 wide = functional.relu6(self._bn0(self._expand_conv(maps))) if self.widens else maps
                 wide = functional.relu6(self._bn1(self._depthwise_conv(wide)))
-                narrow = self._bn2(self._project_conv(wide))
+                narrow: Tensor = self._bn2(self._project_conv(wide))
                 return narrow + maps if self.adds else narrow
 
         class EfficientNetTower(torch.nn.Module):
@@ -111,7 +111,8 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
                         taken = given
 
             def forward(self, pixels: Tensor) -> list[Tensor]:
-                maps = functional.relu6(self._bn0(self._conv_stem(pixels.to(self._conv_stem.weight.dtype))))
+                stem: Any = self._conv_stem
+                maps = functional.relu6(self._bn0(stem(pixels.to(stem.weight.dtype))))
                 for block in self._blocks:
                     maps = block(maps)
                 return [maps]

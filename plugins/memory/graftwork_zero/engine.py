@@ -84,7 +84,8 @@ class Engine(Stepper):
         from deepspeed.utils import safe_get_full_grad
 
         self.norms = torch.stack([safe_get_full_grad(parameter).norm() for parameter in self.parameters.values()])
-        return self.norms.norm()
+        norm: Tensor = self.norms.norm()
+        return norm
 
     def update(self) -> None:
         self.engine.step()

@@ -264,7 +264,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
         self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
     ) -> ImportPlan | None:
         """What upstream's training left in a folder."""
-        from graftwork_mgm.foreign import Reading
+        from graftwork_mgm.upstream_folders import Reading
 
         return Reading(self, folder, towers, adapter).import_plan()
 

@@ -78,7 +78,7 @@ class VisionLanguage(nn.Module):
     def image_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """`[images, tokens, width of the language model]` from the towers' maps."""
         (low,) = features["low"]
-        low = low.unflatten(0, (-1, self.views))
+        low = torch.unflatten(low, 0, (-1, self.views))
         tokens = self.mining(low, features["high"]) if "high" in features else low.flatten(3).transpose(2, 3)
         projected: Tensor = self.model.mm_projector(tokens.flatten(1, 2))
         return projected
@@ -97,7 +97,7 @@ def scaled(maps: Tensor, size: list[int]) -> Tensor:
 
 def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
     """`[images * rows * columns, pixels, width]`: windows and the pixels in them row by row."""
-    windows = maps.unflatten(2, (rows, -1)).unflatten(4, (columns, -1))
+    windows = torch.unflatten(torch.unflatten(maps, 2, (rows, -1)), 4, (columns, -1))
     images, width, row, y, column, x = range(6)
     return windows.permute(images, row, column, y, x, width).flatten(3, 4).flatten(0, 2)
 
@@ -137,8 +137,9 @@ class Mining(nn.Module):
         if self.grid == 1:
             return whole
         size = [side // self.grid for side in whole.shape[-2:]]
-        views = cut(whole, self.grid, self.grid).unflatten(0, (-1, self.grid**2))  # [images, tiles, pixels, width]
-        views = views.transpose(2, 3).unflatten(3, size)
+        # `[images, tiles, pixels, width]`
+        views = torch.unflatten(cut(whole, self.grid, self.grid), 0, (-1, self.grid**2))
+        views = torch.unflatten(views.transpose(2, 3), 3, size)
         if self.overview:
             views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
         return views.flatten(0, 1)
@@ -240,4 +241,4 @@ def repeated(model: nn.Module, tower: str) -> tuple[str, ...]:
         if isinstance(module, nn.ModuleList)
     ]
     innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
-    return tuple(f"{name}.{i}" for name in innermost for i in range(len(model.get_submodule(name))))
+    return tuple(f"{name}.{i}" for name in innermost for i in range(len(list(model.get_submodule(name).children()))))
