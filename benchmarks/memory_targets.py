@@ -24,7 +24,7 @@ from graftwork_registry import Catalog
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "mgm-2b" / "configs"
 SPARING = ["checkpointing", "chunked-loss", "mining-recompute"]
-RUNGS: tuple[list[str], ...] = (
+CANDIDATES: tuple[list[str], ...] = (
     *([], ["checkpointing"], SPARING[:2], SPARING, [*SPARING, "nf4"]),
     *(["all-logits"], ["all-logits", "checkpointing"]),
 )
@@ -71,7 +71,7 @@ def main() -> None:
     """Print a row for each candidate."""
     warnings.filterwarnings("ignore")
     lookup = WithAllLogits()
-    candidates = [argument.split(",") for argument in sys.argv[1:]] or RUNGS
+    candidates = [argument.split(",") for argument in sys.argv[1:]] or CANDIDATES
     print(
         "| strategies | micro-batch | peak | frozen weights | trained, gradients, optimizer | activations | temporaries |"
     )

@@ -93,7 +93,7 @@ def check(text: str, *arguments: str, name: str = "acme_plugin.py") -> Result:
     return graftwork("--disable", "*", "check", name, *arguments)
 
 
-def test_a_sound_plugin_has_a_line_for_each_check_and_status_nought() -> None:
+def test_a_sound_plugin_has_a_line_for_each_check_and_status_zero() -> None:
     done = check(SOURCE.format(top="", body=SOUND))
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [

@@ -154,7 +154,7 @@ def test_a_ratio_has_no_interval_where_a_resample_of_the_base_has_no_right_answe
     )
 
 
-def test_a_ratio_to_nought_is_undefined_in_words() -> None:
+def test_a_ratio_to_zero_is_undefined_in_words() -> None:
     notes = compared([answered(str(n), 0, float(n == 0)) for n in range(6)]).notes
     assert notes[0] == "A ratio to the base is undefined, because the base scores zero."
 

@@ -285,7 +285,7 @@ def test_a_benchmark_writes_its_own_file_once_all_is_answered(tmp_path: Path) ->
     assert (tmp_path / "hand-in.txt").read_text(encoding="utf-8") == "q0 q1 q2"
 
 
-def test_scores_json_tells_the_mean_with_unanswered_questions_as_nought(tmp_path: Path) -> None:
+def test_scores_json_tells_the_mean_with_unanswered_questions_as_zero(tmp_path: Path) -> None:
     result = run(tmp_path, quiz=Quiz(*QUESTIONS, *[BadRecord(f"f:{n}", "odd") for n in range(4)]))
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     for variant in BOTH:

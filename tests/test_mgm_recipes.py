@@ -277,7 +277,7 @@ def test_forced_fp16_that_overflows_is_an_unhealthy_run_where_bf16_is_not_skippe
     )
 
 
-def test_a_run_whose_loss_is_absurd_ends_in_a_plain_verdict_and_a_status_that_is_not_nought(
+def test_a_run_whose_loss_is_absurd_ends_in_a_plain_verdict_and_a_status_that_is_not_zero(
     paths: dict[str, Path], tmp_path: Path
 ) -> None:
     base = scaled_base(tmp_path / "base", "model.norm.weight", 1e11)

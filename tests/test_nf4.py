@@ -112,7 +112,7 @@ def trained(run: PlanOf, tmp_path: Path) -> tuple[Plan, Outcome, list[Event]]:
     return plan, train(plan, LOOKUP, tmp_path / "out", device="cpu", listen=told.append), told
 
 
-def test_a_checkpoint_holds_the_adapter_and_is_proven_with_the_rounded_base(trained: Any) -> None:
+def test_a_checkpoint_holds_the_adapter_and_is_verified_with_the_rounded_base(trained: Any) -> None:
     _, outcome, told = trained
     assert isinstance(told[0], RunStarted)
     assert told[0].notes == ("nf4: frozen linear weights are kept in 4 bits",)

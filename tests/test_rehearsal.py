@@ -88,7 +88,7 @@ def test_weights_gradients_and_optimizer_state_are_those_of_pen_and_paper(base: 
     assert categories["optimizer state"] == 8 * counts["trained"] + 4 * tensors  # and a step's number for each
 
 
-def test_a_first_update_of_noughts_leaves_what_a_whole_step_leaves(base: Path, tmp_path: Path) -> None:
+def test_a_first_update_of_zeros_leaves_what_a_whole_step_leaves(base: Path, tmp_path: Path) -> None:
     plan = plan_of(base, tmp_path)
     with rehearsing(plan, LOOKUP, CPU, device="cpu") as watched:
         first, second = watched.take(2), watched.take(2)

@@ -96,7 +96,7 @@ def test_paths_are_taken_from_the_folder_at_any_depth(monkeypatch: pytest.Monkey
     assert settings.parse(Everything, table, where="here", folder=None).path == Path("data/x.json")
 
 
-def test_a_relative_default_path_is_taken_from_the_folder_too() -> None:
+def test_a_relative_default_path_is_chosen_from_the_folder_too() -> None:
     assert settings.parse(Cached, {}, where="", folder=Path("/runs")).cache == Path("/runs/cache")
 
 

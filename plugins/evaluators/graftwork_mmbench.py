@@ -126,7 +126,7 @@ class MmBench(Evaluator[MmBenchSettings]):
         return {name: hits[name][0] / hits[name][1] for name in names}
 
     def write(self, answered: Sequence[Prediction], folder: Path) -> None:
-        """`submission-ARM.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants."""
+        """`submission-VARIANT.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants."""
         table = _read(required(self.settings, "path"), with_images=False)
         for variant in answered[0].answers:
             said = {int(one.record.id): one.answers[variant] for one in answered}
