@@ -129,10 +129,10 @@ class MmBench(Evaluator[MmBenchSettings]):
         """`submission-VARIANT.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants."""
         table = _read(required(self.settings, "path"), with_images=False)
         for variant in answered[0].answers:
-            said = {int(one.record.id): one.answers[variant] for one in answered}
+            replies = {int(one.record.id): one.answers[variant] for one in answered}
             if self.settings.circular == "make":  # These rounds are not the file's.
-                said = {index: text for index, text in said.items() if index < ROUND}
-            _write_submission(table, said, folder / f"submission-{variant}.xlsx")
+                replies = {index: text for index, text in replies.items() if index < ROUND}
+            _write_submission(table, replies, folder / f"submission-{variant}.xlsx")
 
 
 @hookimpl
@@ -313,7 +313,7 @@ def _image(index: int, text: str, images: dict[int, bytes]) -> int | str:
     return index
 
 
-def _write_submission(table: _Table, said: Mapping[int, str], path: Path) -> None:
+def _write_submission(table: _Table, replies: Mapping[int, str], path: Path) -> None:
     """The columns and rows of LLaVA's and MGM's converter: the file's own, with the answers as the seventh."""
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
@@ -335,5 +335,5 @@ def _write_submission(table: _Table, said: Mapping[int, str], path: Path) -> Non
     for row, cells in zip(table.rows, table.cells, strict=True):
         found = [None if _is_nothing(cells[place]) else text(cells[place]) for place in places]
         found[index] = row.index
-        sheet.append([*found[:6], text(said.get(row.index, "")), *found[6:]])
+        sheet.append([*found[:6], text(replies.get(row.index, "")), *found[6:]])
     book.save(path)

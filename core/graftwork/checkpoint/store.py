@@ -347,5 +347,5 @@ def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str)
             place = weights.locate(ref.given, folder, where="base")
             if weights.HUB_ID.fullmatch(ref.given) and weights.fingerprint(place) == ref.sha256:
                 return place
-    said = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
-    raise WeightsError(f"the base weights '{ref.given}' are not at {said}; name their folder with {option}")
+    tried = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
+    raise WeightsError(f"the base weights '{ref.given}' are not at {tried}; name their folder with {option}")

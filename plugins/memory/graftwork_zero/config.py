@@ -60,8 +60,8 @@ def contradictions(given: Mapping[str, Any], zero: ZeroSettings, train: TrainSet
         wanted["zero_optimization.stage"] = ("memory.zero.stage", zero.stage)
     for key, (name, value) in wanted.items():
         if (found := at(given, key)) not in (None, AUTO, value):
-            said = train.precision if name == "train.precision" else value
-            yield f"{file} says {key} = {shown(found)}, and {name} is {shown(said)}; make them agree, or leave it out"
+            wanted_value = train.precision if name == "train.precision" else value
+            yield f"{file} says {key} = {shown(found)}, and {name} is {shown(wanted_value)}; make them agree, or leave it out"
     optimizer = at(given, "optimizer.type")
     if optimizer not in (None, AUTO, "AdamW", "Adam") or at(given, "optimizer.params.adam_w_mode") is False:
         yield f"{file} asks for the optimizer {shown(optimizer)}, and a run trains with AdamW; leave it out"

@@ -186,9 +186,9 @@ class Reading:
 
     def _inconsistent(self) -> Iterator[str]:
         config, name = self.config, self.model.backbone.architecture
-        if config and (said := config.get("architectures")) != [name]:
+        if config and (declared := config.get("architectures")) != [name]:
             yield (
-                f"config.json says architectures {said} and model_type '{config.get('model_type')}': by the former it would be "
+                f"config.json says architectures {declared} and model_type '{config.get('model_type')}': by the former it would be "
                 "opened without eyes; the latter counts"
             )
         if config and not config.get("mm_vision_tower"):
