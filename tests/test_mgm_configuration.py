@@ -71,6 +71,12 @@ def test_a_folder_that_is_another_model_is_refused(tmp_path: Path, changes: dict
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize("published", ["linear", "identity", "mlp2x_gelu", "mlp3x_gelu"])
+def test_every_published_connector_is_taken_from_a_folder(tmp_path: Path, published: str) -> None:
+    folder = config_folder(tmp_path, mm_projector_type=published)
+    assert MgmGemma(MgmSettings()).configuration(folder)["projector_type"] == published
+
+
 def test_towers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     clip, convnext = Clip(ClipSettings()), OpenClipConvNext(Component.Settings())
     low, high = clip.configuration(TOWER_FOLDERS["low"]), convnext.configuration(TOWER_FOLDERS["high"])

@@ -65,8 +65,8 @@ def main() -> None:
         for variant in RUNS:
             plan, out = plans[variant, seed], given.out / f"{Path(RUNS[variant]).stem}-{seed}"
             assembly, spent = trained(plan, catalog, out, f"{variant}, seed {seed}")
-            model_spec = {"checkpoint": weights.sha256(newest(out) / manifest.FILE)}
-            answered = ask(assembly, plan, catalog, out / "evaluation", model_spec)
+            hashes = {"checkpoint": weights.sha256(newest(out) / manifest.FILE)}
+            answered = ask(assembly, plan, catalog, out / "evaluation", hashes)
             scores[variant].append([one.scores[ADAPTER].value for one in answered])
             seconds[variant].append(spent)
     report(answered, scores, seconds, given.seeds)
@@ -86,13 +86,11 @@ def trained(plan: Plan, catalog: Catalog, out: Path, title: str) -> tuple[Assemb
     return outcome.assembly, sum(line["seconds"] for line in outcome.log)
 
 
-def ask(
-    assembly: Assembly, plan: Plan, catalog: Catalog, out: Path, model_spec: Mapping[str, str]
-) -> Sequence[Prediction]:
+def ask(assembly: Assembly, plan: Plan, catalog: Catalog, out: Path, hashes: Mapping[str, str]) -> Sequence[Prediction]:
     """Every question of the plan's evaluator with its answer."""
     evaluator = cast("Evaluator[Any]", restore_component(plan.run_context.evaluate[0], catalog))
     began = time.perf_counter()
-    result = evaluate(assembly, evaluator, out=out, model_spec=model_spec)
+    result = evaluate(assembly, evaluator, out=out, hashes=hashes)
     score, spent = result.scores[ADAPTER][evaluator.metric], time.perf_counter() - began
     print(f"{out}: {score:.1%} of {len(result.answered)} questions ({spent:.0f} s)", flush=True)
     return result.answered

@@ -54,7 +54,7 @@ class Pass(NamedTuple):
 
     question: int
     round: int
-    approximates: int
+    rounds: int
     """How many rounds the question has."""
     branch: str
     """The coarse category, called l2-category."""
@@ -106,7 +106,7 @@ class MmBench(Evaluator[MmBenchSettings]):
         """
         first, questions = [0.0, 0.0], dict[int, list[Any]]()
         for (group, detail, value), times in Counter((s.group, s.detail, s.value) for s in scores).items():
-            tally = questions.setdefault(detail.question, [times, group, detail.branch, detail.approximates, 0, 0])
+            tally = questions.setdefault(detail.question, [times, group, detail.branch, detail.rounds, 0, 0])
             tally[4] += value
             tally[5] += detail.literal
             if detail.round == 0:

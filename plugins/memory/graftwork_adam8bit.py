@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 BLOCK = 256
-"""Numbers that share a scale."""
+"""Values that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Adam8bit(MemoryStrategy[Adam8bitSettings]):
         return {**alone, "optimizer state": moments}
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer:
-        # At import it warns of a package that nobody has asked for.
+        # At import it warns that an optional package is missing, which is not needed.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim import AdamW8bit
 

@@ -132,7 +132,9 @@ class ShardedStepper(Stepper):
         return norm
 
     def unshard(self, value: Tensor) -> Tensor:
-        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+        sharded: Any = value
+        full: Tensor = sharded.full_tensor() if is_sharded(value) else value
+        return full
 
     def shard(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
         from torch.distributed.tensor import DTensor

@@ -44,7 +44,7 @@ class Nf4(MemoryStrategy[Nf4Settings]):
         """Round layer by layer on the device, so that the whole weights are never there."""
         import torch
 
-        # What bitsandbytes warns of at import, a package with faster kernels for CPUs, nobody has asked for.
+        # At import it warns that an optional package is missing, which is not needed.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         import bitsandbytes  # noqa: F401  (registers the operators)
 
@@ -99,8 +99,10 @@ def _rounded_linear() -> type[nn.Linear]:
 
         @property
         def as_column(self) -> bool:
-            """Whether the weight is unpacked as one column: from rows that are no multiple of a block, bitsandbytes computes other
-            values on processors with AVX-512."""
+            """Whether the weight is unpacked as one column, for which bitsandbytes uses its portable code.
+
+            Its kernel for AVX-512 gets rows wrong whose length is not a multiple of the block.
+            """
             return self.packed.device.type == "cpu" and self.in_features % BLOCK > 0
 
         @property

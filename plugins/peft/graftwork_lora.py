@@ -71,7 +71,7 @@ class Lora(PeftMethod[LoraSettings]):
     Settings = LoraSettings
 
     def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
-        # peft imports bitsandbytes where it is installed, which warns of a package that nobody has asked for.
+        # peft imports bitsandbytes where it is installed, which warns that an optional package is missing.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from peft import inject_adapter_in_model
 

@@ -95,7 +95,7 @@ def stage_of(given: Mapping[str, Any], zero: ZeroSettings) -> int:
 
 
 def combined(given: Mapping[str, Any], zero: ZeroSettings, train: TrainSettings) -> dict[str, Any]:
-    """The engine's configuration. Micro-batches, precision and the optimizer are Graftwork's, so it learns nothing of them."""
+    """The engine's configuration. Micro-batches, precision and the optimizer are Graftwork's, so it is not told of them."""
     table = given.get("zero_optimization", {})
     sharing = {key: value for key, value in table.items() if value != AUTO} | {"stage": stage_of(given, zero)}
     for wanted, key in ((zero.offload_optimizer, "offload_optimizer"), (zero.offload_parameters, "offload_param")):

@@ -46,7 +46,7 @@ class MgmSettings:
         None, "Side in pixels of the image for the high part; 768 by default", minimum=1
     )
     projector_type: str | None = setting(
-        None, "The connector: mlp2x_gelu (default), another mlpNx_gelu, linear, model_spec"
+        None, "The connector: mlp2x_gelu (default), another mlpNx_gelu, linear, identity"
     )
     aspect_ratio: Literal["pad", "square"] | None = setting(
         None, "Pad images to a square (default), or cut a square out of their middle"
@@ -103,7 +103,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
                 chosen[name] = whole.get(key) or (silent if of_mgm else plain)
         chosen["image_global"] &= chosen["image_grid"] > 1
         chosen["template"] = chosen["template"] or self.backbone.template
-        if not re.fullmatch(r"linear|model_spec|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
+        if not re.fullmatch(r"linear|identity|mlp[1-9]\d*x_gelu", chosen["projector_type"]):
             raise WeightsError(
                 f"projector_type '{chosen['projector_type']}' is not known; use 'mlp2x_gelu' (or another number), 'linear' or "
                 "'identity'"

@@ -103,7 +103,7 @@ def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class Mining(nn.Module):
-    """Patch-info mining: every low patch looks at the high pixels that it covers.
+    """Patch-info mining: every low patch attends to the high pixels that it covers.
 
     Without upstream's replacement of NaN among the scores: a NaN is to be noticed.
     """

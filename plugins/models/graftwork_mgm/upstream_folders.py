@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, RequiredTower, VisionTower
 from graftwork.errors import WeightsError
@@ -112,14 +112,16 @@ class Reading:
     def _part(self, part: str) -> RequiredTower:
         trained = bool(self.config.get(TRAINED[part]))
         # Upstream's loader takes CLIP from a whole model's folder, and ConvNeXt from its own.
-        source = "trained here" if trained else "here" if self.is_full_model and part == "low" else "its folder"
+        source: Literal["its folder", "here", "trained here"] = "trained here" if trained else "its folder"
+        if not trained and self.is_full_model and part == "low":
+            source = "here"
         layer = self.config.get("mm_vision_select_layer")
         return RequiredTower(
             recorded=str(self.config.get(KEYS[part]) or ""),
             settings={"select_layer": layer} if part == "low" and layer is not None else {},
             width=self.config.get(WIDTHS[part]),
             held=self.has(part),
-            source=source,  # type: ignore[arg-type]
+            source=source,
         )
 
     def _configure(self, base: Path | None) -> Mapping[str, Any]:
