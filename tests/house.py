@@ -1,4 +1,4 @@
-"""The import rule of the house: who may import whom, what breaks it, and the picture of it."""
+"""The import rule of the house: who may import whom, what breaks it, and the diagram of it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """The packages of the core from the ground up. Each imports only packages of the floors below it."""
 LEVEL = {package: level for level, floor in enumerate(FLOORS) for package in floor}
+ENTRANCES = {"graftwork", "graftwork.__main__"}
+"""What stands outside the rule: the facade, and the command `python -m graftwork`."""
 MUTUAL = {"kinds", "assembly", "stepper", "external"}
 """The modules of `contracts` that may name one another for type checking: a strategy is handed the assembly that holds it."""
 FOR_PLUGINS = {
@@ -56,20 +58,38 @@ def sources() -> dict[str, str]:
     return {module_name(file): file.read_text(encoding="utf-8") for file in tracked("core")}
 
 
-def imported_modules(text: str, known: Mapping[str, object]) -> Iterator[tuple[str, bool]]:
-    """The modules of the project that a text imports anywhere, each with whether for type checking only."""
+def bound_names(text: str) -> set[str]:
+    """The names that a package's `__init__` binds; they win over its modules of the same name."""
+    return {
+        alias.asname or alias.name
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """The modules of the project that a module imports anywhere, each with whether for type checking only."""
     tree = ast.parse(text)
     checking = {
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [inner if (inner := f"{node.module}.{a.name}") in known else node.module for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = module.rsplit(".", node.level)[0] if node.level else ""
+            source = ".".join(filter(None, [start, node.module]))
+            bound = bound_names(known.get(source, ""))
+            inner = [f"{source}.{alias.name}" for alias in node.names]
+            names = [
+                name if name in known and alias.name not in bound else source
+                for name, alias in zip(inner, node.names, strict=True)
+            ]
         else:
             continue
         yield from ((name, id(node) in checking) for name in names if name.partition(".")[0] == "graftwork")
@@ -86,7 +106,9 @@ def violations(modules: Mapping[str, str]) -> list[str]:
     found = []
     for module, text in modules.items():
         package = package_of(module)
-        for other, _ in imported_modules(text, modules) if package else ():
+        if not package and module not in ENTRANCES:
+            found.append(f"{module} has no place in the rule")
+        for other, _ in imported_modules(module, text, modules) if package else ():
             target = package_of(other)
             if target and target != package and LEVEL[target] >= LEVEL[package]:
                 found.append(f"{module} imports {other}")
@@ -98,10 +120,10 @@ def circles(modules: Mapping[str, str]) -> list[str]:
     arrows = {
         module: {
             other
-            for other, checking in imported_modules(text, modules)
+            for other, checking in imported_modules(module, text, modules)
             if other in modules
+            and other != module
             and package_of(other) == package_of(module) != ""
-            and other.count(".") == module.count(".") == 2
             and not (checking and {other.rpartition(".")[2], module.rpartition(".")[2]} <= MUTUAL)
         }
         for module, text in modules.items()
@@ -124,7 +146,10 @@ def package_arrows(modules: Mapping[str, str]) -> dict[str, set[str]]:
     arrows: dict[str, set[str]] = {package: set() for package in LEVEL}
     for module, text in modules.items():
         if package := package_of(module):
-            arrows[package] |= {package_of(other) for other, _ in imported_modules(text, modules)} - {package, ""}
+            arrows[package] |= {package_of(other) for other, _ in imported_modules(module, text, modules)} - {
+                package,
+                "",
+            }
     return arrows
 
 

@@ -2,60 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from graftwork.contracts.plan import Plan
-from graftwork.contracts.verdict import Verdict
-from graftwork.evaluate.comparison import Comparison
-from graftwork.memory.timeline import Footprint
-
-
-@dataclass(frozen=True)
-class ReportContent:
-    """What a report says; a part that is left out leaves its section out."""
-
-    title: str
-    summary: str = ""
-    """A sentence under the title, left out where a comparison begins with the same one."""
-    verdict: Verdict | None = None
-    comparisons: Sequence[Comparison] = ()
-    log: Sequence[Mapping[str, Any]] = ()
-    """A row for each logged step, with `step`, `loss` and whatever else the training log holds."""
-    plan: Plan | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Parameters: `total` and `trained`."""
-    roles: Sequence[Mapping[str, Any]] = ()
-    """A row for each role of the model (see `outline.RoleRow`)."""
-    kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `Assembly.kernel_usage` returned."""
-    data: Sequence[Mapping[str, Any]] = ()
-    """A row for each source and operator (see `pipeline.StageCount`)."""
-    verification: Mapping[str, Any] = field(default_factory=dict)
-    """What shows that the checkpoint works, such as how far its logits differ, the hash, and that a fresh process opened it."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Versions, machine, command and time."""
-    memory: Mapping[str, str] = field(default_factory=dict)
-    """What was predicted and what was measured."""
-    footprint: Footprint | None = None
-    """The memory of a step, as rehearsed."""
-    notes: Sequence[str] = ()
-    """Sentences that a reader must not miss."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What `report.json` holds."""
-        content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
-        content["verdict"] = dataclasses.asdict(self.verdict) if self.verdict else None
-        content["plan"] = self.plan.to_json() if self.plan else None
-        content["footprint"] = self.footprint.to_json() if self.footprint else None
-        plain: dict[str, Any] = _plain(content)
-        return plain
+from graftwork.report.content import ReportContent as ReportContent
 
 
 def write_report(folder: Path, content: ReportContent) -> None:
@@ -68,14 +18,3 @@ def write_report(folder: Path, content: ReportContent) -> None:
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.md").write_text(render_markdown(content), encoding="utf-8")
     (folder / "report.html").write_text(render_page(content), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """JSON without NaN and infinities, which JSON does not have: they become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -19,7 +19,7 @@ from graftwork.report.wording import (
 
 if TYPE_CHECKING:
     from graftwork.evaluate.comparison import Comparison
-    from graftwork.report import ReportContent
+    from graftwork.report.content import ReportContent
 
 
 def render_markdown(content: ReportContent) -> str:

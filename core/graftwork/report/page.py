@@ -31,7 +31,7 @@ from graftwork.report.wording import (
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-    from graftwork.report import ReportContent
+    from graftwork.report.content import ReportContent
 
 FLIPS = 12
 """How many gained and how many lost answers are shown."""
