@@ -8,7 +8,7 @@ ZERO := .venv/.zero
 .PHONY: help setup demo test test-all smollm2 lint format demo-base clean
 
 help:
-	@echo "make demo       set up, then train, prove, compare and report a tiny model on this machine"
+	@echo "make demo       set up, then train, verify, compare and report a tiny model on this machine"
 	@echo "make test       set up, then run the tests (minutes)"
 	@echo "make test-all   the tests and the slow ones, which need the packages of examples/smollm2 (110 MB)"
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
