@@ -38,14 +38,16 @@ FOR_PLUGINS = {
 """All that a plugin may import of the project."""
 
 
-def tracked(*folders: str) -> list[Path]:
-    """The Python files below these folders: those that git tracks, or all where this is no checkout."""
+def tracked(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
+    """The files below these folders: those that git tracks, or all where this is no checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", *folders], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
-    return sorted(ROOT / name for name in listed.stdout.split("\0") if name.endswith(".py") and (ROOT / name).is_file())
+        files = [file for folder in folders for file in (ROOT / folder).rglob("*") if "__pycache__" not in file.parts]
+    else:
+        files = [ROOT / name for name in listed.stdout.split("\0")]
+    return sorted(file for file in files if file.suffix in suffixes and file.is_file())
 
 
 def module_name(file: Path) -> str:

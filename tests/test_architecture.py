@@ -236,9 +236,18 @@ def test_the_wheel_holds_the_three_roots_without_their_names(tmp_path: Path) -> 
     assert {"graftwork", "graftwork_registry", *(value.partition(".")[0] for value in ENTRY_POINTS.values())} <= top
     assert all(name.startswith("graftwork") for name in top)
     roots = [ROOT / "core", ROOT / "registry", *(ROOT / "plugins").iterdir()]
-    sources = {file.relative_to(root) for root in roots if root.is_dir() for file in root.rglob("*")}
-    kept = {path.as_posix() for path in sources if path.suffix in (".py", ".txt") and "__pycache__" not in path.parts}
-    assert kept <= set(files)
+    kept = tracked("core", "registry", "plugins", suffixes=(".py", ".txt"))
+    names = {file.relative_to(root).as_posix() for file in kept for root in roots if file.is_relative_to(root)}
+    assert names <= set(files)
+
+
+def test_every_name_of_the_contracts_is_there() -> None:
+    from graftwork import contracts
+
+    assert all(getattr(contracts, name) is not None for name in contracts.__all__)
+    assert set(contracts.LATE) <= set(contracts.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Picture'"):
+        _ = contracts.Picture
 
 
 def test_the_installed_entry_points_are_those_of_the_project() -> None:

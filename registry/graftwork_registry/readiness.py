@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 from graftwork.config import machine
-from graftwork.contracts.component import Requires
+from graftwork.contracts.component import Requires, missing_packages
 
 
 def unmet_requirement(requires: Requires) -> str:
     """What is missing and how to get it, as a clause; empty when nothing is missing."""
-    here = machine.Machine(capability=cuda_capability()) if requires.cuda else None
-    return machine.unmet_requirement(requires, here)
+    if (missing := missing_packages(requires)) or requires.cuda is None:
+        return missing  # without asking the driver, which takes time
+    return machine.unmet_requirement(requires, machine.Machine(capability=cuda_capability()))
 
 
 @cache

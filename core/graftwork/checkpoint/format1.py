@@ -30,7 +30,7 @@ def read_manifest(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_golden_inputs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Golden inputs of either format, by the names of format 2."""
+    """The golden inputs, by the names of format 2."""
     return {TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,11 +15,7 @@ from graftwork.cli.drawing import drawing
 from graftwork.cli.launch import on_processes
 from graftwork.cli.options import DEVICE, FOLDER, JSON, base_options, parse_parts, parse_settings
 from graftwork.cli.printing import print_comparison, print_scores
-
-if TYPE_CHECKING:
-    from graftwork.jobs.evaluate import EvaluationRequest
-
-BATCH_SIZE = 16
+from graftwork.jobs.evaluate import BATCH_SIZE, EvaluationRequest, compare_checkpoint, evaluate_checkpoint
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +43,6 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT with evaluators. Questions that were answered before are not asked again."""
     from graftwork.evaluate.scores import ADAPTER
-    from graftwork.jobs.evaluate import evaluate_checkpoint
 
     request, where = questions_of(options)
     results = []
@@ -71,8 +66,6 @@ def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: An
 @click.pass_obj
 def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT and its base in one pass, and show what the adapter changed and what it forgot."""
-    from graftwork.jobs.evaluate import compare_checkpoint
-
     request, where = questions_of(options)
     comparisons = []
     console = progress_console(as_json)
@@ -88,8 +81,6 @@ def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any
 
 def questions_of(options: Mapping[str, Any]) -> tuple[EvaluationRequest, dict[str, Any]]:
     """What `evaluation_options` say is asked, and where the checkpoint's weights are."""
-    from graftwork.jobs.evaluate import EvaluationRequest
-
     names, overrides = options["names"], options["overrides"]
     if overrides and len(names) != 1:
         raise click.UsageError("--set changes the settings of one evaluator; name it with --on")

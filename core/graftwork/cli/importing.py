@@ -8,7 +8,7 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import open_console
-from graftwork.cli.options import place_options
+from graftwork.cli.options import parse_parts, place_options
 
 
 @click.command("import")
@@ -40,7 +40,6 @@ def import_command(
     import shutil
 
     from graftwork.checkpoint.merging import refuse_existing
-    from graftwork.cli.options import parse_parts
     from graftwork.errors import CheckpointError
     from graftwork.foreign.diagnosis import diagnose
     from graftwork.foreign.importing import import_folder

@@ -12,7 +12,7 @@ DEVICE = click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; b
 
 
 def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where a foreign folder's base and towers are."""
+    """The options that say where the base and the towers of a folder of other code are."""
     base = click.option(
         "base", "--base", type=click.Path(path_type=Path), metavar="DIR", help="What it was trained from."
     )

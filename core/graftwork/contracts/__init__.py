@@ -1,5 +1,8 @@
 """What plugin authors write against, and what the engine speaks in."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from graftwork.contracts.anatomy import (
     DTYPES,
     AttentionCase,
@@ -14,7 +17,6 @@ from graftwork.contracts.anatomy import (
     named_tensors,
     within,
 )
-from graftwork.contracts.assembly import Assembly, KernelBinding
 from graftwork.contracts.batch import IGNORED, Batch, Encoded, collate, find_label_positions
 from graftwork.contracts.component import (
     SUPPORTED,
@@ -28,8 +30,6 @@ from graftwork.contracts.component import (
     missing_requirements,
     unsupported,
 )
-from graftwork.contracts.events import CheckpointSaved, Evaluated, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
-from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
 from graftwork.contracts.hookspecs import hookimpl
 from graftwork.contracts.kinds import (
     KINDS,
@@ -48,20 +48,53 @@ from graftwork.contracts.kinds import (
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.model import Processor, VisionLanguageModel
-from graftwork.contracts.plan import (
-    Choice,
-    ModelSpec,
-    Plan,
-    RunContext,
-    TrainSettings,
-    WeightsRef,
-    config_of,
-    folder_of,
-)
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.setting import setting
 from graftwork.contracts.stepper import Stepper, cross_entropy, stepper_for, summed_loss
-from graftwork.contracts.verdict import Verdict
+
+if TYPE_CHECKING:
+    from graftwork.contracts.assembly import Assembly, KernelBinding
+    from graftwork.contracts.events import (
+        CheckpointSaved,
+        Evaluated,
+        Event,
+        MemoryRanOut,
+        RunEnded,
+        RunStarted,
+        StepTaken,
+    )
+    from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
+    from graftwork.contracts.plan import (
+        Choice,
+        ModelSpec,
+        Plan,
+        RunContext,
+        TrainSettings,
+        WeightsRef,
+        config_of,
+        folder_of,
+    )
+    from graftwork.contracts.verdict import Verdict
+
+LATE = {
+    **dict.fromkeys(("Assembly", "KernelBinding"), "assembly"),
+    **dict.fromkeys(
+        ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "StepTaken"), "events"
+    ),
+    **dict.fromkeys(("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "broken"), "external"),
+    **dict.fromkeys(
+        ("Choice", "ModelSpec", "Plan", "RunContext", "TrainSettings", "WeightsRef", "config_of", "folder_of"), "plan"
+    ),
+    **dict.fromkeys(("Verdict",), "verdict"),
+}
+"""Name to module: what listing does not need is imported when it is asked for, so that it costs no time at start-up."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATE:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{LATE[name]}"), name)
+
 
 __all__ = [
     "DTYPES",

@@ -22,7 +22,7 @@ from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
 from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.messages import Answering, Listener, Message, ignore
-from graftwork.jobs.outcome import MAX_NAMED, notes
+from graftwork.jobs.outcome import MAX_NAMED, notes, title_of
 from graftwork.jobs.verify import open_for
 from graftwork.report import ReportContent, write_report
 
@@ -93,10 +93,15 @@ def compare_checkpoint(
     for opened, result, folder in evaluate_checkpoint(
         checkpoint, lookup, (BASE, ADAPTER), request, listen=listen, **where
     ):
-        comparison = compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None)
+        comparison = compare_opened(opened, result)
         if processes.is_first():
             write_report(folder, report_of(opened, comparison))
         yield comparison, folder
+
+
+def compare_opened(opened: Opened, result: Result) -> Comparison:
+    """Compare base and adapter of a checkpoint, which knows the groups that it was trained on."""
+    return compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None)
 
 
 def choose_evaluator(
@@ -155,9 +160,8 @@ def run_evaluation(
 def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
     """What a report of a comparison alone says."""
     read = opened.manifest
-    model_spec = read.plan.model_spec
     return ReportContent(
-        title=f"{model_spec.peft.name if model_spec.peft else 'training'} on {model_spec.model.name}",
+        title=title_of(read.plan),
         verdict=read.health,
         comparisons=[comparison],
         plan=read.plan,

@@ -6,12 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftwork.config.sizes import format_size
+from graftwork.contracts.plan import Plan
 
 if TYPE_CHECKING:
     from graftwork.memory.budget import CandidateSearch
 
 MAX_NAMED = 5
 """How many unusable records are named."""
+
+
+def title_of(plan: Plan) -> str:
+    """What a report is called: the method, and the model that it was used on."""
+    spec = plan.model_spec
+    return f"{spec.peft.name if spec.peft else 'training'} on {spec.model.name}"
 
 
 def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[str, str]:

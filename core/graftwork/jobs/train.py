@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from graftwork import processes
 from graftwork.build import outline as outlines
@@ -18,19 +18,17 @@ from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
 from graftwork.errors import UnhealthyRun
-from graftwork.evaluate.comparison import Comparison, compare
+from graftwork.evaluate.comparison import Comparison
 from graftwork.evaluate.scores import ADAPTER, BASE
-from graftwork.jobs.evaluate import hashes_of, run_evaluation
+from graftwork.jobs.evaluate import compare_opened, hashes_of, run_evaluation
 from graftwork.jobs.messages import Compared, Listener, Message, Rehearsing, Scored, ignore
-from graftwork.jobs.outcome import data_notes, memory_facts, notes
+from graftwork.jobs.outcome import data_notes, memory_facts, notes, title_of
 from graftwork.jobs.verify import open_for, verify_in_fresh_process
 from graftwork.memory import budget
 from graftwork.memory.budget import CandidateSearch
 from graftwork.report import ReportContent, write_report
 from graftwork.train import loop
-
-if TYPE_CHECKING:
-    from graftwork.train.loop import Outcome
+from graftwork.train.loop import Outcome
 
 
 def train(
@@ -141,7 +139,7 @@ def report_content(
     """What the report of a run says."""
     read = manifest.read(outcome.checkpoint)
     return ReportContent(
-        title=f"{plan.model_spec.peft.name if plan.model_spec.peft else 'training'} on {plan.model_spec.model.name}",
+        title=title_of(plan),
         summary=comparisons[0].headline if comparisons else "",
         verdict=outcome.verdict,
         comparisons=comparisons,
@@ -176,6 +174,6 @@ def compare_all(plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen:
             listen(Message("There is no base to compare with: everything that was trained is new."))
             listen(Scored(result))
             continue
-        comparisons.append(compare(result, trained_groups=set(opened.manifest.data.get("groups", {})) or None))
+        comparisons.append(compare_opened(opened, result))
         listen(Compared(comparisons[-1]))
     return comparisons
