@@ -12,9 +12,10 @@ from graftwork.contracts.anatomy import BuildContext, PixelSettings, Structure, 
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.batch import Batch
 from graftwork.contracts.kinds import MemoryStrategy, PeftMethod, VisionTower
+from graftwork.contracts.loss import summed_loss
 from graftwork.contracts.plan import Choice, ModelSpec, Plan, TrainSettings
 from graftwork.contracts.records import Image, Record, Turn
-from graftwork.contracts.stepper import Stepper, stepper_for, summed_loss
+from graftwork.contracts.stepper import Stepper, stepper_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

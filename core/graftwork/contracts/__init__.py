@@ -47,10 +47,11 @@ from graftwork.contracts.kinds import (
     Writer,
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
+from graftwork.contracts.loss import cross_entropy, summed_loss
 from graftwork.contracts.model import Processor, VisionLanguageModel
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.setting import setting
-from graftwork.contracts.stepper import Stepper, cross_entropy, stepper_for, summed_loss
+from graftwork.contracts.stepper import Stepper, stepper_for
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly, KernelBinding

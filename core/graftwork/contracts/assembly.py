@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors
 from graftwork.contracts.kinds import AttentionKernel, MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
+from graftwork.contracts.loss import cross_entropy
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Plan
-from graftwork.contracts.stepper import cross_entropy
 
 if TYPE_CHECKING:
     import torch
