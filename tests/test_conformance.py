@@ -153,7 +153,7 @@ def test_every_check_but_those_of_models_catches_something() -> None:
 
 
 def test_a_component_that_cannot_work_here_is_skipped_with_the_reason() -> None:
-    found = outcomes(methods.Scale, obstacle="needs a CUDA device of compute capability 8.0 or more")
+    found = outcomes(methods.Scale, unmet_requirement="needs a CUDA device of compute capability 8.0 or more")
     assert found["the metadata is complete"].state == "passed"
     skipped = found["training changes the output"]
     assert (skipped.state, skipped.sentence) == ("skipped", "needs a CUDA device of compute capability 8.0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ BROKEN = {
         models.computing(models.puts_images_last, "encode_images"),
         "features can be kept",
         "must count images",
+    ),
+    "another encoder": (
+        models.built_with(lambda structure: replace(structure, image_encoder=("connector",))),
+        "images are encoded where the structure says",
+        "name all that it runs",
     ),
     "blind": (models.computing(models.sees_nothing), "images are seen", "at its first token nothing changes"),
     "half a model": (models.WritesHalf, "what is written reads back", "the weights lack"),
@@ -129,7 +135,7 @@ def test_what_new_writes_passes_and_nothing_is_skipped_without_need(
     Path(file).write_text(text)
     catalog = Catalog.discover(files=[tmp_path / file], disable=["*"])
     for row in catalog.components():
-        outcomes: Any = list(examine(row.component, settings=SETTINGS.get(row.kind), obstacle=row.reason))
+        outcomes: Any = list(examine(row.component, settings=SETTINGS.get(row.kind), unmet_requirement=row.reason))
         assert not [outcome for outcome in outcomes if outcome.state == "failed"]
         skipped = {outcome.sentence for outcome in outcomes if outcome.state == "skipped"}
         assert skipped <= {

@@ -141,7 +141,7 @@ def test_a_plugin_of_the_documents_does_what_its_kind_demands(block: Block, fold
     assert (plugin.state, plugin.sentence) == ("ok", "")
     assert catalog.components() or "def happened" in block.text
     for row in catalog.components():
-        for outcome in examine(row.component, obstacle=row.reason):
+        for outcome in examine(row.component, unmet_requirement=row.reason):
             assert outcome.state != "failed", outcome
             assert outcome.state == "passed" or outcome.sentence == row.reason or outcome.sentence.startswith("it "), (
                 outcome

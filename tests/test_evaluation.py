@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 
+from graftwork.conformance import specimens
 from graftwork.contracts import BadRecord, Image, Prediction, Record, Turn
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate.evaluation import Result, evaluate, image_features
 from graftwork.evaluate.generation import answer, encode_prompt
 from graftwork.evaluate.questions import read_questions
 from graftwork.weights import sha256
+from graftwork_lora import Lora, LoraSettings
 
 HASHES = {"checkpoint": "c0ffee", "base": "ba5e"}
 QUESTIONS = [
@@ -61,9 +64,20 @@ def test_an_image_is_encoded_once_for_all_its_questions_and_both_variants(tmp_pa
 
 
 def test_towers_that_are_trained_look_again_for_the_base(tmp_path: Path) -> None:
-    assembly = tiny_assembly(trains_vision=True)
+    assembly = tiny_assembly(changes_image_features=True)
     assert run(tmp_path / "again", assembly).scores == run(tmp_path / "once").scores
     assert assembly.model.seen == 6
+
+
+@pytest.mark.parametrize(
+    ("encoder", "changes"), [(("",), True), (("blocks.0",), True), (("embedding", "blocks.1"), False)]
+)
+def test_an_adapter_on_whatever_encodes_images_changes_their_features(encoder: tuple[str, ...], changes: bool) -> None:
+    """Of a model without tower slots too: its base must not be answered from the adapter's image features."""
+    assembly = specimens.adapt(specimens.assemble(peft=Lora(LoraSettings()), on=("first",)))
+    assembly.structure = replace(assembly.structure, image_encoder=encoder)
+    assert not assembly.towers
+    assert assembly.changes_image_features is changes
 
 
 def test_questions_with_and_without_images_may_be_mixed(tmp_path: Path) -> None:

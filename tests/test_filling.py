@@ -60,9 +60,9 @@ def test_every_tensor_of_the_model_is_the_one_in_the_file(base: Path, lookup: Di
         ).items()
     }
     found = named_tensors(assembly.model)
-    assert found.keys() == stored.keys() == assembly.base_keys
+    assert found.keys() == stored.keys() == assembly.adaptation.base_keys
     assert all(found[name].equal(stored[name]) for name in stored)
-    assert assembly.newly_initialised == ()
+    assert assembly.adaptation.newly_initialised == ()
     assert not assembly.trained()
 
 
@@ -91,7 +91,7 @@ def test_a_tensor_of_another_shape_is_refused(altered: Any, lookup: DictLookup) 
 def test_a_role_that_may_be_missing_starts_fresh_and_is_reported(altered: Any, lookup: DictLookup) -> None:
     folder = altered(without=("model.mm_projector.", "model.vlm_uni_"))
     assembly = built(folder, lookup)
-    assert assembly.newly_initialised == ("connector", "mining")
+    assert assembly.adaptation.newly_initialised == ("connector", "mining")
     weight = assembly.model.get_parameter(CONNECTOR)
     assert weight.std() > 0
     assert weight.isfinite().all()
@@ -178,10 +178,10 @@ def test_meta_reads_nothing_and_knows_every_shape(base: Path, lookup: DictLookup
     assert {n: t.shape for n, t in shaped.state_to_save().items()} == {
         n: t.shape for n, t in whole.state_to_save().items()
     }
-    assert (shaped.newly_initialised, shaped.base_keys, shaped.adapter_parameters) == (
-        whole.newly_initialised,
-        whole.base_keys,
-        whole.adapter_parameters,
+    assert (shaped.adaptation.newly_initialised, shaped.adaptation.base_keys, shaped.adaptation.adapter_parameters) == (
+        whole.adaptation.newly_initialised,
+        whole.adaptation.base_keys,
+        whole.adaptation.adapter_parameters,
     )
 
 

@@ -80,7 +80,7 @@ def test_what_the_base_lacked_is_in_the_merged_weights(base: Path, lookup: DictL
     certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
     assert (certificate.new, certificate.changed) == (4, 28 + 12)
     whole = compose.build(plan_of(tmp_path / "merged", tmp_path, {"peft": None}), lookup, device="cpu")
-    assert whole.newly_initialised == ()
+    assert whole.adaptation.newly_initialised == ()
     close(logits_of(whole)[0], expected)
 
 

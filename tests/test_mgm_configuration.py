@@ -134,7 +134,7 @@ def test_what_is_written_reads_back_as_the_same_model(tmp_path: Path) -> None:
     base = compose.build(plan(GOLDEN / "full", GOLDEN / "full", towers=True), LOOKUP, device="cpu")
     base.architecture.write(base, tmp_path)
     again = compose.build(plan(tmp_path, tmp_path, towers=False), LOOKUP, device="cpu")
-    assert again.newly_initialised == ()
+    assert again.adaptation.newly_initialised == ()
     assert torch.equal(logits(again), logits(base))
     for part, tower in base.towers.items():
         assert tower.configuration(tmp_path / part) == base.plan.model_spec.parts[part].config
@@ -157,7 +157,7 @@ def test_what_is_written_has_the_published_names_and_keys(tmp_path: Path) -> Non
 
 def test_a_plain_language_model_starts_with_a_fresh_connector_and_mining() -> None:
     assembly = compose.build(plan(GOLDEN / "base", GOLDEN / "base", towers=True), LOOKUP, device="cpu")
-    assert assembly.newly_initialised == ("connector", "mining")
+    assert assembly.adaptation.newly_initialised == ("connector", "mining")
     assert not [name for name, parameter in assembly.model.named_parameters() if parameter.is_meta]
     bound = 64**-0.5  # of torch's own initialisation
     assert 0.5 * bound < assembly.model.model.mm_projector[2].weight.abs().max() <= bound

@@ -131,7 +131,7 @@ def test_what_is_written_is_an_mgm_folder_that_reads_back_the_same(folder: Path,
     assert ("lm_head.weight" in load_file(written / "model.safetensors")) is not tied
     again = compose.build(plan_of(written, low={"use": "clip", "config": str(written / "low")}), LOOKUP, device="cpu")
     again.model.eval()
-    assert again.newly_initialised == ()
+    assert again.adaptation.newly_initialised == ()
     assert again.plan.model_spec.model.config == {**(base.plan.model_spec.model.config or {}), "select_layer": -2}
     batch = collate([base.processor.encode(conversation("<image>\nWhat?", "a cat", images=1))], pad_id=0)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_a_copy_of_tied_embeddings_is_left_out_and_another_head_is_refused(folde
         build(folder)
     assert str(refused.value) == (
         "the weights hold 'lm_head.weight' unlike 'model.embed_tokens.weight', and by their configuration these are one "
-        "tensor; mend the configuration"
+        "tensor; correct the configuration"
     )
 
 

@@ -90,7 +90,7 @@ def test_decoding_drops_special_tokens_and_space(processor: MgmProcessor) -> Non
 @pytest.mark.parametrize(
     ("turns", "images", "sentence"),
     [
-        ((), 0, "in record 'r' user and assistant do not take turns; mend it or leave it out"),
+        ((), 0, "in record 'r' user and assistant do not take turns; correct the record or leave it out"),
         (("<image>\nQ", "A"), 0, "record 'r' has 0 images and 1 turns with '<image>'; make them agree"),
         (("Q", "A"), 1, "record 'r' has 1 images and 0 turns with '<image>'; make them agree"),
         (("Q<eos>", "A"), 0, "record 'r' has '<eos>' in its text, which would end a turn; remove it"),

@@ -202,7 +202,7 @@ def test_stage_2_starts_from_the_merged_stage_1_and_is_evaluated_against_it(
     recipe: str, stage_1: Path, paths: dict[str, Path], tmp_path: Path
 ) -> None:
     plan, outcome = run_recipe(recipe, tmp_path / "out", {**paths, **EVALUATION, "model.weights": stage_1})
-    assert outcome.assembly.newly_initialised == (), "the merged stage 1 has connector and mining"
+    assert outcome.assembly.adaptation.newly_initialised == (), "the merged stage 1 has connector and mining"
     assert (outcome.data["records"], outcome.data["bad"]) == (11, [])
     trained = outcome.assembly.trained()
     assert {name.split(".")[1] for name in trained} >= {"mm_projector", "vlm_uni_query_projector", "layers"}

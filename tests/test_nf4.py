@@ -19,7 +19,7 @@ from graftwork.build import compose
 from graftwork.checkpoint.merging import merge
 from graftwork.checkpoint.store import TENSORS, open_checkpoint, read_tensors
 from graftwork.cli import main
-from graftwork.contracts import Assembly, DictLookup, Event, Plan, RunStarted
+from graftwork.contracts import Adaptation, Assembly, DictLookup, Event, Plan, RunStarted
 from graftwork.errors import CheckpointError
 from graftwork.jobs.outcome import notes
 from graftwork.train.loop import Outcome, train
@@ -56,7 +56,7 @@ def test_frozen_linear_layers_of_the_base_are_rounded_and_nothing_else_is(run: P
         assert layer.weight.dtype == weight.dtype
         bytes_of = sum(buffer.nbytes for key, buffer in layer.named_buffers() if key != "code")
         assert bytes_of < 0.54 * weight.numel()
-    assert small.counts() == plain.counts()
+    assert small.adaptation.counts == plain.adaptation.counts
     assert small.state_to_save().keys() == plain.state_to_save().keys()
 
 
@@ -72,7 +72,7 @@ def test_every_row_length_is_read_back_as_it_was_packed(shape: tuple[int, int]) 
     assembly: Any = SimpleNamespace(
         model=nn.ModuleDict({"base": layer}),
         structure=SimpleNamespace(roles={"language.mlp": ("base",)}),
-        base_keys={"base.weight"},
+        adaptation=Adaptation(base_keys=frozenset({"base.weight"})),
         device=torch.device("cpu"),
     )
     Nf4(Nf4.Settings()).quantize(assembly)

@@ -78,7 +78,7 @@ def test_the_outline_and_the_built_model_agree(base: Path, tmp_path: Path) -> No
         plan = plan_of(base, tmp_path, {"peft": peft})
         assembly = compose.build(plan, DictLookup(*COMPONENTS), device="cpu")
         found = outline(plan, DictLookup(*COMPONENTS), CPU)
-        assert {"total": found.total, "trained": found.trained} == assembly.counts()
+        assert {"total": found.total, "trained": found.trained} == assembly.adaptation.counts
 
 
 def test_roles_that_the_base_lacks_are_marked(base: Path, tmp_path: Path) -> None:

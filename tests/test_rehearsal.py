@@ -80,7 +80,7 @@ def test_weights_gradients_and_optimizer_state_are_those_of_pen_and_paper(base: 
     plan = plan_of(base, tmp_path, {"train.precision": "bf16"})
     with rehearsing(plan, LOOKUP, CPU, device="cpu") as watched:
         categories = watched.take(1).footprint.categories
-        counts = watched.assembly.counts()
+        counts = watched.assembly.adaptation.counts
         buffers = sum(buffer.nbytes for buffer in watched.assembly.model.buffers())
     assert categories["frozen weights"] == 2 * (counts["total"] - counts["trained"]) + buffers
     assert categories["trained weights"] == categories["gradients"] == 4 * counts["trained"]
@@ -167,8 +167,10 @@ def test_neither_weights_nor_random_numbers_are_touched(base: Path, tmp_path: Pa
 def test_it_is_rehearsed_as_if_all_weights_were_there_but_those_that_start_fresh(tmp_path: Path) -> None:
     with rehearsing(plan_of(None, tmp_path), LOOKUP, CPU, device="cpu") as watched:
         assembly = watched.assembly
-    assert assembly.newly_initialised == ("connector", "mining")
-    lacking = {name.split(".")[1] for name in assembly.state_to_save() if name not in assembly.adapter_parameters}
+    assert assembly.adaptation.newly_initialised == ("connector", "mining")
+    lacking = {
+        name.split(".")[1] for name in assembly.state_to_save() if name not in assembly.adaptation.adapter_parameters
+    }
     assert lacking == {"mm_projector", *(f"vlm_uni_{part}_projector" for part in ("query", "aux", "val"))}
 
 
@@ -193,11 +195,11 @@ def timeline(*lives: tuple[int, int, int | None, str], operations: int = 4) -> M
         made.op_events.append(
             OpEvent(FORWARD if forwards else BACKWARD, f"block.{number}", "mm", int(not forwards), forwards)
         )
-    for size, born, died, category in lives:
-        pass_index = made.op_events[born].pass_index
-        last = None if died is None else made.op_events[min(died, operations - 1)].pass_index
+    for size, allocated_at, freed_at, category in lives:
+        pass_index = made.op_events[allocated_at].pass_index
+        last = None if freed_at is None else made.op_events[min(freed_at, operations - 1)].pass_index
         made.allocations.append(
-            Allocation(size, born, FORWARD, pass_index, "x.0", (size,), "uint8", category, died, last)
+            Allocation(size, allocated_at, FORWARD, pass_index, "x.0", (size,), "uint8", category, freed_at, last)
         )
     return made
 

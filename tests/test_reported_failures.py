@@ -74,7 +74,7 @@ def case_2a(folder: Path) -> None:
     zoo(folder)
     assert not (run_folder(folder, name="MGM-2B-run") / "mm_projector.bin").exists()
     found = diagnose(folder / "work_dirs" / "MGM-2B-run", LOOKUP)
-    assert (found.refused, ("holds besides", "connector, mining (15,616 numbers)") in found.import_plan.facts) == (
+    assert (found.refused, ("holds besides", "connector, mining (15,616 parameters)") in found.import_plan.facts) == (
         "",
         True,
     )
@@ -128,7 +128,7 @@ def case_3c(folder: Path) -> None:
     (line,) = [line for line in diagnose(run_folder(folder), LOOKUP).inconsistent if "architectures" in line]
     assert line == (
         "config.json says architectures ['GemmaForCausalLM'] and model_type 'mgm_gemma': by the former it would be opened "
-        "without eyes; the latter counts"
+        "without its vision towers; the latter counts"
     )
 
 
@@ -139,7 +139,7 @@ def case_3d(folder: Path) -> None:
     shutil.rmtree(run / "checkpoint-240")
     zoo(folder)
     found = diagnose(run, LOOKUP)
-    assert found.description.startswith("a peft folder: LoRA of rank 16, alpha 32, dropout 0.1, on 14 linear layers")
+    assert found.description.startswith("an adapter alone: LoRA of rank 16, alpha 32, dropout 0.1, on 14 linear layers")
     assert "so it has no connector to see images with" in found.refused
 
 

@@ -47,7 +47,7 @@ def test_what_is_saved_is_what_the_manifest_says(
     read = manifest.read(tmp_path / "deep" / "one")
     assert json.dumps(read.plan.to_json()) == json.dumps(written.plan.to_json())
     assert (read.tensors, read.files, read.data) == (written.tensors, written.files, {"records": 3})
-    assert read.counts == trained.outcome.assembly.counts()
+    assert read.counts == trained.outcome.assembly.adaptation.counts
     assert set(read.attention) == {"language", "mining", "vision.low"}
     assert read.attention["language"]["ran"].keys() == {"sdpa"}
     assert {"torch", "python", "created", "command"} <= read.provenance.keys()

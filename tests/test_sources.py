@@ -250,7 +250,7 @@ def test_a_file_that_is_none_of_both_is_one_sentence(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(DataError, match=r"ends neither in \.json \(a list\) nor in \.jsonl"):
         read(tmp_path / "data.txt")
-    with pytest.raises(DataError, match=r"there is no file .*none\.json'; mend 'path'"):
+    with pytest.raises(DataError, match=r"there is no file .*none\.json'; correct 'path'"):
         read(tmp_path / "none.json")
     with pytest.raises(DataError, match="has no 'path'; name the"):
         list(LlavaJson(LlavaJsonSettings()).records())
@@ -261,7 +261,7 @@ def test_a_missing_file_is_an_objection_to_the_plan(tmp_path: Path) -> None:
         return list(LlavaJson(LlavaJsonSettings(path=path)).validate(None))
 
     assert validate(None) == ["'path' is not set; name the .json or .jsonl file"]
-    assert validate(tmp_path / "x.json") == [f"there is no file '{tmp_path / 'x.json'}'; mend 'path'"]
+    assert validate(tmp_path / "x.json") == [f"there is no file '{tmp_path / 'x.json'}'; correct 'path'"]
     assert validate(write(tmp_path / "y.json", [])) == []
 
 

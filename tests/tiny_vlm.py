@@ -119,7 +119,7 @@ class TinyAssembly:
     model: TinyVlm = field(default_factory=TinyVlm)
     processor: CharProcessor = field(default_factory=CharProcessor)
     precision: str = "fp32"
-    trains_vision: bool = False
+    changes_image_features: bool = False
     context: int = 512
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 

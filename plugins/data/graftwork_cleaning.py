@@ -63,20 +63,20 @@ class LimitLength(DataOperator[LimitLengthSettings]):
     Settings = LimitLengthSettings
 
     def validate(self, plan: object) -> Iterable[str]:
-        least, most = self.settings.min_words, self.settings.max_words
-        if most is not None and most < least:
-            yield f"'max_words' is {most}, less than 'min_words', {least}; nothing would be kept"
+        min_words, max_words = self.settings.min_words, self.settings.max_words
+        if max_words is not None and max_words < min_words:
+            yield f"'max_words' is {max_words}, less than 'min_words', {min_words}; nothing would be kept"
 
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        least, most = self.settings.min_words, self.settings.max_words
+        min_words, max_words = self.settings.min_words, self.settings.max_words
         for record in records:
             words = sum(len(turn.text.replace("<image>", " ").split()) for turn in record.turns)
-            if words < least:
-                yield BadRecord(_place(record), f"{words} words, fewer than {least}")
-            elif most is not None and words > most:
-                yield BadRecord(_place(record), f"{words} words, more than {most}")
+            if words < min_words:
+                yield BadRecord(_place(record), f"{words} words, fewer than {min_words}")
+            elif max_words is not None and words > max_words:
+                yield BadRecord(_place(record), f"{words} words, more than {max_words}")
             else:
                 yield record
 

@@ -39,7 +39,7 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         if self.settings.path is None:
             yield "'path' is not set; name the .json or .jsonl file"
         elif not self.settings.path.is_file():
-            yield MissingFile(f"there is no file '{self.settings.path}'; mend 'path'")
+            yield MissingFile(f"there is no file '{self.settings.path}'; correct 'path'")
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The file's records in order; DataError when the file as a whole cannot be read."""
@@ -79,7 +79,7 @@ def data_sources() -> list[type[DataSource[Any]]]:
 def _text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise DataError(f"there is no file '{path}'; mend 'path'")
+            raise DataError(f"there is no file '{path}'; correct 'path'")
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"'{path}' is larger than {MAX_BYTES // 2**30} GiB; split it into several files")
         content = path.read_bytes()

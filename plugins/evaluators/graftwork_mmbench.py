@@ -260,7 +260,7 @@ def _read(path: Path, *, with_images: bool) -> _Table:
                     table.rows.append(row)
                     table.cells.append(cells)
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}); mend 'path'") from None
+        raise DataError(f"'{path}' cannot be read ({error.strerror}); correct 'path'") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{path}' is not tab separated UTF-8 text ({error}); is it the right file?") from None
     return table

@@ -24,11 +24,11 @@ BLOCK = 256
 class Adam8bitSettings:
     """Which moments stay in fp32."""
 
-    least: int = setting(4096, "Parameters with fewer numbers keep their moments in fp32", minimum=1)
+    least: int = setting(4096, "Parameters with fewer elements keep their moments in fp32", minimum=1)
 
 
 class Adam8bit(MemoryStrategy[Adam8bitSettings]):
-    """AdamW with moments of about 2 bytes for each trained number instead of 8
+    """AdamW with moments of about 2 bytes for each trained parameter instead of 8
 
     It helps where much is trained: an adapter's moments are small beside everything else.
     """

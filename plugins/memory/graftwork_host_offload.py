@@ -45,14 +45,14 @@ class HostOffload(MemoryStrategy[HostOffloadSettings]):
         return "does nothing, for the model is on the CPU already" if assembly.device.type == "cpu" else ""
 
 
-def forward(model: nn.Module, inner: Callable[..., Any], least: int, home: str, *args: Any, **kwargs: Any) -> Any:
+def forward(model: nn.Module, inner: Callable[..., Any], min_bytes: int, home: str, *args: Any, **kwargs: Any) -> Any:
     """The model's own forward, whose saved tensors of at least so many bytes leave the kind of device `home`."""
     import torch
 
     if not torch.is_grad_enabled():
         return inner(*args, **kwargs)
     weights = chain(model.parameters(), model.buffers())
-    away = Away(home, least, {weight.untyped_storage()._cdata for weight in weights})
+    away = Away(home, min_bytes, {weight.untyped_storage()._cdata for weight in weights})
     with torch.autograd.graph.saved_tensors_hooks(away.pack, unpack):
         return inner(*args, **kwargs)
 
@@ -74,7 +74,7 @@ class Away:
     """What one forward pass has moved."""
 
     home: str
-    least: int
+    min_bytes: int
     weights: set[int]
     """The storages that stay."""
     moved: dict[Any, Moved] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Away:
         # An expanded tensor is smaller where it is than in a copy.
         if (
             tensor.device.type != self.home
-            or not self.least <= tensor.nbytes <= storage.nbytes()
+            or not self.min_bytes <= tensor.nbytes <= storage.nbytes()
             or storage._cdata in self.weights
         ):
             return tensor

@@ -255,8 +255,9 @@ class _Reading:
             refused=self.refusal(),
         )
 
-    def settings(self, targets: Sequence[str]) -> dict[str, Any]:
+    def settings(self, offered: Mapping[str, nn.Module]) -> dict[str, Any]:
         """This method's settings; the layers are named by how they end where that tells them apart, else in full."""
+        targets = [name for name, module in offered.items() if module.get_parameter("weight").dim() == 2]
         config, ends = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
         chosen = {name for name in targets if any(ends_in(name, end) for end in ends)}
         narrowed = (

@@ -23,7 +23,7 @@ from graftwork.contracts.anatomy import (
     named_tensors,
     within,
 )
-from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.assembly import Adaptation, Assembly
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
@@ -59,17 +59,14 @@ def build(
     processor = ProcessorSource(processor_folder, may_lack=fake_pretrained)
     on_meta = model_spec.model.weights is not None or trained is not None
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
-    available = base_weights(assembly, shapes_only=False)
+    available, newly_initialised = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
-    fill(model_spec, structure, available, assembly.newly_initialised, dtype, trained)
+    fill(model_spec, structure, available, newly_initialised, dtype, trained)
     base_names = set(available)
     if fake_pretrained:
-        untrained = [module for role in assembly.newly_initialised for module in structure.roles[role]]
+        untrained = [module for role in newly_initialised for module in structure.roles[role]]
         base_names = {name for name in named_tensors(structure.model) if not within(name, untrained)}
-    adapt(assembly, base_names, fresh=trained is None)
-    assembly.base_copy = {
-        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
-    }
+    adapt(assembly, base_names, newly_initialised, fresh=trained is None)
     if trained is not None:
         load_saved_state(assembly, trained)
     for strategy in assembly.strategies:
@@ -86,7 +83,8 @@ def build_shape(plan: Plan, lookup: Lookup, *, processor_folder: Path | None = N
 
     processor = ProcessorSource(processor_folder, may_lack=True)
     assembly = assemble(plan, lookup, torch.device("meta"), None, processor, on_meta=True)
-    adapt(assembly, base_weights(assembly, shapes_only=True).keys(), fresh=False)
+    available, newly_initialised = base_weights(assembly, shapes_only=True)
+    adapt(assembly, available.keys(), newly_initialised, fresh=False)
     return assembly
 
 
@@ -145,12 +143,11 @@ def assemble(
     )
 
 
-def base_weights(assembly: Assembly, *, shapes_only: bool) -> dict[str, LazyTensor]:
-    """The base's tensors under the model's names; the assembly learns which roles they lack."""
+def base_weights(assembly: Assembly, *, shapes_only: bool) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """The base's tensors under the model's names, and the roles that they lack."""
     spec, architecture, structure = assembly.plan.model_spec, assembly.architecture, assembly.structure
     available = base_tensors(spec, architecture, assembly.towers, structure, shapes_only=shapes_only)
-    assembly.newly_initialised = roles_not_in(architecture, structure, available)
-    return available
+    return available, roles_not_in(architecture, structure, available)
 
 
 class NoProcessor:
@@ -201,14 +198,17 @@ def bind_attention(
     return bindings
 
 
-def adapt(assembly: Assembly, base_names: Collection[str], *, fresh: bool) -> None:
+def adapt(
+    assembly: Assembly, base_names: Collection[str], newly_initialised: tuple[str, ...] = (), *, fresh: bool
+) -> None:
     """Freeze the model, inject the PEFT method into its roles, and free what the plan also trains (in fp32).
 
-    `base_names` are the tensors that the base weights hold, by their names before.
+    `base_names` are the tensors that the base weights hold, by their names before, and `newly_initialised` the roles that
+    they lack.
     """
     model_spec, model, roles = assembly.plan.model_spec, assembly.model, assembly.structure.roles
     model.requires_grad_(False)
-    assembly.leaves = tuple(n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
+    leaves = tuple(n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
     before = named_tensors(model)
     also_train = [
         parameter
@@ -217,12 +217,12 @@ def adapt(assembly: Assembly, base_names: Collection[str], *, fresh: bool) -> No
     ]
     if assembly.peft:
         chosen = modules_of(roles, model_spec.on)
-        targets = [name for name in assembly.leaves if name in chosen or within(name, chosen)]
+        targets = [name for name in leaves if name in chosen or within(name, chosen)]
         assembly.peft.inject(model, targets, fresh=fresh)
     names = earlier_names(model, before)
-    assembly.base_keys = frozenset(name for name, earlier in names.items() if earlier in base_names)
-    assembly.adapter_parameters = frozenset(name for name, _ in model.named_parameters() if name not in names)
-    if model_spec.peft and not assembly.adapter_parameters and not assembly.trained():
+    base_keys = frozenset(name for name, earlier in names.items() if earlier in base_names)
+    adapter_parameters = frozenset(name for name, _ in model.named_parameters() if name not in names)
+    if model_spec.peft and not adapter_parameters and not assembly.trained():
         raise AdapterError(
             f"'{model_spec.peft.label}' changed none of the modules of {', '.join(model_spec.on)}; choose other roles"
         )
@@ -231,7 +231,18 @@ def adapt(assembly: Assembly, base_names: Collection[str], *, fresh: bool) -> No
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    assembly.counted = assembly.counts()
+    trained = assembly.trained()
+    assembly.adaptation = Adaptation(
+        newly_initialised,
+        base_keys,
+        leaves,
+        adapter_parameters,
+        base_copy={name: parameter.detach().clone() for name, parameter in trained.items() if name in base_keys},
+        counts={
+            "total": sum(parameter.numel() for parameter in model.parameters()),
+            "trained": sum(parameter.numel() for parameter in trained.values()),
+        },
+    )
 
 
 def load_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:

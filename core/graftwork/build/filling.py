@@ -84,7 +84,7 @@ def fill(
     for copy, tied in structure.tied_weights.items():
         if copy in available and tied in available and not available[copy]().equal(available[tied]()):
             raise WeightsError(
-                f"the weights hold '{copy}' unlike '{tied}', and by their configuration these are one tensor; mend the "
+                f"the weights hold '{copy}' unlike '{tied}', and by their configuration these are one tensor; correct the "
                 "configuration"
             )
     if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.tied_weights.keys()):

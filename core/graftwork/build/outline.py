@@ -68,19 +68,21 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
     rows = []
     for role, modules in assembly.structure.roles.items():
         own = {name: p for name, p in assembly.model.named_parameters() if within(name, modules)}
-        leaves = [leaf for leaf in assembly.leaves if leaf in modules or within(leaf, modules)]
-        changed = [n for n, p in own.items() if p.requires_grad or n in assembly.adapter_parameters]
+        leaves = [leaf for leaf in assembly.adaptation.leaves if leaf in modules or within(leaf, modules)]
+        changed = [n for n, p in own.items() if p.requires_grad or n in assembly.adaptation.adapter_parameters]
         rows.append(
             RoleRow(
                 role=role,
                 modules=len(leaves),
-                parameters=sum(p.numel() for name, p in own.items() if name not in assembly.adapter_parameters),
+                parameters=sum(
+                    p.numel() for name, p in own.items() if name not in assembly.adaptation.adapter_parameters
+                ),
                 adapted=sum(any(name.startswith(f"{leaf}.") for name in changed) for leaf in leaves),
                 trained=sum(p.numel() for p in own.values() if p.requires_grad),
-                newly_initialised=known and role in assembly.newly_initialised,
+                newly_initialised=known and role in assembly.adaptation.newly_initialised,
             )
         )
-    counts = assembly.counts()
+    counts = assembly.adaptation.counts
     kernels = tuple(kernel_rows(plan, lookup, machine, assembly))
     missing = assembly.processor.reason.sentence if isinstance(assembly.processor, compose.NoProcessor) else ""
     return Outline(counts["total"], counts["trained"], tuple(rows), kernels, missing)

@@ -72,7 +72,9 @@ def merge(
     wanted, _ = verification.golden_logits(assembly, golden)
     before = named_tensors(assembly.model)
     with assembly.disable_adapter():
-        base = {name: tensor.detach().clone() for name, tensor in before.items() if name in assembly.base_keys}
+        base = {
+            name: tensor.detach().clone() for name, tensor in before.items() if name in assembly.adaptation.base_keys
+        }
     if assembly.peft:
         assembly.peft.merge(assembly.model)
     stored = precision or _stored_precision(assembly.plan)

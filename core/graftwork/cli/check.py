@@ -112,7 +112,7 @@ def examine_plugin(
     for row in session.catalog.components():
         if row.plugin == plugin.name:
             own = settings.get(row.name)
-            yield from examine(row.component, settings=own, config=config, obstacle=row.reason)
+            yield from examine(row.component, settings=own, config=config, unmet_requirement=row.reason)
 
 
 def _print(outcome: Outcome, *, first: bool) -> None:

@@ -61,7 +61,7 @@ def print_candidates(console: Console, search: CandidateSearch) -> None:
             f"{step.flops / plain:.2f} x",
         )
     console.print(table)
-    if names := sorted({name for candidate in search.candidates for name in candidate.by_arithmetic}):
+    if names := sorted({name for candidate in search.candidates for name in candidate.not_rehearsed}):
         console.print(f"calculated by the strategy, because one process cannot show it: {', '.join(names)}")
 
 

@@ -43,17 +43,17 @@ def examine(
     *,
     settings: Mapping[str, Any] | None = None,
     config: Path | None = None,
-    obstacle: str = "",
+    unmet_requirement: str = "",
 ) -> Iterator[Outcome]:
     """Run every check that fits a component, one after another.
 
     `settings` are those that differ from their defaults, as a run file writes them, with paths from the working directory.
-    `config` is a folder to configure a model or a tower from. `obstacle` is the requirement that this machine does not meet.
+    `config` is a folder to configure a model or a tower from. `unmet_requirement` is the requirement that this machine does not meet.
     Raises RunFileError for settings that the component does not have.
     """
     if settings:
         parse(component.Settings, settings, where=component.name, folder=Path.cwd())
     with tempfile.TemporaryDirectory(prefix="graftwork-check-") as scratch:
-        subject = Subject(component, Path(scratch).resolve(), settings or {}, config, obstacle)
+        subject = Subject(component, Path(scratch).resolve(), settings or {}, config, unmet_requirement)
         for check in (*metadata.CHECKS, *CHECKS.get(getattr(component, "kind", ""), ())):
             yield run_check(check, subject)

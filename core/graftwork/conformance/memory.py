@@ -48,7 +48,7 @@ def update_of(assembly: Assembly) -> Tensor:
     """What training added to the trained parameters, as one vector."""
     import torch
 
-    steps = [parameter.detach() - assembly.base_copy[name] for name, parameter in assembly.trained().items()]
+    steps = [parameter.detach() - assembly.adaptation.base_copy[name] for name, parameter in assembly.trained().items()]
     return torch.cat([step.flatten() for step in steps])
 
 

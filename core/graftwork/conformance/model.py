@@ -276,6 +276,28 @@ def features_can_be_kept(subject: Subject) -> Iterator[str]:
             )
 
 
+def images_are_encoded_where_the_structure_says(subject: Subject) -> Iterator[str]:
+    """Other values outside `Structure.image_encoder` change nothing in what `encode_images` returns: where nothing in those
+    modules is trained, the base's answers are given from the adapter's image features."""
+    import torch
+
+    assembly = built(subject).assembly
+    structure, pixels = assembly.structure, batch_of(assembly, examples(assembly)).pixels
+    outside = [p for n, p in assembly.model.named_parameters() if not within(n, structure.image_encoder)]
+    kept = [parameter.data for parameter in outside]
+    with torch.no_grad():
+        expected = list(tensors_in(assembly.model.encode_images(pixels)))
+        try:
+            for parameter in outside:
+                parameter.data = parameter.data + 1
+            found = list(tensors_in(assembly.model.encode_images(pixels)))
+        finally:
+            for parameter, value in zip(outside, kept, strict=True):
+                parameter.data = value
+    if any(distance(*pair) > 0 for pair in zip(found, expected, strict=True)):
+        yield "'encode_images' must depend on the modules of Structure(image_encoder=…) alone, and it depends on others; name all that it runs"
+
+
 def tensors_in(features: Any) -> Iterator[Tensor]:
     """Every tensor in what `encode_images` returned."""
     if isinstance(features, Mapping | list | tuple):
@@ -321,8 +343,8 @@ def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
         replace(assembly.plan, model_spec=replace(model_spec, model=model)), made.lookup, device="cpu"
     )
     again.model.eval()
-    if again.newly_initialised:
-        yield f"'write' must write the whole model, and of '{again.newly_initialised[0]}' nothing is read back; write every tensor"
+    if again.adaptation.newly_initialised:
+        yield f"'write' must write the whole model, and of '{again.adaptation.newly_initialised[0]}' nothing is read back; write every tensor"
     batch = batch_of(assembly, examples(assembly))
     found, expected = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
     if apart := far(found, expected):
@@ -341,6 +363,7 @@ CHECKS: tuple[Check, ...] = (
     padding_and_neighbours_change_nothing,
     a_cache_changes_nothing,
     features_can_be_kept,
+    images_are_encoded_where_the_structure_says,
     images_are_seen,
     what_is_written_reads_back,
 )

@@ -27,7 +27,7 @@ class Subject:
     """The settings that differ from their defaults."""
     config: Path | None = None
     """The folder that a model or a tower is configured from."""
-    obstacle: str = ""
+    unmet_requirement: str = ""
     """The requirement that this machine does not meet, as a clause; empty when it meets all."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What one check has built and others use."""
@@ -41,8 +41,8 @@ class Subject:
 
     def ready(self) -> Any:
         """A new instance; Skipped where this machine does not meet its requirements."""
-        if self.obstacle:
-            raise Skipped(self.obstacle)
+        if self.unmet_requirement:
+            raise Skipped(self.unmet_requirement)
         return self.create()
 
     def create_valid(self) -> Any:

@@ -128,9 +128,6 @@ def assemble(
 def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
     """Inject the PEFT method, load `saved` values, and let the memory strategies prepare, as core does."""
     compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
-    assembly.base_copy = {
-        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
-    }
     for name, value in (saved or {}).items():
         assembly.model.get_parameter(name).data = value
     for strategy in assembly.strategies:

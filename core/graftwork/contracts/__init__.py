@@ -54,7 +54,7 @@ from graftwork.contracts.setting import setting
 from graftwork.contracts.stepper import Stepper, stepper_for
 
 if TYPE_CHECKING:
-    from graftwork.contracts.assembly import Assembly, KernelBinding
+    from graftwork.contracts.assembly import Adaptation, Assembly, KernelBinding
     from graftwork.contracts.events import (
         CheckpointSaved,
         Evaluated,
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from graftwork.contracts.verdict import Verdict
 
 LATE = {
-    **dict.fromkeys(("Assembly", "KernelBinding"), "assembly"),
+    **dict.fromkeys(("Adaptation", "Assembly", "KernelBinding"), "assembly"),
     **dict.fromkeys(
         ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "StepTaken"), "events"
     ),
@@ -103,6 +103,7 @@ __all__ = [
     "IGNORED",
     "KINDS",
     "SUPPORTED",
+    "Adaptation",
     "Adapter",
     "Approximation",
     "Assembly",

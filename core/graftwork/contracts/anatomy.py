@@ -91,6 +91,9 @@ class Structure:
     attention_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
+    image_encoder: tuple[str, ...] = ("",)
+    """The modules that `encode_images` runs; the empty name, the whole model, is always right. Where nothing in them is
+    trained, an image is encoded once for the base and the adapter."""
     tied_weights: Mapping[str, str] = field(default_factory=dict)
     """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
 
@@ -115,8 +118,8 @@ def earlier_names(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, s
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
-    """Whether a tensor's name lies in one of the modules."""
-    return any(name.startswith(f"{module}.") for module in modules)
+    """Whether a tensor's name lies in one of the modules; the empty name is the whole model."""
+    return any(not module or name.startswith(f"{module}.") for module in modules)
 
 
 def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:

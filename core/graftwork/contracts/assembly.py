@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors
+from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors, within
 from graftwork.contracts.kinds import AttentionKernel, MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.loss import cross_entropy
 from graftwork.contracts.model import Processor
@@ -17,6 +17,25 @@ from graftwork.contracts.plan import Plan
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What of a built model is its base's, and what was added or is trained; it does not change after building."""
+
+    newly_initialised: tuple[str, ...] = ()
+    """Roles that the base weights lack."""
+    base_keys: frozenset[str] = frozenset()
+    """Names, in the built model, of the tensors that the base weights hold."""
+    leaves: tuple[str, ...] = ()
+    """The modules that held parameters themselves before the PEFT method was injected."""
+    adapter_parameters: frozenset[str] = frozenset()
+    """Names of the parameters that the PEFT method added."""
+    base_copy: Mapping[str, Tensor] = field(default_factory=dict)
+    """The base's values, on the CPU, of its tensors that are trained."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How many parameters the model has (`total`) and how many are trained (`trained`), before memory strategies keep
+    weights in another way; tied ones count once."""
 
 
 class KernelBinding(Protocol):
@@ -45,22 +64,12 @@ class Assembly:
     bindings: Mapping[str, KernelBinding]
     device: torch.device
     precision: str
-    newly_initialised: tuple[str, ...] = ()
-    """Roles that the base weights lack."""
-    base_keys: frozenset[str] = frozenset()
-    """Names, in the built model, of the tensors that the base weights hold."""
-    leaves: tuple[str, ...] = ()
-    """The modules that held parameters themselves before the PEFT method was injected."""
-    adapter_parameters: frozenset[str] = frozenset()
-    """Names of the parameters that the PEFT method added."""
-    base_copy: dict[str, Tensor] = field(default_factory=dict)
-    """The base's values, on the CPU, of its tensors that are trained."""
+    adaptation: Adaptation = field(default_factory=lambda: Adaptation())
+    """What the base weights hold and what was added to them; set once, when the PEFT method is injected."""
     cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
     run_forward: Callable[[Callable[[], Any]], Any] = lambda work: work()
     """How to run something that calls the model, outside a stepper; an engine whose weights come and go replaces it."""
-    counted: dict[str, int] | None = None
-    """What `counts` returns, counted before memory strategies keep weights in another way."""
 
     @property
     def model(self) -> Any:
@@ -73,25 +82,18 @@ class Assembly:
         return {
             name: tensor
             for name, tensor in named_tensors(self.model).items()
-            if name in trained or name not in self.base_keys
+            if name in trained or name not in self.adaptation.base_keys
         }
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that require gradients, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def counts(self) -> dict[str, int]:
-        """How many parameters the model has (`total`), and how many are trained (`trained`); tied ones count once."""
-        return self.counted or {
-            "total": sum(parameter.numel() for parameter in self.model.parameters()),
-            "trained": sum(parameter.numel() for parameter in self.trained().values()),
-        }
-
     @property
-    def trains_vision(self) -> bool:
-        """Whether something that the base lacks, or that is trained, lies in a vision tower."""
-        towers = tuple(f"{name}." for part in self.towers for name in self.structure.roles[f"vision.{part}"])
-        return any(name.startswith(towers) for name in self.state_to_save()) if towers else False
+    def changes_image_features(self) -> bool:
+        """Whether `encode_images` may return something else with the adapter than without: something that the base lacks, or
+        that is trained, lies in a module that it runs."""
+        return any(within(name, self.structure.image_encoder) for name in self.state_to_save())
 
     def autocast(self) -> Any:
         """The context in which the model computes at this assembly's precision."""
@@ -111,7 +113,7 @@ class Assembly:
     @property
     def can_disable(self) -> bool:
         """Whether `disable_adapter` makes a difference: false where only what the base lacks is trained (a new connector)."""
-        return bool(self.adapter_parameters or self.base_copy)
+        return bool(self.adaptation.adapter_parameters or self.adaptation.base_copy)
 
     @contextmanager
     def full_params(self, names: Collection[str]) -> Iterator[None]:
@@ -126,7 +128,7 @@ class Assembly:
     def disable_adapter(self) -> Iterator[None]:
         """While entered, the model computes what its base computes. What the base never had stays as it is. Collective."""
         with self.peft.disable_adapter(self.model) if self.peft else nullcontext():
-            kept = self._replace(self.base_copy)
+            kept = self._replace(self.adaptation.base_copy)
             try:
                 yield
             finally:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import weights
 from graftwork.weights import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HISTORY = "trainer_state.json"
 """Where transformers' Trainer keeps the losses of a run."""
@@ -62,8 +65,8 @@ class Adapter:
 
     description: str
     """What it is, as a noun phrase."""
-    settings: Callable[[Sequence[str]], dict[str, Any]]
-    """The method's settings, given the names of the modules that the chosen roles would adapt."""
+    settings: Callable[[Mapping[str, nn.Module]], dict[str, Any]]
+    """The method's settings, given the modules, by name, that `inject` is offered in the chosen roles; on the meta device."""
     tensors: Mapping[str, LazyTensor]
     """Its own tensors, by the names that the method gives them in the model."""
     modules: frozenset[str]

@@ -247,7 +247,8 @@ class MemoryStrategy(Component[S]):
         return None
 
     def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
-        """What each of `processes` processes keeps on its device: `memory.timeline.CATEGORIES` to bytes, from what a process `alone` keeps.
+        """What each of `processes` processes keeps on its device, from what a process `alone` keeps, in bytes by category: `frozen
+        weights`, `trained weights`, `gradients`, `optimizer state`, `activations` and `temporaries`.
 
         The assembled model has sizes and no values. Only for what tensors without content cannot show in one process: sharing
         among processes, main memory, and code that does not run on them. A strategy that has this method is left out of the

@@ -203,7 +203,7 @@ def _ask_all(
             return BadRecord(record.where or record.id, error.sentence)
 
     size, waiting = batch_size, list[Prompt]()
-    trains_vision = assembly.trains_vision
+    changes_image_features = assembly.changes_image_features
     with ThreadPoolExecutor(1, "encoder") as pool:
         stream = _ahead(pool, encode, records, batch_size)
         while True:
@@ -222,7 +222,7 @@ def _ask_all(
                 return
             chunk = waiting[:size]
             try:
-                answered = _ask(assembly, evaluator, chunk, variants, trains_vision)
+                answered = _ask(assembly, evaluator, chunk, variants, changes_image_features)
             except torch.OutOfMemoryError:
                 answered = []
             if answered:
@@ -256,15 +256,15 @@ def _ask(
     evaluator: Evaluator[Any],
     prompts: Sequence[Prompt],
     variants: Sequence[str],
-    trains_vision: bool,
+    changes_image_features: bool,
 ) -> list[Prediction]:
     started = time.perf_counter()
     encoded = [prompt for _, prompt in prompts]
-    features = None if trains_vision else image_features(assembly, prompts)
+    features = None if changes_image_features else image_features(assembly, prompts)
     answers: dict[str, Answers] = {}
     for variant in variants:
         with assembly.disable_adapter() if variant == BASE else nullcontext():
-            current = image_features(assembly, prompts) if trains_vision else features
+            current = image_features(assembly, prompts) if changes_image_features else features
             answers[variant] = answer(assembly, encoded, max_new_tokens=evaluator.max_new_tokens, features=current)
     seconds = (time.perf_counter() - started) / len(prompts)
     return [

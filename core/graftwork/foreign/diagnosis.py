@@ -246,7 +246,7 @@ class _Diagnosing:
         if (refused := self.unfinished(method)) is not None:
             description = f"an intermediate save of a run: {adapter.description}, and nothing else that the run trained"
             return replace(self.build_diagnosis("", method, None, adapter, {}, description), refused=refused)
-        description = f"a peft folder: {adapter.description}"
+        description = f"an adapter alone: {adapter.description}"
 
         def fits(place: Path) -> str:
             _, found = self.import_plan(ExternalFolder(place), None)

@@ -131,9 +131,9 @@ class _Importing:
             return self.resolved((), also_train, None, kernels)
         on = tuple(role for role, modules in roles.items() if any(within(f"{m}.", modules) for m in adapter.modules))
         chosen = modules_of(roles, on)
-        leaves = [leaf for leaf in shape.leaves if leaf in chosen or within(leaf, chosen)]
-        matrices = [leaf for leaf in leaves if shape.model.get_submodule(leaf).weight.dim() == 2]
-        peft = Selection(self.diagnosis.method, settings=adapter.settings(matrices), where="peft")
+        leaves = [leaf for leaf in shape.adaptation.leaves if leaf in chosen or within(leaf, chosen)]
+        offered = {leaf: shape.model.get_submodule(leaf) for leaf in leaves}
+        peft = Selection(self.diagnosis.method, settings=adapter.settings(offered), where="peft")
         return self.resolved(on, also_train, peft, kernels)
 
     def resolved(
@@ -195,7 +195,7 @@ class _Importing:
         frozen = {f"vision.{part}" for part in self.import_plan.parts if self.is_stored(part)}
         missing_roles = [
             role
-            for role in shape.newly_initialised
+            for role in shape.adaptation.newly_initialised
             if any(n not in held for n in named_tensors(shape.model) if within(n, shape.structure.roles[role]))
         ]
         if missing_roles:

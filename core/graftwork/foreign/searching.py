@@ -13,8 +13,8 @@ DEPTH = 6
 """How many levels below a folder are searched."""
 ABOVE = 3
 """How many folders above a foreign one are searched for its recorded paths."""
-MARKS = ("config.json", "open_clip_config.json")
-"""One of these is in every folder of weights."""
+CONFIG = "config.json"
+"""How the name of a file ends that is in every folder of weights."""
 
 Fits = Callable[[Path], str]
 """Why a folder cannot be the one that is meant, as a clause; empty when it can."""
@@ -73,5 +73,5 @@ class Search:
                 here = Path(path)
                 deep = len(here.relative_to(root).parts) >= DEPTH
                 folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
-                if not set(MARKS).isdisjoint(files) and here != self.folder:
+                if any(name.endswith(CONFIG) for name in files) and here != self.folder:
                     yield here

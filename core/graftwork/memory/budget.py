@@ -35,7 +35,7 @@ class Candidate:
     """One for each micro-batch size that was rehearsed, the deciding one last; empty where rehearsal failed."""
     problem: str = ""
     """Why it could not be rehearsed."""
-    by_arithmetic: tuple[str, ...] = ()
+    not_rehearsed: tuple[str, ...] = ()
     """Those of the strategies that one process cannot rehearse, and that compute themselves what they save."""
 
     @property
@@ -146,20 +146,20 @@ def rehearse(
         strategies = [
             (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup))) for choice in plan.run_context.memory
         ]
-        by_arithmetic = [
+        not_rehearsed = [
             (choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint
         ]
-        rehearsable = [choice for choice, each in strategies if (choice, each) not in by_arithmetic]
+        rehearsable = [choice for choice, each in strategies if (choice, each) not in not_rehearsed]
         with rehearsal.rehearsing(
             with_candidate(plan, rehearsable), lookup, machine, device=device, longest=longest
         ) as watched:
 
             def take(micro_batch: int) -> Step:
                 step = watched.take(micro_batch)
-                strategies_by_arithmetic = [each for _, each in by_arithmetic]
+                uncounted = [each for _, each in not_rehearsed]
                 return replace(
                     step,
-                    footprint=with_footprints(step.footprint, strategies_by_arithmetic, processes, watched.assembly),
+                    footprint=with_footprints(step.footprint, uncounted, processes, watched.assembly),
                 )
 
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
@@ -167,7 +167,7 @@ def rehearse(
                 steps = [take(fixed)]
             else:
                 steps = largest(take, train.batch_size, budget)
-        return Candidate(names, tuple(steps), by_arithmetic=tuple(choice.name for choice, _ in by_arithmetic))
+        return Candidate(names, tuple(steps), not_rehearsed=tuple(choice.name for choice, _ in not_rehearsed))
     except GraftworkError as error:
         return Candidate(names, (), error.sentence)
     except Exception as error:  # the code of any plugin runs here, on tensors that it was not written for

@@ -34,11 +34,11 @@ MAX_POINTS = 240
 
 @dataclass(eq=False, slots=True)
 class Allocation:
-    """One storage, from its birth to its death."""
+    """One storage, from its allocation to its release."""
 
     size: int
     """In bytes."""
-    born: int
+    allocated_at: int
     phase: str
     pass_index: int
     path: str
@@ -47,7 +47,7 @@ class Allocation:
     dtype: str
     category: str = ""
     """Set where it is known; else it follows from how long the storage lived."""
-    died: int | None = None
+    freed_at: int | None = None
     last_pass: int | None = None
 
 
@@ -114,24 +114,28 @@ class MemoryTimeline:
         end = self.now + 1
         lives = [
             (
-                max(h.born, since),
-                end if h.died is None else h.died,
+                max(h.allocated_at, since),
+                end if h.freed_at is None else h.freed_at,
                 -(-h.size // block_bytes) * block_bytes,
                 self.category_of(h),
                 h,
             )
             for h in self.allocations
-            if h.died is None or h.died > since
+            if h.freed_at is None or h.freed_at > since
         ]
         changes: dict[str, list[int]] = {category: [0] * (end - since + 1) for category in CATEGORIES}
-        for born, died, size, category, _ in lives:
-            changes[category][born - since] += size
-            changes[category][died - since] -= size
+        for allocated_at, freed_at, size, category, _ in lives:
+            changes[category][allocated_at - since] += size
+            changes[category][freed_at - since] -= size
         sums = {category: running_sum(change)[:-1] for category, change in changes.items()}
         totals = [sum(values) for values in zip(*sums.values(), strict=True)]
         top = max(range(len(totals)), key=totals.__getitem__)
         event = self.op_events[since + top]
-        alive = [(size, category, h) for born, died, size, category, h in lives if born <= since + top < died]
+        alive = [
+            (size, category, h)
+            for allocated_at, freed_at, size, category, h in lives
+            if allocated_at <= since + top < freed_at
+        ]
         return Footprint(
             peak=totals[top],
             categories={category: values[top] for category, values in sums.items()},
@@ -155,7 +159,9 @@ class MemoryTimeline:
             return allocation.category
         if allocation.phase == BUILD:
             return FROZEN
-        forwards = allocation.phase == BATCH or (allocation.born >= 0 and self.op_events[allocation.born].forwards)
+        forwards = allocation.phase == BATCH or (
+            allocation.allocated_at >= 0 and self.op_events[allocation.allocated_at].forwards
+        )
         return ACTIVATIONS if forwards and allocation.last_pass != allocation.pass_index else TEMPORARIES
 
 

@@ -120,14 +120,14 @@ class Tracker:
         known = self._alive.get(key)
         if known and known[0] is reference:
             del self._alive[key]
-            known[1].died, known[1].last_pass = self.timeline.now + 1, self._pass_index
+            known[1].freed_at, known[1].last_pass = self.timeline.now + 1, self._pass_index
 
     # Naming ---------------------------------------------------------------------------------------------------------------
 
     def name_weights(self, assembly: Assembly) -> None:
         """Learn the names of modules and weights, once the model is built; from now on gradients are known too."""
         self._names = {id(module): name for name, module in assembly.model.named_modules()}
-        for value in assembly.base_copy.values():
+        for value in assembly.adaptation.base_copy.values():
             if allocation := self.record(value, "", BUILD):
                 allocation.size = 0  # it is in main memory, whatever the device
         for name, tensor in (*assembly.model.named_parameters(), *assembly.model.named_buffers()):

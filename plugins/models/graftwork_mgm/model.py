@@ -190,6 +190,7 @@ def structure(
             "mining": ("mining",),
             **{name: (tower,) for name, tower in vision.items()},
         },
+        image_encoder=tuple(TOWERS[part] for part in towers),
         tied_weights={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )
 

@@ -155,7 +155,9 @@ class MgmProcessor:
         """The texts of the turns from the user's first one, users and answers alternating, images put in front."""
         turns = record.turns[1:] if record.turns and record.turns[0].role == "assistant" else record.turns
         if not turns or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
-            raise DataError(f"in record '{record.id}' user and assistant do not take turns; mend it or leave it out")
+            raise DataError(
+                f"in record '{record.id}' user and assistant do not take turns; correct the record or leave it out"
+            )
         if control := next((c for c in self.controls for turn in turns if c in turn.text), None):
             raise DataError(f"record '{record.id}' has '{control}' in its text, which would end a turn; remove it")
         texts = [turn.text for turn in turns]

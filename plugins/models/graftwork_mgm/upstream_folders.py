@@ -164,8 +164,8 @@ class Reading:
         learned = {unit for name in self.tensors if (unit := part_of(name))}
         if learned:
             held = ", ".join(sorted(learned))
-            numbers = sum(read().numel() for read in self.tensors.values()) if not self.is_full_model else 0
-            yield "holds besides" if self.adapter else "holds", held + (f" ({numbers:,} numbers)" if numbers else "")
+            count = sum(read().numel() for read in self.tensors.values()) if not self.is_full_model else 0
+            yield "holds besides" if self.adapter else "holds", held + (f" ({count:,} parameters)" if count else "")
         size, ratio = self.config.get("image_size_aux"), self.config.get("image_aspect_ratio")
         grid = self.config.get("image_grid", 1)
         images = [f"{size} pixels for the high part"] * bool(size) + [f"made square by '{ratio}'"] * bool(ratio)
@@ -191,7 +191,7 @@ class Reading:
         if config and (declared := config.get("architectures")) != [name]:
             yield (
                 f"config.json says architectures {declared} and model_type '{config.get('model_type')}': by the former it would be "
-                "opened without eyes; the latter counts"
+                "opened without its vision towers; the latter counts"
             )
         if config and not config.get("mm_vision_tower"):
             yield (
