@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from graftwork.cli.scaffold import render
 from graftwork.contracts import IGNORED, AttentionSite, Batch, Record, TowerSlot
+from graftwork.jobs.scaffold import render
 from graftwork_registry import Catalog
 
 

@@ -21,8 +21,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluate",),
     ("foreign",),
     ("report",),
-    ("jobs",),
     ("conformance",),
+    ("jobs",),
     ("cli",),
 )
 """The packages of the core from the ground up. Each imports only packages of the floors below it."""

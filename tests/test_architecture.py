@@ -21,7 +21,7 @@ ENTRY_POINTS: dict[str, str] = PROJECT["entry-points"]["graftwork.plugins"]
 
 CORE, REGISTRY, PLUGINS, TESTS = tracked("core"), tracked("registry"), tracked("plugins"), tracked("tests")
 
-COMPOSITION_ROOTS = ("graftwork/cli", "graftwork/conformance")
+COMPOSITION_ROOTS = ("graftwork/cli", "graftwork/conformance", "graftwork/jobs/check.py", "graftwork/jobs/run.py")
 """The only parts of the core that may know the registry."""
 HEAVY = {
     *("accelerate", "huggingface_hub", "numpy", "peft", "PIL", "pydantic"),
@@ -272,3 +272,38 @@ def test_no_file_of_the_project_names_a_folder_of_somebodys_machine() -> None:
     private = re.compile(rb"(?<![\w.:-])/(root|work|Users)/\w|" + re.escape(os.fsencode(ROOT)))
     files = [ROOT / name for name in listed.stdout.split("\0") if name and not name.startswith("tests/golden/")]
     assert not [str(file) for file in files if file.is_file() and private.search(file.read_bytes())]
+
+
+FOR_CLI = ("click", "rich", "graftwork.cli", "graftwork.jobs", "graftwork.errors", "graftwork.processes")
+DRAWN_BY_CLI = {
+    *("graftwork.__version__", "graftwork.config.sizes", "graftwork.contracts.events", "graftwork.contracts.kinds"),
+    *("graftwork.evaluate.scores", "graftwork.report.wording", "graftwork_registry"),
+}
+"""Besides: words and sizes as people read them, the events that are drawn, the names of kinds, the catalogue of a session."""
+
+
+@pytest.mark.parametrize("file", [file for file in CORE if "graftwork/cli" in file.as_posix()], ids=name_of)
+def test_the_command_line_only_parses_calls_jobs_and_draws(file: Path) -> None:
+    """Whatever a function of it calls comes from a job, from click and rich, from its own package or the standard library."""
+    tree = tree_of(file)
+    checking = {
+        id(n)
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test)
+        for n in ast.walk(i)
+    }
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and id(n) not in checking]
+    assert [n.lineno for n in imported if not all(map(may_import, modules_named(n)))] == []
+
+
+def modules_named(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The modules that a statement imports, or imports from."""
+    if isinstance(node, ast.ImportFrom) and node.module != "graftwork":
+        return [node.module or ""]
+    return [f"graftwork.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name for alias in node.names]
+
+
+def may_import(module: str) -> bool:
+    """Whether the command line may call what is in a module."""
+    own = any(module == root or module.startswith(f"{root}.") for root in FOR_CLI)
+    return own or module in DRAWN_BY_CLI or module.partition(".")[0] in sys.stdlib_module_names

@@ -182,7 +182,10 @@ def test_settings_are_set_for_a_component_by_its_name() -> None:
     assert "  passed   it yields records" in done.stdout
     wrong = graftwork("--disable", "*", "check", module, "--set", "path=records.json")
     assert wrong.exit_code == 2
-    assert "--set takes NAME.KEY=VALUE, not 'path=records.json'; the components are llava-json" in wrong.stderr
+    assert "--set takes NAME.KEY=VALUE, not 'path=records.json'" in wrong.stderr
+    wrong = graftwork("--disable", "*", "check", module, "--set", "llava.limit=0")
+    assert wrong.exit_code == 1
+    assert "has no component 'llava' to set anything of; it has llava-json" in wrong.stderr
     wrong = graftwork("--disable", "*", "check", module, "--set", "llava-json.limit=0")
     assert wrong.exit_code == 1
     assert "llava-json.limit: found 0, wanted integer ≥ 1" in wrong.stderr

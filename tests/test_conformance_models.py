@@ -10,9 +10,9 @@ from typing import Any
 import broken_models as models
 import pytest
 
-from graftwork.cli.scaffold import render
 from graftwork.conformance import CHECKS, examine
 from graftwork.contracts import KINDS, ImportPlan
+from graftwork.jobs.scaffold import render
 from graftwork_registry import Catalog
 
 LINES = '{"question": "Is it?", "answer": "yes"}\n{"question": "Is it not?", "answer": "no"}\n'

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from graftwork.cli import doctor, main
+from graftwork.cli import main
+from graftwork.jobs import doctor
 
 
 def test_a_locked_extension_build_is_a_problem(tmp_path: Path) -> None:

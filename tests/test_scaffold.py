@@ -72,7 +72,7 @@ def test_no_name_collides_with_what_the_module_imports(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", ["Acme", "2fast", "a_b", "a--b", "-a", "ä", ""])
 def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["new", "--into", str(tmp_path), "--", "peft", name])
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert "lower case with hyphens" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -81,6 +81,6 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     package = written("peft", tmp_path)
     (package / "README.md").write_text("mine")
     done = CliRunner().invoke(main, ["new", "peft", "acme-thing", "--into", str(tmp_path)])
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert "exists already" in done.stderr
     assert (package / "README.md").read_text() == "mine"

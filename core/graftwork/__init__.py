@@ -1,4 +1,12 @@
-"""Graftwork: train adapters onto vision-language models; the checkpoints always open."""
+"""Graftwork: train adapters onto vision-language models; the checkpoints always open.
+
+The functions and classes of `graftwork.jobs` do what the commands do; they are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.component import SUPPORTED, Component, NoSettings, Requires, Support, unsupported
 from graftwork.contracts.hookspecs import hookimpl
@@ -6,20 +14,56 @@ from graftwork.contracts.records import BadRecord, Image, Record, Turn
 from graftwork.contracts.setting import setting
 from graftwork.errors import GraftworkError
 
+if TYPE_CHECKING:
+    from graftwork.jobs.checkpoint import Checkpoint, open
+    from graftwork.jobs.demo import demo
+    from graftwork.jobs.importing import import_folder, inspect
+    from graftwork.jobs.planning import plan
+    from graftwork.jobs.run import Run, load_run
+    from graftwork.jobs.train import train
+
 __version__ = "0.1.0"
+
+JOBS = {
+    "Checkpoint": "checkpoint",
+    "Run": "run",
+    "demo": "demo",
+    "import_folder": "importing",
+    "inspect": "importing",
+    "load_run": "run",
+    "open": "checkpoint",
+    "plan": "planning",
+    "train": "train",
+}
+"""Name to the module of `graftwork.jobs` that has it."""
 
 __all__ = [
     "SUPPORTED",
     "BadRecord",
+    "Checkpoint",
     "Component",
     "GraftworkError",
     "Image",
     "NoSettings",
     "Record",
     "Requires",
+    "Run",
     "Support",
     "Turn",
+    "demo",
     "hookimpl",
+    "import_folder",
+    "inspect",
+    "load_run",
+    "open",
+    "plan",
     "setting",
+    "train",
     "unsupported",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in JOBS:
+        raise AttributeError(f"module 'graftwork' has no attribute '{name}'")
+    return getattr(import_module(f"graftwork.jobs.{JOBS[name]}"), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from graftwork.contracts.component import Approximation, Component
     from graftwork_registry import ComponentRow, PluginRow
 
 WIDE = 180
@@ -94,62 +93,30 @@ def _print_stacked(console: Console, rows: Sequence[ComponentRow]) -> None:
 @click.pass_obj
 def show(session: Session, kind: str, name: str, as_json: bool) -> None:
     """Show everything about the component NAME of a KIND: its settings, what it needs, and where it is."""
-    from graftwork.config.settings import rows as settings_of
+    from graftwork.jobs.catalogue import describe_component
 
-    row = session.catalog.row(kind, name)
-    settings = settings_of(row.component.Settings)
-    needs, refuses, approximates = _needs(row.component), _refused_plans(row.component), _approximation(row.component)
-    about = _about(row.component)
+    found = describe_component(session.catalog, kind, name)
+    row = found.row
     if as_json:
-        table = [vars(setting) for setting in settings]
-        facts = {"needs": needs, "refuses": refuses, "approximates": approximates}
-        print_json({**row.to_json(), "about": about, "settings": table, **facts})
+        print_json(found.to_json())
         return
     click.echo(f"{row.kind} {click.style(row.name, bold=True)}: {row.summary}")
-    if about:
-        click.echo(f"\n{about}")
+    if found.about:
+        click.echo(f"\n{found.about}")
     lines = {
         "plugin": f"{row.plugin}, from {row.distribution} {row.version}",
         "file": f"{row.file}:{row.line}",
-        "needs": ", ".join(needs) or "nothing",
+        "needs": ", ".join(found.needs) or "nothing",
         "ready": "yes" if row.ready else f"no: {row.reason}",
-        "refuses": refuses,
-        "approximates": approximates,
+        "refuses": found.refuses,
+        "approximates": found.approximates,
     }
     click.echo()
     for fact, value in lines.items():
         if value:
             click.echo(f"{fact:<12} {value}")
-    if settings:
+    if found.settings:
         click.echo()
-        print_table(("setting*", "type", "default", "help"), [(s.name, s.type, s.default, s.help) for s in settings])
-
-
-def _about(component: type[Component[Any]]) -> str:
-    """The docstring after its first line."""
-    import inspect
-
-    _, _, rest = (inspect.getdoc(component) or "").partition("\n")
-    return rest.strip()
-
-
-def _needs(component: type[Component[Any]]) -> list[str]:
-    cuda = component.requires.cuda
-    return [*component.requires.packages, *([f"CUDA compute capability {cuda[0]}.{cuda[1]}"] if cuda else [])]
-
-
-def _approximation(component: type[Component[Any]]) -> str:
-    """What a memory strategy approximates, and how far a step may be from a plain one; empty for all others."""
-    approximates: Approximation | None = getattr(component, "approximates", None)
-    return (
-        f"{approximates.reason}: a step is within {approximates.tolerance:.0%} of a plain one" if approximates else ""
-    )
-
-
-def _refused_plans(component: type[Component[Any]]) -> str:
-    """Which plans the component refuses, as it says; empty where it refuses none."""
-    from graftwork.contracts.component import Component
-
-    if component.validate is Component.validate:
-        return ""
-    return " ".join((component.validate.__doc__ or "some plans").split())
+        print_table(
+            ("setting*", "type", "default", "help"), [(s.name, s.type, s.default, s.help) for s in found.settings]
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import print_json
-from graftwork.errors import ComponentNotFound
+from graftwork.cli.options import parse_settings
+from graftwork.jobs import check as jobs
 
 if TYPE_CHECKING:
     from graftwork.conformance import Outcome
-    from graftwork_registry import Catalog, PluginRow
 
 COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
@@ -44,75 +43,30 @@ def check(ctx: click.Context, plugin: str, overrides: tuple[str, ...], config: P
     """
     from collections import Counter
 
-    session = ctx.obj
-    if plugin.endswith(".py"):
-        file = Path(plugin).resolve()
-        if not file.is_file():
-            raise ComponentNotFound(f"there is no file '{plugin}'; name a plugin, or its file")
-        session = Session([*session.files, file], session.disable, session.debug)
-        plugin = str(file)
-    row = find_plugin(session.catalog, plugin)
-    outcomes: list[Outcome] = []
-    for outcome in examine_plugin(session, row, settings_of(session.catalog, row, overrides), config):
-        outcomes.append(outcome)
+    session: Session = ctx.obj
+    found: list[Outcome] = []
+    settings = parse_tables(overrides)
+    for outcome in jobs.check(plugin, settings=settings, config=config, files=session.files, disable=session.disable):
+        found.append(outcome)
         if not as_json:
-            _print(outcome, first=len(outcomes) == 1 or outcome[:2] != outcomes[-2][:2])
-    counts: Counter[str] = Counter(outcome.state for outcome in outcomes)
+            _print(outcome, first=len(found) == 1 or outcome[:2] != found[-2][:2])
+    counts: Counter[str] = Counter(outcome.state for outcome in found)
     if as_json:
-        print_json({"plugin": row.name, **counts, "outcomes": [outcome._asdict() for outcome in outcomes]})
+        print_json({"plugin": found[0].component, **counts, "outcomes": [outcome._asdict() for outcome in found]})
     else:
         click.echo("\n" + ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state]))
     ctx.exit(1 if counts["failed"] else 0)
 
 
-def find_plugin(catalog: Catalog, requested: str) -> PluginRow:
-    """The plugin of that name or file; ComponentNotFound otherwise."""
-    from graftwork.config.wording import suggestion
-
-    rows = catalog.plugins()
-    for row in rows:
-        # A file's plugin has the file's name with hyphens, which is easily forgotten.
-        if requested in (row.name, row.origin) or requested.replace("_", "-") == row.name:
-            if row.state == "disabled":
-                raise ComponentNotFound(f"{row.sentence}; enable it to check it")
-            return row
-    raise ComponentNotFound(f"no plugin is called '{requested}'{suggestion(requested, [row.name for row in rows])}")
-
-
-def settings_of(catalog: Catalog, plugin: PluginRow, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Component to the settings that `--set` gives it."""
-    names = {row.name for row in catalog.components() if row.plugin == plugin.name}
+def parse_tables(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.KEY=VALUE` options as a table of each component; a usage error for anything else."""
     tables: dict[str, dict[str, Any]] = {}
     for override in overrides:
-        path, equals, text = override.partition("=")
-        name, dot, key = path.partition(".")
-        if not (equals and dot and key) or name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise click.UsageError(f"--set takes NAME.KEY=VALUE, not '{override}'; the components are {known}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        tables.setdefault(name, {})[key] = value
+        name, dot, rest = override.partition(".")
+        if not dot or "=" in name:
+            raise click.UsageError(f"--set takes NAME.KEY=VALUE, not '{override}'")
+        tables.setdefault(name, {}).update(parse_settings((rest,), "NAME.KEY=VALUE"))
     return tables
-
-
-def examine_plugin(
-    session: Session, plugin: PluginRow, settings: dict[str, dict[str, Any]], config: Path | None
-) -> Iterator[Outcome]:
-    """Every check that fits the plugin and its components, one after another."""
-    from graftwork.conformance import Outcome, examine
-    from graftwork.conformance.laziness import examine_imports
-
-    broken = plugin.state == "broken"
-    sentence = f"a plugin must load and bring sound components, and {plugin.sentence}; fix it" if broken else ""
-    yield Outcome("plugin", plugin.name, "it loads and registers", "failed" if broken else "passed", sentence)
-    others = [row.name for row in session.catalog.plugins() if row.name != plugin.name]
-    yield from examine_imports(plugin.name, session.files, others)
-    for row in session.catalog.components():
-        if row.plugin == plugin.name:
-            own = settings.get(row.name)
-            yield from examine(row.component, settings=own, config=config, unmet_requirement=row.reason)
 
 
 def _print(outcome: Outcome, *, first: bool) -> None:

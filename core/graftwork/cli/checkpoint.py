@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,14 @@ from graftwork.cli.console import open_console, print_facts, print_json, progres
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import FOLDER, JSON, PRECISION, base_options, parse_parts, place_options
 from graftwork.cli.printing import print_diagnosis
-from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from graftwork.checkpoint.manifest import Manifest
     from graftwork.checkpoint.merging import Certificate
-    from graftwork.checkpoint.store import Opened
+    from graftwork.jobs.checkpoint import Checkpoint
+    from graftwork.jobs.importing import Inspected
 
 
 @click.command()
@@ -43,41 +45,26 @@ def inspect(
     what is missing, what is inconsistent, and which command makes a checkpoint of it. --base, --part and --search say where
     the weights are that such a folder names.
     """
-    from graftwork.checkpoint import manifest
-    from graftwork.checkpoint.store import checkpoints
-    from graftwork.foreign.diagnosis import diagnose
+    from graftwork.jobs import importing as jobs
 
-    console = open_console()
-    if not (folder / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(folder)):
-        diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
-        if as_json:
-            print_json(diagnosis.to_json())
-        else:
-            print_diagnosis(console, diagnosis)
-        return
-    print_checkpoint(console, folder, as_json)
-
-
-def print_checkpoint(console: Console, given: Path, as_json: bool) -> None:
-    """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
-    from graftwork.checkpoint import manifest
-    from graftwork.checkpoint.store import newest
-
-    folder = newest(given)
-    read = manifest.read(folder)
+    found = jobs.inspect(folder, base=base, parts=parse_parts(parts), search=search, lookup=session.catalog)
     if as_json:
-        print_json(asdict(read))
-        return
-    console.print(f"[bold]{folder}[/bold]: a Graftwork checkpoint\n")
-    print_facts(console, checkpoint_facts(read))
-    try:
-        manifest.check_files(read, folder)
-    except CheckpointError as error:
-        console.print(f"\n[red]Not intact:[/red] {error.sentence}")
-        raise SystemExit(1) from None
-    console.print(
-        f"\nAll {len(read.files)} files are as they were written. To verify that it works: graftwork verify {given}"
-    )
+        print_json(found.to_json())
+    elif isinstance(found, jobs.Inspected):
+        print_checkpoint(open_console(), folder, found)
+    else:
+        print_diagnosis(open_console(), found)
+
+
+def print_checkpoint(console: Console, given: Path, found: Inspected) -> None:
+    """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
+    console.print(f"[bold]{found.folder}[/bold]: a Graftwork checkpoint\n")
+    print_facts(console, checkpoint_facts(found.manifest))
+    if found.damage:
+        console.print(f"\n[red]Not intact:[/red] {found.damage}")
+        raise SystemExit(1)
+    files = len(found.manifest.files)
+    console.print(f"\nAll {files} files are as they were written. To verify that it works: graftwork verify {given}")
 
 
 def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
@@ -134,13 +121,16 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str, ...], **options: Any) -> Opened:
-    """Open a checkpoint as a command's options say; what differs from the recorded run goes to the standard error."""
-    from graftwork.jobs import verify as jobs
+@contextmanager
+def open_checkpoint(
+    session: Session, folder: Path, options: Mapping[str, Any], console: Console | None = None
+) -> Iterator[Checkpoint]:
+    """The checkpoint as a command's options say; what it reports is drawn, by default on the standard error."""
+    from graftwork.jobs import checkpoint as jobs
 
-    with drawing(progress_console(quiet=True)) as listen:
-        where = {"base": base, "parts": parse_parts(parts)}
-        return jobs.open_for(folder, session.catalog, listen=listen, **where, **options)
+    where = {"base": options["base"], "parts": parse_parts(options["parts"]), "device": options.get("device")}
+    with drawing(console or progress_console(quiet=True)) as listen:
+        yield jobs.open(folder, **where, on_event=listen, lookup=session.catalog)
 
 
 @click.command()
@@ -148,9 +138,10 @@ def open_for(session: Session, folder: Path, base: Path | None, parts: tuple[str
 @base_options
 @JSON
 @click.pass_obj
-def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[str, ...], as_json: bool) -> None:
+def verify(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
-    opened = open_for(session, checkpoint, base, parts, as_trained=True)
+    with open_checkpoint(session, checkpoint, options) as found:
+        opened = found.verify()
     facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)}
     if as_json:
         print_json(facts)
@@ -177,20 +168,14 @@ def verify(session: Session, checkpoint: Path, base: Path | None, parts: tuple[s
 @base_options
 @PRECISION
 @click.pass_obj
-def merge(
-    session: Session, checkpoint: Path, out: Path, base: Path | None, parts: tuple[str, ...], precision: str | None
-) -> None:
+def merge(session: Session, /, checkpoint: Path, out: Path, precision: str | None, **options: Any) -> None:
     """Fold CHECKPOINT's adapter into its base, write the whole model to OUT, and certify that it is the same model."""
-    from graftwork.checkpoint.merging import CERTIFICATE, refuse_existing
-    from graftwork.checkpoint.merging import merge as merge_opened
-
-    refuse_existing(out)
-    opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
-    certificate = merge_opened(opened, out, session.catalog, precision=precision)
+    with open_checkpoint(session, checkpoint, options) as opened:
+        merged = opened.merge(out, precision=precision)
     console = open_console()
-    console.print(f"[bold]{out}[/bold] holds the merged model, in {certificate.precision}.")
-    print_certificate(console, certificate)
-    console.print(f'  see {CERTIFICATE} there; use it as a base with weights = "{out}"')
+    console.print(f"[bold]{out}[/bold] holds the merged model, in {merged.certificate.precision}.")
+    print_certificate(console, merged.certificate)
+    console.print(f'  see {merged.file.name} there; use it as a base with weights = "{out}"')
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
@@ -211,25 +196,15 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
 @base_options
 @PRECISION
 @click.pass_obj
-def export(
-    session: Session,
-    checkpoint: Path,
-    out: Path,
-    to: str,
-    base: Path | None,
-    parts: tuple[str, ...],
-    precision: str | None,
-) -> None:
+def export(session: Session, /, checkpoint: Path, out: Path, to: str, precision: str | None, **options: Any) -> None:
     """Write CHECKPOINT to OUT in a format that other tools read: its adapter ('peft'), or the whole model ('mgm').
 
     A whole model is stored in fp32 by default, so that it can be imported again without loss.
     """
-    from graftwork.checkpoint.merging import export as export_opened
-
-    opened = open_for(session, checkpoint, base, parts, device="cpu", precision="fp32")
-    certificate = export_opened(opened, to, out, session.catalog, precision=precision or "fp32")
+    with open_checkpoint(session, checkpoint, options) as opened:
+        exported = opened.export(out, to=to, precision=precision)
     files = ", ".join(sorted(file.name for file in out.iterdir()))
     console = open_console()
     console.print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
-    if certificate:
-        print_certificate(console, certificate)
+    if exported.certificate:
+        print_certificate(console, exported.certificate)

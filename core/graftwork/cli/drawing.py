@@ -12,7 +12,8 @@ from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
 from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
-from graftwork.jobs.messages import Answering, Compared, Listener, Message, Rehearsing, Scored
+from graftwork.jobs.messages import Answering, Listener, Message, Rehearsing
+from graftwork.jobs.results import Compared, Scored
 
 if TYPE_CHECKING:
     from rich.console import Console

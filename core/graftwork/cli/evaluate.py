@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from graftwork.cli import Session
-from graftwork.cli.checkpoint import open_for
+from graftwork.cli.checkpoint import open_checkpoint
 from graftwork.cli.console import print_json, progress_console
-from graftwork.cli.drawing import drawing
 from graftwork.cli.launch import on_processes
-from graftwork.cli.options import DEVICE, FOLDER, JSON, base_options, parse_parts, parse_settings
+from graftwork.cli.options import DEVICE, FOLDER, JSON, base_options, parse_settings
 from graftwork.cli.printing import print_comparison, print_scores
-from graftwork.jobs.evaluate import BATCH_SIZE, EvaluationRequest, compare_checkpoint, evaluate_checkpoint
+from graftwork.jobs.checkpoint import MAX_NEW_TOKENS
+from graftwork.jobs.evaluate import BATCH_SIZE, EvaluationRequest
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,19 +42,13 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_obj
 def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT with evaluators. Questions that were answered before are not asked again."""
-    from graftwork.evaluate.scores import ADAPTER
-
-    request, where = questions_of(options)
-    results = []
-    console = progress_console(as_json)
-    with drawing(console) as listen:
-        for _, result, folder in evaluate_checkpoint(
-            checkpoint, session.catalog, (ADAPTER,), request, listen=listen, **where
-        ):
-            results.append({**result.to_json(), "out": str(folder)})
+    console, request, results = progress_console(as_json), request_of(options), []
+    with open_checkpoint(session, checkpoint, options, console) as opened:
+        for scored in opened.evaluate_all(request):
+            results.append(scored.to_json())
             if not as_json:
-                print_scores(console, result)
-                console.print(f"answers: {folder / 'answers.jsonl'}")
+                print_scores(console, scored.result)
+                console.print(f"answers: {scored.folder / 'answers.jsonl'}")
     if as_json:
         print_json(results)
 
@@ -66,28 +60,24 @@ def evaluate(session: Session, /, checkpoint: Path, as_json: bool, **options: An
 @click.pass_obj
 def compare(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
     """Score CHECKPOINT and its base in one pass, and show what the adapter changed and what it forgot."""
-    request, where = questions_of(options)
-    comparisons = []
-    console = progress_console(as_json)
-    with drawing(console) as listen:
-        for comparison, folder in compare_checkpoint(checkpoint, session.catalog, request, listen=listen, **where):
-            comparisons.append({**comparison.to_json(), "out": str(folder)})
+    console, request, comparisons = progress_console(as_json), request_of(options), []
+    with open_checkpoint(session, checkpoint, options, console) as opened:
+        for compared in opened.compare_all(request):
+            comparisons.append(compared.to_json())
             if not as_json:
-                print_comparison(console, comparison)
-                console.print(f"report: {folder / 'report.html'}")
+                print_comparison(console, compared.comparison)
+                console.print(f"report: {compared.folder / 'report.html'}")
     if as_json:
         print_json(comparisons)
 
 
-def questions_of(options: Mapping[str, Any]) -> tuple[EvaluationRequest, dict[str, Any]]:
-    """What `evaluation_options` say is asked, and where the checkpoint's weights are."""
+def request_of(options: Mapping[str, Any]) -> EvaluationRequest:
+    """What `evaluation_options` say is asked."""
     names, overrides = options["names"], options["overrides"]
     if overrides and len(names) != 1:
         raise click.UsageError("--set changes the settings of one evaluator; name it with --on")
     settings = parse_settings(overrides)
-    request = EvaluationRequest(names, settings, options["limit"], options["batch_size"], options["out"])
-    parts = parse_parts(options["parts"])
-    return request, {"base": options["base"], "parts": parts, "device": options["device"]}
+    return EvaluationRequest(names, settings, options["limit"], options["batch_size"], options["out"])
 
 
 @click.command()
@@ -95,32 +85,16 @@ def questions_of(options: Mapping[str, Any]) -> tuple[EvaluationRequest, dict[st
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("question")
 @click.option("both", "--base", is_flag=True, help="Answer with the adapter switched off as well.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=MAX_NEW_TOKENS, show_default=True, metavar="N")
 @DEVICE
 @base_options
 @click.pass_obj
 def ask(
-    session: Session,
-    checkpoint: Path,
-    image: Path,
-    question: str,
-    both: bool,
-    max_new_tokens: int,
-    device: str | None,
-    base: Path | None,
-    parts: tuple[str, ...],
+    session: Session, /, checkpoint: Path, image: Path, question: str, both: bool, max_new_tokens: int, **options: Any
 ) -> None:
     """Ask CHECKPOINT a QUESTION about the image IMAGE."""
-    from graftwork.contracts.records import Image, Record, Turn
-    from graftwork.evaluate.generation import answer, encode_prompt
-
-    assembly = open_for(session, checkpoint, base, parts, device=device).assembly
-    record = Record("question", (Turn("user", f"<image>\n{question}"),), (Image(image),))
-    prompt = [encode_prompt(assembly, record, max_new_tokens)]
-    (with_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
-    if not both:
-        click.echo(with_adapter)
-        return
-    with assembly.disable_adapter():
-        (without_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
-    click.echo(f"base:    {without_adapter}\nadapter: {with_adapter}")
+    variants = ("base", "adapter") if both else ("adapter",)
+    with open_checkpoint(session, checkpoint, options) as opened:
+        answers = opened.ask_variants(image, question, variants, max_new_tokens=max_new_tokens)
+    for variant, answer in answers.items():
+        click.echo(f"{variant + ':':8} {answer}" if both else answer)

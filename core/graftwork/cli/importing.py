@@ -37,26 +37,18 @@ def import_command(
     What the folder names as its base and towers is looked for there, beside the folder and below --search, from any
     working directory; what is found must fit.
     """
-    import shutil
+    from graftwork.jobs import importing as jobs
 
-    from graftwork.checkpoint.merging import refuse_existing
-    from graftwork.errors import CheckpointError
-    from graftwork.foreign.diagnosis import diagnose
-    from graftwork.foreign.importing import import_folder
-    from graftwork.jobs.resolve import preferred_kernels
-    from graftwork.jobs.verify import verify_in_fresh_process
-
-    refuse_existing(out)
-    console = open_console()
-    diagnosis = diagnose(folder, session.catalog, base=base, parts=parse_parts(parts), search=search)
-    imported = import_folder(
-        diagnosis, session.catalog, out, precision=precision, kernels=preferred_kernels(session.catalog)
+    result = jobs.import_folder(
+        folder,
+        out,
+        base=base,
+        parts=parse_parts(parts),
+        search=search,
+        precision=precision,
+        lookup=session.catalog,
     )
-    try:
-        facts = verify_in_fresh_process(out, session.catalog)
-    except CheckpointError:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    console, diagnosis, imported, facts = open_console(), result.diagnosis, result.imported, result.verification
     console.print(f"[bold]{out}[/bold] is a verified checkpoint of '{folder}': {diagnosis.description}", soft_wrap=True)
     for what, place in diagnosis.places.items():
         name = "base" if what == "base" else f"{what} part"

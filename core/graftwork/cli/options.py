@@ -65,14 +65,14 @@ def parse_parts(parts: tuple[str, ...]) -> dict[str, Path]:
     return named
 
 
-def parse_settings(overrides: tuple[str, ...]) -> dict[str, Any]:
+def parse_settings(overrides: tuple[str, ...], form: str = "KEY=VALUE, such as split=test") -> dict[str, Any]:
     """`KEY=VALUE` options as a table; a usage error for anything else."""
-    from graftwork.config.runfile import override_value
+    from graftwork.jobs.run import override_value
 
     table: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not (key and equals):
-            raise click.UsageError(f"--set takes KEY=VALUE, such as split=test, not '{override}'")
+            raise click.UsageError(f"--set takes {form}, not '{override}'")
         table[key] = override_value(value)
     return table

@@ -20,9 +20,9 @@ def schema(session: Session, output: Path | None) -> None:
     """
     import json
 
-    from graftwork.config.schema import schema as schema_of
+    from graftwork.jobs.catalogue import run_file_schema
 
-    described = schema_of(row.component for row in session.catalog.components())
+    described = run_file_schema(session.catalog)
     if output is None:
         print_json(described)
     else:

@@ -59,53 +59,33 @@ def plan(
     No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The
     exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
-    from graftwork.build.outline import outline as outline_of
     from graftwork.cli.memory import print_search
-    from graftwork.config import machine, runfile
-    from graftwork.jobs.messages import Rehearsing
-    from graftwork.jobs.resolve import resolve_run
-    from graftwork.memory import budget
+    from graftwork.jobs import planning as jobs
+    from graftwork.jobs.run import load_run
 
     session: Session = ctx.obj
     console = open_console()
-    missing_files: list[str] = []
-    loaded = runfile.load(run, overrides)
-    resolved = resolve_run(loaded, session.catalog, fetch=False, missing_files=missing_files)
-    here = machine.detect_machine()
-    allowed = budget.budget_bytes(resolved, here, device_memory)
-    outline = outline_of(resolved, session.catalog, here)
-    if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
-        missing_files.append(f"model: {outline.no_processor}")
-    search = None
-    if rehearse and outline.trained:
-        device = "cuda" if here.cuda or allowed is not None else "cpu"
-        with drawing(console) as listen:
-            search = budget.search_candidates(
-                resolved,
-                session.catalog,
-                here,
-                device=device,
-                budget=allowed,
-                processes=processes,
-                listen=lambda strategies: listen(Rehearsing(strategies)),
-            )
+    with drawing(console) as listen:
+        planned = jobs.plan(
+            load_run(run, overrides),
+            device_memory=device_memory,
+            processes=processes,
+            rehearse=rehearse,
+            on_event=listen,
+            lookup=session.catalog,
+        )
     if as_json:
-        facts = {
-            "outline": asdict(outline),
-            "memory": search.to_json() if search else None,
-            "missing_files": missing_files,
-        }
-        print_json({"plan": resolved.to_json(), **facts, "out": str(loaded.out)})
+        print_json(planned.to_json())
     else:
-        print_plan(console, resolved)
-        print_outline(console, outline)
-        if search:
-            print_search(console, search)
-        if missing_files:
+        print_plan(console, planned.plan)
+        print_outline(console, planned.outline)
+        if planned.search:
+            print_search(console, planned.search)
+        if planned.missing_files:
             console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
-            for line in missing_files:
+            for line in planned.missing_files:
                 console.print(f"  {line}", style="yellow", markup=False)
-    if search and search.fits is False:
+    if planned.fits is False:
         ctx.exit(TOO_MUCH)
 
 
@@ -192,14 +172,11 @@ def train(
     session: Session, run: Path, overrides: tuple[str, ...], out: Path | None, resume: bool, device: str | None
 ) -> None:
     """Train as the run file RUN says; save, verify, compare with the base, and report."""
-    from graftwork.config import runfile
     from graftwork.jobs import train as jobs
-    from graftwork.jobs.resolve import resolve_run
+    from graftwork.jobs.run import load_run
 
-    loaded = runfile.load(run, overrides)
-    resolved = resolve_run(loaded, session.catalog)
     with drawing(open_console()) as listen:
-        jobs.train(resolved, session.catalog, out or loaded.out, resume=resume, device=device, listen=listen)
+        jobs.train(load_run(run, overrides), out, resume=resume, device=device, on_event=listen, lookup=session.catalog)
 
 
 @click.command()
@@ -214,22 +191,7 @@ def train(
 @click.pass_obj
 def demo(session: Session, out: Path) -> None:
     """Train an adapter for open questions onto a tiny model that knows yes/no questions, and show what changed."""
-    import shutil
-    from importlib.resources import as_file, files
+    from graftwork.jobs import demo as jobs
 
-    from graftwork.checkpoint.merging import refuse_existing
-    from graftwork.config import runfile
-    from graftwork.jobs import train as jobs
-    from graftwork.jobs.resolve import resolve_run
-
-    refuse_existing(out)
-    with as_file(files("graftwork_demo")) as source:
-        shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    console = open_console()
-    console.print(
-        f"[bold]{out}[/bold] holds the run file demo.toml and the base weights that it names; change it and run"
-    )
-    console.print(f"  graftwork train {out / 'demo.toml'} --out {out / 'mine'}\n")
-    loaded = runfile.load(out / "demo.toml")
-    with drawing(console) as listen:
-        jobs.train(resolve_run(loaded, session.catalog), session.catalog, loaded.out, listen=listen)
+    with drawing(open_console()) as listen:
+        jobs.demo(out, on_event=listen, lookup=session.catalog)

@@ -161,15 +161,16 @@ RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
 """Kind to the keys beside a component's settings, which no setting of that kind may be called."""
 
 
-def load(path: Path | str, overrides: Iterable[str] = ()) -> RunFile:
-    """Read a run file, changed by `overrides` such as `train.learning_rate=1e-3`.
+def load(path: Path | str, overrides: Mapping[str, Any] | Iterable[str] = ()) -> RunFile:
+    """Read a run file, changed by `overrides`: texts such as `train.learning_rate=1e-3`, or a mapping of such keys.
 
-    The value of an override is TOML, or else text. Raises RunFileError: one sentence for a file that cannot be read or
+    The value of a text is TOML, or else text. Raises RunFileError: one sentence for a file that cannot be read or
     is no TOML, otherwise every mistake with its path.
     """
     source = Path(path)
     table = _toml(source)
-    problems = [problem for override in overrides if (problem := _override(table, override))]
+    changes = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
+    problems = [problem for key, value in changes if (problem := _override(table, key, value))]
     if problems:
         raise RunFileError(f"'{source}' cannot be changed as asked", problems)
     return parse_run(table, source.parent.absolute(), source)
@@ -198,14 +199,24 @@ def _toml(source: Path) -> dict[str, Any]:
         raise RunFileError(f"'{source}' is nested too deeply to be a run file") from None
 
 
-def _override(table: dict[str, Any], override: str) -> str | None:
-    """Put one `KEY=VALUE` into a table; the mistake, if it is one."""
+MISSING = object()
+"""Stands for the value of an override that has none."""
+
+
+def _split(override: str) -> tuple[str, Any]:
+    """The key and the value of `KEY=VALUE`."""
     key, equals, text = override.partition("=")
+    return key, override_value(text) if equals else MISSING
+
+
+def _override(table: dict[str, Any], key: str, value: Any) -> str | None:
+    """Put one value into a table under its dotted key; the mistake, if it is one."""
+    override = key if value is MISSING else f"{key}={value}"
     try:
         path = _keys(tomllib.loads(f"{key} = 0"))
     except (ValueError, RecursionError):
         path = []
-    if not equals or not path:
+    if value is MISSING or not path:
         return f"{override}: an override is KEY=VALUE, such as train.learning_rate=1e-3"
     here: Any = table
     for index, name in enumerate(path):
@@ -215,7 +226,7 @@ def _override(table: dict[str, Any], override: str) -> str | None:
         elif not isinstance(here, dict):
             return f"{override}: there is no table '{'.'.join(path[:index])}' that could hold '{name}'"
         if index == len(path) - 1:
-            here[at] = override_value(text)
+            here[at] = value
         else:
             here = here[at] if isinstance(here, list) else here.setdefault(at, {})
     return None

@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftwork import processes
-from graftwork.checkpoint import manifest
-from graftwork.checkpoint.store import Opened, newest
+from graftwork.checkpoint.store import Opened
 from graftwork.config.settings import parse
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.component import missing_packages
 from graftwork.contracts.events import Evaluated
 from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan
 from graftwork.errors import GraftworkError
 from graftwork.evaluate import evaluation
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
-from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.messages import Answering, Listener, Message, ignore
 from graftwork.jobs.outcome import MAX_NAMED, notes, title_of
-from graftwork.jobs.verify import open_for
-from graftwork.report import ReportContent, write_report
+from graftwork.report import ReportContent
 
 BATCH_SIZE = 16
 
@@ -44,18 +42,10 @@ class EvaluationRequest:
     """By default `evaluation` beside the checkpoint."""
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    lookup: Lookup,
-    variants: Sequence[str],
-    request: EvaluationRequest,
-    *,
-    listen: Listener = ignore,
-    **where: Any,
-) -> Iterator[tuple[Opened, Result, Path]]:
-    """Open a checkpoint once (see `open_checkpoint` for `where`), and run every evaluator on it. Collective."""
-    # A misspelt name should fail at once, so this comes before the weights are opened.
-    plan = manifest.read(newest(checkpoint)).plan
+def evaluators_of(checkpoint: Path, plan: Plan, lookup: Lookup, request: EvaluationRequest) -> list[Evaluator[Any]]:
+    """The evaluators that a request names, else those of the run, each able to ask; GraftworkError otherwise.
+
+    A misspelt name should fail before the weights are opened, which takes long."""
     recorded = plan.run_context.evaluate
     if not request.evaluators and not recorded:
         known = ", ".join(lookup.names("evaluator"))
@@ -66,7 +56,18 @@ def evaluate_checkpoint(
     for evaluator in evaluators:
         if reasons := list(evaluator.validate(plan)):
             raise GraftworkError(f"'{evaluator.name}' cannot be asked; set what it needs with --set KEY=VALUE", reasons)
-    opened = open_for(checkpoint, lookup, listen=listen, **where)
+    return evaluators
+
+
+def run_evaluators(
+    opened: Opened,
+    lookup: Lookup,
+    evaluators: Sequence[Evaluator[Any]],
+    variants: Sequence[str],
+    request: EvaluationRequest,
+    listen: Listener = ignore,
+) -> Iterator[tuple[Result, Path]]:
+    """Run evaluators on an opened checkpoint, and tell where the answers are. Collective."""
     for evaluator in evaluators:
         folder = request.out or opened.folder.parent / "evaluation"
         if request.out is None or len(evaluators) > 1:
@@ -83,20 +84,7 @@ def evaluate_checkpoint(
         )
         if processes.is_first():
             lookup.emit(Evaluated(opened.folder.parent, evaluator.name, result.scores))
-        yield opened, result, folder
-
-
-def compare_checkpoint(
-    checkpoint: Path, lookup: Lookup, request: EvaluationRequest, *, listen: Listener = ignore, **where: Any
-) -> Iterator[tuple[Comparison, Path]]:
-    """Score a checkpoint and its base in one pass, and write a report for every evaluator. Collective."""
-    for opened, result, folder in evaluate_checkpoint(
-        checkpoint, lookup, (BASE, ADAPTER), request, listen=listen, **where
-    ):
-        comparison = compare_opened(opened, result)
-        if processes.is_first():
-            write_report(folder, report_of(opened, comparison))
-        yield comparison, folder
+        yield result, folder
 
 
 def compare_opened(opened: Opened, result: Result) -> Comparison:

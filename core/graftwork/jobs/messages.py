@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from graftwork.evaluate.comparison import Comparison
-    from graftwork.evaluate.evaluation import Result
+from typing import Literal
 
 Listener = Callable[[object], None]
-"""Gets every `Event` of `graftwork.contracts`, and every message of this module, in the order in which they happen."""
+"""Gets every `Event` of `graftwork.contracts`, every message of this module, and every `Scored` and `Compared` of
+`graftwork.jobs.results`, in the order in which they happen."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +33,6 @@ class Answering:
     evaluator: str
     done: int
     total: int
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model was scored, without a base to compare it with."""
-
-    result: Result
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Base and adapter were compared."""
-
-    comparison: Comparison
 
 
 def ignore(message: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +20,12 @@ from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
 from graftwork.errors import UnhealthyRun
-from graftwork.evaluate.comparison import Comparison
 from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.evaluate import compare_opened, hashes_of, run_evaluation
-from graftwork.jobs.messages import Compared, Listener, Message, Rehearsing, Scored, ignore
+from graftwork.jobs.messages import Listener, Message, Rehearsing, ignore
 from graftwork.jobs.outcome import data_notes, memory_facts, notes, title_of
+from graftwork.jobs.results import Compared, Scored, TrainResult
+from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for, verify_in_fresh_process
 from graftwork.memory import budget
 from graftwork.memory.budget import CandidateSearch
@@ -32,17 +35,23 @@ from graftwork.train.loop import Outcome
 
 
 def train(
-    plan: Plan,
-    lookup: Lookup,
-    out: Path,
+    run: Run | Mapping[str, Any] | str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     *,
     resume: bool = False,
     device: str | None = None,
-    listen: Listener = ignore,
-) -> Outcome:
-    """Carry out a plan, and write its checkpoints, answers and report into `out`; UnhealthyRun when its result should not
-    be used. Collective: several processes train and answer together, and the first one verifies and reports."""
-    machine = detect_machine()
+    on_event: Listener = ignore,
+    lookup: Lookup | None = None,
+) -> TrainResult:
+    """Carry out a run: fit it into memory, train, verify in a fresh process, compare with the base, and report.
+
+    `run` is a `Run`, a dictionary of the same tables, or a run file. Checkpoints, answers and the report go into `out`, by
+    default where the run says. With `resume` it goes on from the newest checkpoint there. `on_event` gets every event and
+    message. Raises UnhealthyRun when the result should not be used, ResolveError for a run that makes no sense here, and
+    other GraftworkErrors. Collective: several processes train and answer together, and the first one verifies and reports.
+    """
+    run, lookup, listen = Run.of(run), lookup or installed(), on_event
+    plan, out, machine = run.plan(lookup), Path(out or run.out), detect_machine()
     search = None
     if resume and (saved := checkpoints(out)):
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
@@ -53,8 +62,10 @@ def train(
     share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
     listen(Message(f"{share}, attention: {kernels}"))
     outcome = loop.train(plan, lookup, out, resume=resume, device=device, listen=listen)
-    finish(plan, lookup, outline, outcome, out, search, listen)
-    return outcome
+    # Verifying and comparing build the model again: two of them were not rehearsed.
+    outcome.assembly = None
+    loop.free_memory()
+    return finish(plan, lookup, outline, outcome, out, search, listen)
 
 
 def as_begun(plan: Plan, begun: Plan) -> Plan:
@@ -99,14 +110,14 @@ def finish(
     out: Path,
     search: CandidateSearch | None = None,
     listen: Listener = ignore,
-) -> None:
+) -> TrainResult:
     """Verify, compare and report a run that ended; UnhealthyRun when its result should not be used. Collective."""
     verdict = outcome.verdict
     listen(Message(verdict.sentence(), "success" if verdict.healthy else "error"))
     for line in data_notes(outcome.data):
         listen(Message(line, "warning"))
     verification: dict[str, Any] = {}
-    comparisons: list[Comparison] = []
+    answers: list[Scored | Compared] = []
     if verdict.healthy:
         own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
         (facts, *_) = processes.all_gather_object(own_facts)
@@ -117,15 +128,25 @@ def finish(
                 f"(at most {facts['tolerance']:.3g} is rounding)"
             )
         )
-        comparisons = compare_all(plan, lookup, outcome.checkpoint, out, listen)
+        answers = compare_all(plan, lookup, outcome.checkpoint, out, listen)
+    result = TrainResult(
+        out,
+        outcome.checkpoint,
+        verdict,
+        comparisons=[answer for answer in answers if isinstance(answer, Compared)],
+        scores=[answer for answer in answers if isinstance(answer, Scored)],
+        log=outcome.log,
+        verification=verification,
+    )
     if processes.is_first():
-        write_report(out, report_content(plan, outline, outcome, search, verification, comparisons))
-    listen(Message(f"report: {out / 'report.html'}"))
+        write_report(out, report_content(plan, outline, outcome, search, result))
+    listen(Message(f"report: {result.report}"))
     if not verdict.healthy:
         raise UnhealthyRun(
             f"the run ended, and its result should not be used; the checkpoint is kept at '{outcome.checkpoint}'",
             verdict.reasons,
         )
+    return result
 
 
 def report_content(
@@ -133,10 +154,10 @@ def report_content(
     outline: Outline,
     outcome: Outcome,
     search: CandidateSearch | None,
-    verification: dict[str, Any],
-    comparisons: list[Comparison],
+    result: TrainResult,
 ) -> ReportContent:
     """What the report of a run says."""
+    comparisons = [each.comparison for each in result.comparisons]
     read = manifest.read(outcome.checkpoint)
     return ReportContent(
         title=title_of(plan),
@@ -149,7 +170,7 @@ def report_content(
         roles=[asdict(row) for row in outline.roles],
         kernels=read.attention,
         data=outcome.data["stages"],
-        verification=verification,
+        verification=result.verification,
         provenance=read.provenance,
         notes=notes(outcome.data, read.newly_initialised, read.golden.quantized),
         memory=memory_facts(search, outcome.peak),
@@ -157,11 +178,13 @@ def report_content(
     )
 
 
-def compare_all(plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore) -> list[Comparison]:
+def compare_all(
+    plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore
+) -> list[Scored | Compared]:
     """Ask base and adapter, in one pass, the questions of every evaluator of the plan."""
-    comparisons: list[Comparison] = []
+    answers: list[Scored | Compared] = []
     if not plan.run_context.evaluate:
-        return comparisons
+        return answers
     opened = open_for(checkpoint, lookup, listen=listen)
     variants = (BASE, ADAPTER) if opened.assembly.can_disable else (ADAPTER,)
     for choice in plan.run_context.evaluate:
@@ -172,8 +195,8 @@ def compare_all(plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen:
             lookup.emit(Evaluated(out, choice.name, result.scores))
         if len(variants) == 1:
             listen(Message("There is no base to compare with: everything that was trained is new."))
-            listen(Scored(result))
-            continue
-        comparisons.append(compare_opened(opened, result))
-        listen(Compared(comparisons[-1]))
-    return comparisons
+            answers.append(Scored(result, folder))
+        else:
+            answers.append(Compared(compare_opened(opened, result), folder))
+        listen(answers[-1])
+    return answers

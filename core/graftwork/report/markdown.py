@@ -35,7 +35,7 @@ def _blocks(content: ReportContent) -> Iterator[str]:
         yield f"**{_escape(content.verdict.sentence())}**"
     yield from (f"> {_escape(note)}" for note in content.notes)
     for comparison in content.comparisons:
-        yield from _comparison(comparison)
+        yield from comparison_blocks(comparison)
     if content.log:
         first, last = content.log[0], content.log[-1]
         yield "## Training"
@@ -61,7 +61,8 @@ def _blocks(content: ReportContent) -> Iterator[str]:
             yield _table(("", ""), [(words(name), text(value)) for name, value in facts.items()])
 
 
-def _comparison(comparison: Comparison) -> Iterator[str]:
+def comparison_blocks(comparison: Comparison) -> Iterator[str]:
+    """A comparison's heading, sentences and table."""
     yield f"## Base and adapter on {_escape(comparison.evaluator)}"
     yield _escape(" ".join([comparison.headline, *comparison.notes]))
     yield from (f"> {_escape(sentence)}" for sentence in comparison.forgetting)

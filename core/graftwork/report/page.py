@@ -40,21 +40,31 @@ IMAGE_SIDE = 240
 
 def render_page(content: ReportContent) -> str:
     """The whole page."""
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", content.title),
-        tag("style", Markup(style)),
+        tag("style", Markup(_style())),
     )
     body = tag("body", tag("main", *_sections(content)))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
+def render_sections(content: ReportContent) -> Markup:
+    """The sections alone, with a style that holds for nothing else on the page."""
+    nested = _style().replace(":root {", "& {").replace("body {", "& {").replace("margin: 0; background", "background")
+    return tag("div", tag("style", Markup(f".graftwork {{{nested}}}")), *_sections(content), class_="graftwork")
+
+
+def _style() -> str:
+    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
 def _sections(content: ReportContent) -> Iterator[Markup]:
-    yield tag("h1", content.title)
+    if content.title:
+        yield tag("h1", content.title)
     if content.summary not in ("", *(comparison.headline for comparison in content.comparisons)):
         yield tag("p", content.summary, class_="summary")
     if content.verdict:

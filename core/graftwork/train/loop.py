@@ -46,7 +46,8 @@ class Outcome:
 
     checkpoint: Path
     verdict: Verdict
-    assembly: Assembly
+    assembly: Assembly | None
+    """The trained model, until whoever goes on without it lets it go."""
     data: dict[str, Any]
     log: list[dict[str, Any]] = field(default_factory=list)
     peak: int | None = None
@@ -83,7 +84,7 @@ def train(
 
 
 def free_memory() -> None:
-    """Give back what a run that ran out of memory has left on its device."""
+    """Give back what a run that ended has left on its device."""
     import gc
 
     import torch

@@ -1,0 +1,113 @@
+"""Folders of any origin: what they are, and verified checkpoints made of those that other code wrote."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.checkpoint import manifest
+from graftwork.checkpoint.manifest import Manifest
+from graftwork.checkpoint.store import checkpoints, newest
+from graftwork.contracts.lookup import Lookup
+from graftwork.errors import CheckpointError
+from graftwork.jobs.run import installed, preferred_kernels
+from graftwork.jobs.verify import verify_in_fresh_process
+
+if TYPE_CHECKING:
+    from graftwork.foreign.diagnosis import Diagnosis
+    from graftwork.foreign.importing import Imported
+
+Place = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A checkpoint of Graftwork, as its manifest describes it."""
+
+    folder: Path
+    manifest: Manifest
+    damage: str = ""
+    """Which of its files are not as they were written, a sentence; empty when all are."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain data."""
+        return asdict(self.manifest)
+
+
+def inspect(
+    folder: Place,
+    *,
+    base: Place | None = None,
+    parts: Mapping[str, Place] | None = None,
+    search: Sequence[Place] = (),
+    lookup: Lookup | None = None,
+) -> Inspected | Diagnosis:
+    """What a folder is, without loading it: a checkpoint, or a diagnosis of what other code wrote.
+
+    `base` and `parts` say where what it was trained from is, and `search` names folders to search for it. Raises
+    CheckpointError where there is no folder.
+    """
+    given = Path(folder)
+    if not (given / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(given)):
+        return _diagnose(given, base, parts, search, lookup or installed())
+    found = newest(given)
+    read = manifest.read(found)
+    try:
+        manifest.check_files(read, found)
+    except CheckpointError as error:
+        return Inspected(found, read, error.sentence)
+    return Inspected(found, read)
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A verified checkpoint that was made of a folder that other code wrote."""
+
+    diagnosis: Diagnosis
+    imported: Imported
+    verification: Mapping[str, Any]
+    """What a fresh process found when it reopened the checkpoint."""
+
+
+def import_folder(
+    folder: Place,
+    out: Place,
+    *,
+    base: Place | None = None,
+    parts: Mapping[str, Place] | None = None,
+    search: Sequence[Place] = (),
+    precision: str = "fp32",
+    lookup: Lookup | None = None,
+) -> ImportResult:
+    """Make a checkpoint `out` of a folder that other code wrote, and verify it in a fresh process.
+
+    The rest is as for `inspect`; `precision`, `fp32` or `bf16`, is the one to verify it in, and to evaluate it in by default. Raises
+    CheckpointError with the reason where that cannot be done, and leaves nothing.
+    """
+    from graftwork.checkpoint.merging import refuse_existing
+    from graftwork.foreign import importing
+
+    out, lookup = Path(out), lookup or installed()
+    refuse_existing(out)
+    diagnosis = _diagnose(Path(folder), base, parts, search, lookup)
+    kernels = preferred_kernels(lookup)
+    imported = importing.import_folder(diagnosis, lookup, out, precision=precision, kernels=kernels)
+    try:
+        facts = verify_in_fresh_process(out, lookup)
+    except CheckpointError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return ImportResult(diagnosis, imported, facts)
+
+
+def _diagnose(
+    folder: Path, base: Place | None, parts: Mapping[str, Place] | None, search: Sequence[Place], lookup: Lookup
+) -> Diagnosis:
+    from graftwork.foreign.diagnosis import diagnose
+
+    places = {part: Path(place) for part, place in (parts or {}).items()}
+    return diagnose(folder, lookup, base=Path(base) if base else None, parts=places, search=[*map(Path, search)])

@@ -1,0 +1,81 @@
+"""What a run resolves to, and how much memory a step of it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from graftwork.build.outline import Outline
+from graftwork.build.outline import outline as outline_of
+from graftwork.config.machine import detect_machine
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Plan
+from graftwork.jobs.messages import Listener, Rehearsing, ignore
+from graftwork.jobs.run import Run, installed
+from graftwork.memory import budget
+from graftwork.memory.budget import CandidateSearch
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that was resolved, and rehearsed where that was asked for."""
+
+    plan: Plan
+    outline: Outline
+    search: CandidateSearch | None
+    """What the rehearsal found; None without one."""
+    missing_files: Sequence[str]
+    """What is not there yet, and needed to train or evaluate: sentences."""
+    out: Path
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits into the memory that is allowed; None where that is not known."""
+        return self.search.fits if self.search else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "plan": self.plan.to_json(),
+            "outline": asdict(self.outline),
+            "memory": self.search.to_json() if self.search else None,
+            "missing_files": [*self.missing_files],
+            "out": str(self.out),
+        }
+
+
+def plan(
+    run: Run | Mapping[str, Any] | str | PathLike[str],
+    *,
+    device_memory: str | None = None,
+    processes: int = 1,
+    rehearse: bool = True,
+    on_event: Listener = ignore,
+    lookup: Lookup | None = None,
+) -> Planned:
+    """Resolve a run, count its parameters, and rehearse a step on tensors without content.
+
+    No weights are read; what is not there yet is listed. `device_memory` is the memory of a CUDA device to rehearse for,
+    such as `24GiB`; `processes` how many share the step. Raises RunFileError and ResolveError with every mistake.
+    """
+    run, lookup, missing_files, machine = Run.of(run), lookup or installed(), list[str](), detect_machine()
+    resolved = run.plan(lookup, fetch=False, missing=missing_files)
+    allowed = budget.budget_bytes(resolved, machine, device_memory)
+    outline = outline_of(resolved, lookup, machine)
+    if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
+        missing_files.append(f"model: {outline.no_processor}")
+    search = None
+    if rehearse and outline.trained:
+        search = budget.search_candidates(
+            resolved,
+            lookup,
+            machine,
+            device="cuda" if machine.cuda or allowed is not None else "cpu",
+            budget=allowed,
+            processes=processes,
+            listen=lambda strategies: on_event(Rehearsing(strategies)),
+        )
+    return Planned(resolved, outline, search, missing_files, run.out)
