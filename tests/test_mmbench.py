@@ -17,6 +17,7 @@ import pytest
 from graftwork.contracts import BadRecord, Prediction, Record, Score
 from graftwork.data import image_size
 from graftwork.errors import DataError
+from graftwork.evaluate.questions import read_questions
 from graftwork.evaluate.scores import tabulate
 from graftwork_mmbench import MmBench, MmBenchSettings, Pass, choose
 from graftwork_mmbench.answers import choose_cautiously
@@ -116,6 +117,16 @@ def test_a_round_that_was_not_answered_is_not_right() -> None:
     scores = [one.scores["adapter"] for one in ones if one.record.id != "2000003"]
     found = evaluator.total(scores)
     assert (found["accuracy"], found["strict"], found["vanilla"]) == (0.75, 0.75, 1.0)
+
+
+@pytest.mark.parametrize("circular", ["file", "make", "off"])
+@pytest.mark.parametrize(("limit", "questions"), [(1, 1), (3, 3), (4, 4), (10, 4)])
+def test_right_answers_score_all_at_any_limit(circular: str, limit: int, questions: int) -> None:
+    evaluator = mmbench(circular=circular)
+    records, _ = read_questions(evaluator, limit=limit)
+    assert len({record.unit for record in records}) == questions
+    found = evaluator.total([evaluator.score(record, record.reference[0]) for record in records])
+    assert set(found.values()) == {1.0}
 
 
 def test_a_resample_counts_a_question_as_often_as_it_was_drawn() -> None:

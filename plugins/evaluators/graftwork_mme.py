@@ -137,4 +137,5 @@ def _questions(file: Path, image: Path, task: str) -> Iterator[Record]:
             reference=(answer.lower(),),
             where=f"{file}:{number}",
             meta={"asked": Asked(file.stem, number)},
+            unit=f"{task}/{file.stem}",
         )

@@ -279,11 +279,15 @@ class Evaluator(Component[S]):
 
     @abstractmethod
     def records(self) -> Iterable[Record | BadRecord]:
-        """The questions, each with a unique id, in a fixed order."""
+        """The questions, each with a unique id, in a fixed order; those that count only together with the same `unit`."""
 
     @abstractmethod
     def score(self, record: Record, answer: str) -> Score:
         """The score of one answer."""
+
+    def best_score(self, record: Record) -> Score:
+        """The score of the best of the record's references, of which it needs one."""
+        return max((self.score(record, text) for text in record.reference), key=lambda score: score.value)
 
     def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
         """The final numbers, 0 to 1 unless the benchmark says otherwise: under `metric` overall, then one per group."""

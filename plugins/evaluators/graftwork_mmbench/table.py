@@ -186,6 +186,7 @@ def make_record(row: Row, rounds: int, images: Mapping[int, bytes], directly: st
         group=row.category,
         reference=(row.letter,),
         where=row.where,
+        unit=str(row.question),
         meta={
             "options": row.options,
             "pass": Pass(row.question, row.index // ROUND, rounds, row.branch),
