@@ -313,6 +313,20 @@ def test_a_benchmark_writes_its_own_file_once_all_is_answered(tmp_path: Path) ->
     assert (tmp_path / "hand-in.txt").read_text(encoding="utf-8") == "q0 q1 q2"
 
 
+class CannotHandIn(Quiz):
+    """A benchmark whose file cannot be written"""
+
+    def write(self, answered: Sequence[Prediction], folder: Path) -> None:
+        raise GraftworkError("the file was not written, which needs a pen: pip install pen")
+
+
+def test_scores_stand_where_the_benchmarks_own_file_cannot_be_written(tmp_path: Path) -> None:
+    said: list[str] = []
+    result = run(tmp_path, quiz=CannotHandIn(*QUESTIONS[:3]), say=said.append)
+    assert said == ["quiz: the file was not written, which needs a pen: pip install pen"]
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["answered"] == len(result.answered) == 3
+
+
 def test_scores_json_tells_the_mean_with_unanswered_questions_as_zero(tmp_path: Path) -> None:
     result = run(tmp_path, quiz=Quiz(*QUESTIONS, *[BadRecord(f"f:{n}", "odd") for n in range(4)]))
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))

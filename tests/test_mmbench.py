@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -14,9 +15,9 @@ from typing import Any
 import openpyxl
 import pytest
 
-from graftwork.contracts import BadRecord, Prediction, Record, Score
+from graftwork.contracts import BadRecord, Prediction, Record, Score, missing_packages
 from graftwork.data import image_size
-from graftwork.errors import DataError
+from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate.questions import read_questions
 from graftwork.evaluate.scores import tabulate
 from graftwork_mmbench import MmBench, MmBenchSettings, Pass, choose
@@ -205,6 +206,18 @@ def test_the_submission_is_that_of_upstreams_converter(tmp_path: Path) -> None:
     assert ours.sheetnames == upstream.sheetnames
     assert list(ours.active.values) == list(upstream.active.values)
     assert next(ours.active.values) == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+
+
+def test_only_the_submission_needs_openpyxl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    evaluator = mmbench()
+    assert not missing_packages(evaluator.requires)
+    ones = answered(evaluator, lambda record: FAKE[record.id])
+    with pytest.raises(GraftworkError, match=r'not written, which needs openpyxl>=3.1: pip install "openpyxl>=3.1"$'):
+        evaluator.write(ones, tmp_path)
 
 
 def test_odd_answers_are_submitted_as_text_and_missing_ones_left_empty(tmp_path: Path) -> None:

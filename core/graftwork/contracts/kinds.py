@@ -301,7 +301,8 @@ class Evaluator(Component[S]):
     def write(self, answered: Sequence[Prediction], folder: Path) -> None:
         """Write into `folder`, once all is answered, what the benchmark asks for besides, such as a file to submit.
 
-        `answers.jsonl` and `scores.json` are core's; by default there is nothing else.
+        `answers.jsonl` and `scores.json` are core's; by default there is nothing else. Where it cannot be written, as without a
+        package that nothing else needs, raise GraftworkError: the sentence is said, and the scores stand.
         """
 
 

@@ -178,7 +178,10 @@ def evaluate(
         (out / "scores.json").write_text(
             json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        evaluator.write(kept, out)
+        try:
+            evaluator.write(kept, out)
+        except GraftworkError as error:
+            say(f"{evaluator.name}: {error.sentence}")
     return result
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from graftwork.contracts import BadRecord, Evaluator, Record, Requires, Score, hookimpl, setting
+from graftwork.contracts import BadRecord, Evaluator, Record, Requires, Score, hookimpl, missing_packages, setting
 from graftwork.data import missing_files, required
-from graftwork.errors import DataError
+from graftwork.errors import DataError, GraftworkError
 from graftwork_mmbench.answers import choose, choose_cautiously
 from graftwork_mmbench.submission import write_submission
 from graftwork_mmbench.table import ROUND, Pass, Row, make_record, read, rotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MmBench", "MmBenchSettings", "Pass", "choose"]
 
+WRITING = Requires(packages=("openpyxl>=3.1",))
+"""What only the file to submit needs."""
 DIRECTLY = {
     "en": "Answer with the option's letter from the given choices directly.",
     "cn": "请直接回答选项字母。",
@@ -43,7 +45,6 @@ class MmBench(Evaluator[MmBenchSettings]):
     """MMBench's multiple-choice questions, right only if right in every rotation of their options"""
 
     name = "mmbench"
-    requires = Requires(packages=("openpyxl>=3.1",))
     Settings = MmBenchSettings
     max_new_tokens: ClassVar[int] = 1024
 
@@ -105,7 +106,12 @@ class MmBench(Evaluator[MmBenchSettings]):
         return {name: hits[name][0] / hits[name][1] for name in names}
 
     def write(self, answered: Sequence[Prediction], folder: Path) -> None:
-        """`submission-VARIANT.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants."""
+        """`submission-VARIANT.xlsx` for each variant: the rows of the file with what was answered, as MMBench's server wants.
+
+        GraftworkError where the package that writes it is missing.
+        """
+        if missing := missing_packages(WRITING):
+            raise GraftworkError(f"the file to submit was not written, which {missing}")
         table = read(required(self.settings, "path"), with_images=False)
         for variant in answered[0].answers:
             replies = {int(one.record.id): one.answers[variant] for one in answered}
