@@ -24,7 +24,7 @@ from graftwork.evaluate import questions
 from graftwork.evaluate.answers import AnswerFile, BatchResult
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_maximum, format_score, tabulate
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, describe_maximum, format_score, tabulate
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Result:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the table must not miss, a sentence each."""
-        return tuple(filter(None, [self.limited(), describe_maximum(self.rows), self.unanswered()]))
+        majority = describe_majority(self.rows, {one.group for one in self.answered})
+        return tuple(filter(None, [self.limited(), describe_maximum(self.rows), *majority, self.unanswered()]))
 
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +204,18 @@ def describe_maximum(rows: Sequence[Row]) -> str:
     if whole.maximum is None or is_percent(rows):
         return ""
     return f"Right answers to all of these questions score {format_score(whole.maximum, percent=False)} {whole.name}."
+
+
+def describe_majority(rows: Sequence[Row], groups: Collection[str]) -> Iterator[str]:
+    """A sentence for the metric and each group in which the adapter, or the only variant, does no better than one answer, always
+    given. Right answers to all questions are not held against a group that has only one answer."""
+    percent = is_percent(rows)
+    for row in rows:
+        score = list(row.scores.values())[-1].value
+        perfect = row.maximum is not None and score >= row.maximum
+        if (row is rows[0] or row.name in groups) and row.majority_answer and score <= row.majority and not perfect:
+            majority = format_score(row.majority, percent)
+            yield f"{row.name}: no better than always answering '{row.majority_answer}' ({majority})."
 
 
 def describe_change(row: Row, subject: str, percent: bool) -> str:
