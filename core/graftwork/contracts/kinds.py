@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -270,6 +272,12 @@ class Score:
     """What the evaluator's own `total` has to know beyond that; core does not look into it."""
 
 
+def plain_sum(values: Iterable[float]) -> float:
+    """The values added from left to right, as published scripts did: from Python 3.12 on `sum` makes up for rounding, and the last bit
+    of a score would depend on the interpreter."""
+    return reduce(add, values, 0.0)
+
+
 class Evaluator(Component[S]):
     """A benchmark: questions in a fixed order, and how answers are scored. The loop is core's."""
 
@@ -292,10 +300,10 @@ class Evaluator(Component[S]):
     def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
         """The final numbers, 0 to 1 unless the benchmark says otherwise: under `metric` overall, then one per group."""
         groups = sorted({score.group for score in scores if score.group})
-        totals = {self.metric: sum(score.value for score in scores) / len(scores)}
+        totals = {self.metric: plain_sum(score.value for score in scores) / len(scores)}
         for group in groups:
             values = [score.value for score in scores if score.group == group]
-            totals[group] = sum(values) / len(values)
+            totals[group] = plain_sum(values) / len(values)
         return totals
 
     def write(self, answered: Sequence[Prediction], folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.contracts.batch import Encoded, collate
-from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
 from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
@@ -63,7 +63,7 @@ class Result:
         """By variant, the mean score of all questions, where those that could not be asked score zero."""
         count = len(self.answered) + len(self.bad)
         variants = self.answered[0].answers
-        return {variant: sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
+        return {variant: plain_sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
 
     def unanswered(self) -> str:
         """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""

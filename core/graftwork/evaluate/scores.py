@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
 from graftwork.contracts.records import Record, image_key, unit_key
 from graftwork.evaluate import statistics
 from graftwork.evaluate.statistics import Interval
@@ -90,7 +90,7 @@ def _row(
     base, adapter = totals[BASE][name], totals[ADAPTER][name]
     gained = sum(one.correct(ADAPTER) and not one.correct(BASE) for one in members)
     lost = sum(one.correct(BASE) and not one.correct(ADAPTER) for one in members)
-    means = {variant: sum(one.scores[variant].value for one in members) / len(members) for variant in totals}
+    means = {variant: plain_sum(one.scores[variant].value for one in members) / len(members) for variant in totals}
     mean = all(
         math.isclose(means[variant], totals[variant][name], abs_tol=1e-9) for variant in totals
     )  # what the test is about
