@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -184,6 +185,40 @@ class LosesItsMetric(Quiz):
 
     def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
         return {"numbers": 1.0}
+
+
+class InPairs(Quiz):
+    """Two questions to each of three images, right only together"""
+
+    name = "pairs"
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        for image in "abc":
+            for id in (f"{image}1", f"{image}2"):
+                yield Record(id, (Turn("user", f"Question {id}?"),), reference=("yes",), meta={"of": image}, unit=image)
+
+    def score(self, record: Record, answer: str) -> Score:
+        return Score(float(answer in record.reference), detail=record.meta["of"])
+
+    def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
+        right = Counter[str]()
+        for score in scores:
+            right[score.detail] += int(score.value)
+        return {self.metric: sum(count == 2 for count in right.values()) / len(right)}
+
+
+class ForgetsItsUnits(InPairs):
+    """Pairs, and no word of it"""
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        return (replace(record, unit="") for record in super().records() if isinstance(record, Record))
+
+
+class TearsItsUnits(InPairs):
+    """The first questions of all pairs, then the second ones"""
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        return iter(sorted((one for one in super().records() if isinstance(one, Record)), key=lambda one: one.id[1]))
 
 
 # Data -------------------------------------------------------------------------------------------------------------------

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from tiny_vlm import Quiz, question
 
+from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.contracts import BadRecord, Prediction, Score
 from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, compare
@@ -26,6 +32,7 @@ from graftwork.evaluate.scores import (
     tabulate,
 )
 from graftwork.evaluate.statistics import Interval, interval, mcnemar, resample_sums
+from graftwork.report import ReportContent, write_report
 
 
 def answered(
@@ -193,6 +200,49 @@ def test_a_variant_that_always_says_the_same_is_noticed() -> None:
     ones = [answered(str(n), float(n % 2), 1, reference=str(n)) for n in range(4)]
     assert compared(ones).notes[1:] == ("The adapter gave one and the same answer to every question: 'a1'.",)
     assert len(compared([answered(str(n), 1, 1) for n in range(4)]).notes) == 1, "all references are the same as well"
+
+
+def shapes(right: Sequence[bool]) -> list[Prediction]:
+    """Five shapes, three of them rectangles, and a colour that is always right."""
+    names = ["rectangle", "circle", "rectangle", "triangle", "rectangle"]
+    drawn = [
+        answered(name + str(n), 0, float(hit), group="shape", reference=name)
+        for n, (name, hit) in enumerate(zip(names, right, strict=True))
+    ]
+    return [*drawn, *(answered(f"{name}?", 0, 1, group="colour", reference=name) for name in ("red", "green", "blue"))]
+
+
+def test_a_group_that_does_no_better_than_one_answer_is_named_everywhere(tmp_path: Path) -> None:
+    said = "shape: no better than always answering 'rectangle' (60.0%)."
+    for right in ([True, False] * 2 + [True], [False] * 5):
+        comparison = compared(shapes(right))
+        assert [note for note in comparison.notes if "no better" in note][-1:] == [said]
+        write_report(tmp_path, ReportContent("run", comparisons=[comparison]))
+        alone = [Prediction(o.record, {"adapter": ""}, {"adapter": o.scores["adapter"]}, {}, 0) for o in shapes(right)]
+        assert said in result(alone).to_json()["notes"]
+        for printed in (
+            (tmp_path / "report.md").read_text(encoding="utf-8"),
+            html.unescape((tmp_path / "report.html").read_text(encoding="utf-8")),
+            printed_by(print_comparison, comparison),
+            printed_by(print_scores, result(alone)),
+        ):
+            assert said in printed
+            assert "colour: no better" not in printed
+
+
+def test_a_score_above_the_majoritys_or_right_throughout_is_not_held_against_a_group() -> None:
+    assert not [note for note in compared(shapes([True] * 4 + [False])).notes if "no better" in note]
+    assert not [note for note in compared(shapes([True] * 5)).notes if "no better" in note]
+    one_answer = [answered(str(n), 0, 1, group="same") for n in range(3)]
+    assert not [note for note in compared(one_answer).notes if "no better" in note]
+    missed = [*one_answer, answered("x", 0, 0, group="same")]
+    assert "same: no better than always answering 'yes' (100.0%)." in compared(missed).notes
+
+
+def printed_by(printer: Callable[[Console, Any], None], shown: object) -> str:
+    out = io.StringIO()
+    printer(Console(file=out, width=200), shown)
+    return out.getvalue()
 
 
 def test_one_variant_alone_has_scores_and_no_difference() -> None:

@@ -21,6 +21,7 @@ SOUND = (
     methods.SaysWhatItRounds,
     components.Plain,
     components.Quiz,
+    components.InPairs,
     components.Lines,
     components.Keep,
     KitTower,
@@ -109,6 +110,12 @@ BROKEN = [
     (components.ScoresBackwards, "reference answers score best", "for '1' 'yes' has 0 and nonsense has 1"),
     (components.ScoresInPercent, "scores are from 0 to 1 and repeat", "a Score from 0 to 1, and for '1' it gave .*100"),
     (components.LosesItsMetric, "totals hold the metric", "must hold the metric 'accuracy', and it holds numbers"),
+    (
+        components.ForgetsItsUnits,
+        "what counts together has a unit",
+        "'accuracy' falls from 1 to 0.5 when that to 'b1' is added; give records .* the same 'unit'",
+    ),
+    (components.TearsItsUnits, "what counts together has a unit", "others lie between those of 'a'; sort them by it"),
     # Data
     (components.GivesTables, "it gives records", "a Record or a BadRecord must come, and a dict came"),
     (components.YieldsTables, "it yields records", "a Record or a BadRecord must come, and a dict came"),

@@ -15,6 +15,7 @@ from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 from graftwork.conformance import specimens
 from graftwork.contracts import BadRecord, Image, Prediction, Record, Turn
 from graftwork.errors import DataError, GraftworkError
+from graftwork.evaluate.comparison import compare
 from graftwork.evaluate.evaluation import Result, evaluate, image_features
 from graftwork.evaluate.generation import answer, encode_prompt
 from graftwork.evaluate.questions import read_questions
@@ -287,6 +288,32 @@ def test_a_limit_takes_the_first_questions_and_reads_no_further() -> None:
     assert [record.id for record in records] == ["q0", "q1", "q2"]
 
 
+PAIRS = [replace(record, unit=f"u{number // 2}") for number, record in enumerate(QUESTIONS)]
+
+
+@pytest.mark.parametrize(("limit", "read"), [(1, 2), (2, 4), (6, 12), (7, 12), (None, 12)])
+def test_a_limit_takes_whole_questions(limit: int | None, read: int) -> None:
+    assert len(read_questions(Quiz(*PAIRS), limit=limit)[0]) == read
+
+
+def test_a_whole_and_a_question_alone_count_one_each() -> None:
+    mixed = [QUESTIONS[0], *PAIRS[2:4], QUESTIONS[4], PAIRS[6]]
+    for limit, ids in ((1, ["q0"]), (2, ["q0", "q2", "q3"]), (3, ["q0", "q2", "q3", "q4"])):
+        assert [record.id for record in read_questions(Quiz(*mixed), limit=limit)[0]] == ids
+
+
+def test_scores_json_and_the_notes_say_what_they_were_limited_to(tmp_path: Path) -> None:
+    result = run(tmp_path, quiz=Quiz(*PAIRS), limit=2)
+    said = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert (said["limit"], said["answered"]) == (2, 4)
+    assert said["notes"][0] == "By a limit, the scores are of the first 2 whole questions alone (4 prompts)."
+    assert compare(result).notes[1] == said["notes"][0]
+    assert compare(result).to_json()["limit"] == 2
+    for limit in (None, 7):
+        assert run(tmp_path, quiz=Quiz(*PAIRS), limit=limit).limit is None
+        assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["limit"] is None
+
+
 class Handing(Quiz):
     """A benchmark with a file to hand in"""
 
@@ -297,6 +324,20 @@ class Handing(Quiz):
 def test_a_benchmark_writes_its_own_file_once_all_is_answered(tmp_path: Path) -> None:
     run(tmp_path, quiz=Handing(*QUESTIONS[:3]))
     assert (tmp_path / "hand-in.txt").read_text(encoding="utf-8") == "q0 q1 q2"
+
+
+class CannotHandIn(Quiz):
+    """A benchmark whose file cannot be written"""
+
+    def write(self, answered: Sequence[Prediction], folder: Path) -> None:
+        raise GraftworkError("the file was not written, which needs a pen: pip install pen")
+
+
+def test_scores_stand_where_the_benchmarks_own_file_cannot_be_written(tmp_path: Path) -> None:
+    said: list[str] = []
+    result = run(tmp_path, quiz=CannotHandIn(*QUESTIONS[:3]), say=said.append)
+    assert said == ["quiz: the file was not written, which needs a pen: pip install pen"]
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["answered"] == len(result.answered) == 3
 
 
 def test_scores_json_tells_the_mean_with_unanswered_questions_as_zero(tmp_path: Path) -> None:

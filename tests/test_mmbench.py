@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
+import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ from typing import Any
 import openpyxl
 import pytest
 
-from graftwork.contracts import BadRecord, Prediction, Record, Score
+from graftwork.contracts import BadRecord, Prediction, Record, Score, missing_packages
 from graftwork.data import image_size
-from graftwork.errors import DataError
+from graftwork.errors import DataError, GraftworkError
+from graftwork.evaluate.questions import read_questions
 from graftwork.evaluate.scores import tabulate
 from graftwork_mmbench import MmBench, MmBenchSettings, Pass, choose
+from graftwork_mmbench.answers import choose_cautiously
 
 GOLDEN = Path(__file__).parent / "golden_eval" / "mmbench"
 FILE = GOLDEN / "mmbench_dev_tiny.tsv"
@@ -88,7 +94,7 @@ def test_the_strict_score_is_the_toolkits_and_the_circular_one_reads_the_letters
     assert found["strict"] == 0.5
     assert found["accuracy"] == 0.75, "'C.' is a C"
     assert found["vanilla"] == 1.0
-    assert [*found] == ["accuracy", "vanilla", "strict", BRANCH, "attr", "count"]
+    assert [*found] == ["accuracy", "vanilla", "cautious", "strict", BRANCH, "attr", "count"]
     assert (found[BRANCH], found["attr"], found["count"]) == (0.75, 0.5, 1.0)
 
 
@@ -114,12 +120,22 @@ def test_a_round_that_was_not_answered_is_not_right() -> None:
     assert (found["accuracy"], found["strict"], found["vanilla"]) == (0.75, 0.75, 1.0)
 
 
+@pytest.mark.parametrize("circular", ["file", "make", "off"])
+@pytest.mark.parametrize(("limit", "questions"), [(1, 1), (3, 3), (4, 4), (10, 4)])
+def test_right_answers_score_all_at_any_limit(circular: str, limit: int, questions: int) -> None:
+    evaluator = mmbench(circular=circular)
+    records, _ = read_questions(evaluator, limit=limit)
+    assert len({record.unit for record in records}) == questions
+    found = evaluator.total([evaluator.score(record, record.reference[0]) for record in records])
+    assert set(found.values()) == {1.0}
+
+
 def test_a_resample_counts_a_question_as_often_as_it_was_drawn() -> None:
     evaluator = mmbench()
     right = [Score(1.0, "x", Pass(1, n, 2, "", True)) for n in range(2)]
     half = [Score(float(n == 0), "y", Pass(2, n, 2, "", False)) for n in range(2)]
     found = evaluator.total([*right, *half, *right, *right])
-    assert found == {"accuracy": 0.75, "vanilla": 1.0, "strict": 0.75, "x": 1.0, "y": 0.0}
+    assert found == {"accuracy": 0.75, "vanilla": 1.0, "cautious": 0.0, "strict": 0.75, "x": 1.0, "y": 0.0}
     assert evaluator.total(half + half)["accuracy"] == 0
 
 
@@ -129,6 +145,7 @@ def test_every_number_has_an_interval_and_its_own_questions() -> None:
     assert {name: row.records for name, row in rows.items()} == {
         "accuracy": 13,
         "vanilla": 4,
+        "cautious": 13,
         "strict": 13,
         BRANCH: 13,
         "attr": 6,
@@ -145,12 +162,40 @@ OPTIONS = ("a cat", "two dogs", "Apple")
     ("answer", "choice"),
     [
         *[("B", "B"), ("B.", "B"), ("(C) Apple", "C"), ("Answer: B", "B"), ("**B**", "B")],
-        *[("A", "A"), ("A.", "A"), ("It is A", "A"), ("An image of it", None), ("An image of two dogs", "B")],
+        *[("A", "A"), ("A.", "A"), ("The correct answer is A.", "A"), ("An image of two dogs", "B")],
         *[("b", None), ("A or B", None), ("D", None), ("", None), ("apples", "C"), ("a cat, two dogs", None)],
+        *[("I can't process this file.", "Z"), ("B, as the picture shows it", None), ("Apple " + "x" * 31, None)],
     ],
 )
 def test_a_choice_is_told_by_its_letter_or_else_by_its_text(answer: str, choice: str | None) -> None:
     assert choose(answer, OPTIONS) == choice
+
+
+def test_the_cautious_reading_takes_an_a_for_the_article_and_a_letter_anywhere() -> None:
+    assert choose_cautiously("The correct answer is A.", OPTIONS) is None
+    assert choose_cautiously("It is A", OPTIONS) == "A"
+    assert choose_cautiously("B, as the picture shows it", OPTIONS) == "B"
+    found = totals(mmbench(), lambda record: f"The correct answer is {record.reference[0]}.")
+    assert (found["accuracy"], found["cautious"], found["strict"]) == (1.0, 0.0, 0.0)
+
+
+def test_choices_are_those_that_vlmevalkit_tells() -> None:
+    cases = json.loads((GOLDEN / "choices.json").read_text(encoding="utf-8"))
+    assert len(cases) == 400
+    assert len({choice for _, _, choice in cases}) > 6
+    assert [choose(answer, options) for answer, options, _ in cases] == [choice for _, _, choice in cases]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not importlib.util.find_spec("vlmeval"), reason="needs ms-vlmeval, installed without its dependencies"
+)
+def test_choices_and_groups_are_those_of_an_installed_vlmevalkit() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "mmbench_matching.py"
+    command = [sys.executable, str(script), "--answers", "1000000", "--groups", "50000"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "1,000,000 answers, 0 taken for another choice" in printed
+    assert "50,000 groups of rotations, 0 with another verdict" in printed
 
 
 def test_the_submission_is_that_of_upstreams_converter(tmp_path: Path) -> None:
@@ -161,6 +206,18 @@ def test_the_submission_is_that_of_upstreams_converter(tmp_path: Path) -> None:
     assert ours.sheetnames == upstream.sheetnames
     assert list(ours.active.values) == list(upstream.active.values)
     assert next(ours.active.values) == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+
+
+def test_only_the_submission_needs_openpyxl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    evaluator = mmbench()
+    assert not missing_packages(evaluator.requires)
+    ones = answered(evaluator, lambda record: FAKE[record.id])
+    with pytest.raises(GraftworkError, match=r'not written, which needs openpyxl>=3.1: pip install "openpyxl>=3.1"$'):
+        evaluator.write(ones, tmp_path)
 
 
 def test_odd_answers_are_submitted_as_text_and_missing_ones_left_empty(tmp_path: Path) -> None:
@@ -203,13 +260,49 @@ def test_equal_images_of_a_question_are_held_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "options"), [("nan", 2), ("None", 2), ("N/A", 2), ("Na", 4), ("null hypothesis", 4)]
+    ("option", "letters"),
+    [("nan", "ABD"), ("None", "ABD"), ("N/A", "ABD"), ("none", "ABCD"), ("null hypothesis", "ABCD")],
 )
-def test_options_end_where_upstream_reads_nothing(tmp_path: Path, option: str, options: int) -> None:
+def test_an_option_is_missing_where_upstream_reads_nothing(tmp_path: Path, option: str, letters: str) -> None:
     header, rows = table()
     rows[0][header.index("C")] = option
+    rows[0][header.index("answer")] = "D"
     file = write(tmp_path / "x.tsv", header, rows[:1])
-    assert len(asked(mmbench(file, circular="off"))[0].meta["options"]) == options
+    records = asked(mmbench(file, circular="make"))
+    shown = [[line[0] for line in record.question.split("\n") if line[1:3] == ". "] for record in records]
+    assert shown == [list(letters)] * len(letters)
+    assert [record.reference[0] for record in records] == list(letters)[::-1]
+    assert {line for record in records for line in record.question.split("\n") if line[3:] == "cross"} == {
+        f"{letter}. cross" for letter in letters
+    }
+    assert [choose(f"{letter}.", records[0].meta["options"]) == letter for letter in "ABCD"] == [
+        letter in letters for letter in "ABCD"
+    ]
+
+
+def test_options_beyond_d_are_asked(tmp_path: Path) -> None:
+    header, rows = table()
+    names = [*header, "E", "F"]
+    first = [*rows[0], "star", ""]
+    first[header.index("answer")] = "E"
+    file = write(tmp_path / "x.tsv", names, [first, *([*row, "", ""] for row in rows[1:4])])
+    records = asked(mmbench(file, circular="make"))
+    assert [record.reference[0] for record in records[:5]] == list("EDCBA")
+    assert records[0].question.split("\n")[5:7] == ["D. cross", "E. star"]
+    assert totals(mmbench(file, circular="make"), lambda record: record.reference[0])["accuracy"] == 1.0
+
+
+def test_images_may_be_data_uris(tmp_path: Path) -> None:
+    header, rows = table()
+    image = header.index("image")
+    for row in rows:
+        row[image] = f"data:image/png;base64,{row[image]}"
+    assert [r.images for r in asked(mmbench(write(tmp_path / "x.tsv", header, rows)))] == [
+        r.images for r in asked(mmbench())
+    ]
+    rows[0][image] = "data:image/png," + "x" * 99
+    (bad,) = (one for one in mmbench(write(tmp_path / "y.tsv", header, rows)).records() if isinstance(one, BadRecord))
+    assert bad.why == "the image's data URI is not base64"
 
 
 def test_a_cell_may_be_long_and_have_line_ends_and_the_limit_of_csv_is_left_alone(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from graftwork.contracts import BadRecord, Prediction, Record, Score
 from graftwork.errors import DataError
-from graftwork.evaluate.scores import is_percent, tabulate
+from graftwork.evaluate.questions import read_questions
+from graftwork.evaluate.scores import describe_maximum, is_percent, tabulate
 from graftwork_mme import TASKS, Asked, Mme, MmeSettings, parse
 
 ALL = [task for tasks in TASKS.values() for task in tasks]
@@ -124,3 +125,24 @@ def test_a_folder_without_tasks_is_one_sentence(tmp_path: Path) -> None:
     assert list(Mme(MmeSettings()).validate(None)) == ["'folder' is not set"]
     with pytest.raises(DataError, match="has no folder of a task, such as 'existence'"):
         list(Mme(MmeSettings(tmp_path)).records())
+
+
+@pytest.mark.parametrize(
+    ("limit", "points"), [(1, 200), (2, 200), (3, 200), (4, 400), (10, 800), (42, 2800), (None, 2800)]
+)
+def test_right_answers_score_the_maximum_of_what_was_asked_at_any_limit(
+    tmp_path: Path, limit: int | None, points: int
+) -> None:
+    evaluator = mme(tmp_path)
+    records, _ = read_questions(evaluator, limit=limit)
+    assert len(records) == 2 * (limit or 42)
+    for answer, score in (("right", points), ("wrong", 0)):
+        texts = {one.id: one.reference[0] if answer == "right" else "" for one in records}
+        given = [
+            Prediction(one, {"adapter": texts[one.id]}, {"adapter": evaluator.score(one, texts[one.id])}, {}, 0)
+            for one in records
+        ]
+        rows = tabulate(evaluator, given)
+        assert (rows[0].scores["adapter"].value, rows[0].maximum) == (score, points)
+        assert not is_percent(rows)
+        assert describe_maximum(rows) == f"Right answers to all of these questions score {points:,}.0 points."

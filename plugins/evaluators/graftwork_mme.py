@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from graftwork.contracts import BadRecord, Evaluator, Image, Record, Score, Turn, hookimpl, setting
+from graftwork.contracts import BadRecord, Evaluator, Image, Record, Score, Turn, hookimpl, plain_sum, setting
 from graftwork.data import missing_files, read_text, required
 from graftwork.errors import DataError
 
@@ -83,11 +83,11 @@ class Mme(Evaluator[MmeSettings]):
             both[task][1] += drawn
         points = {task: 100 * (right[task] / answered[task] + both[task][0] / both[task][1]) for task in answered}
         sums = {
-            name: sum(points.get(task, 0.0) for task in tasks)
+            name: plain_sum(points.get(task, 0.0) for task in tasks)
             for name, tasks in TASKS.items()
             if points.keys() & set(tasks)
         }
-        return {self.metric: sum(sums.values()), **sums, **points}
+        return {self.metric: plain_sum(sums.values()), **sums, **points}
 
 
 @hookimpl
@@ -137,4 +137,5 @@ def _questions(file: Path, image: Path, task: str) -> Iterator[Record]:
             reference=(answer.lower(),),
             where=f"{file}:{number}",
             meta={"asked": Asked(file.stem, number)},
+            unit=f"{task}/{file.stem}",
         )

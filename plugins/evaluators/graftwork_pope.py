@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, setting
+from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, plain_sum, setting
 from graftwork.data import find_image, make_records, member, missing_files, read_json_lines, required
 from graftwork.errors import DataError
 
@@ -53,7 +53,7 @@ class Pope(Evaluator[PopeSettings]):
             tables[group][label, value] += times
         totals = _measure(sum(tables.values(), Counter()))
         each = {group: _measure(table) for group, table in sorted(tables.items())}
-        totals["mean F1"] = sum(measured["F1"] for measured in each.values()) / len(each)
+        totals["mean F1"] = plain_sum(measured["F1"] for measured in each.values()) / len(each)
         for group, measured in each.items():
             totals[group] = measured.pop("accuracy")
             totals |= {f"{group}: {name}": value for name, value in measured.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, setting
+from graftwork.contracts import BadRecord, Evaluator, Record, Score, Turn, hookimpl, plain_sum, setting
 from graftwork.data import find_image, make_records, member, missing_files, read_json, read_json_lines, required
 from graftwork.errors import DataError
 
@@ -127,7 +127,7 @@ def score_answers(people: Iterable[str]) -> dict[str, float]:
     given = [normalise(answer) for answer in people]
     counts = Counter(given)
     return {
-        answer: sum(min(1.0, (count - (one == answer)) / 3) for one in given) / len(given)
+        answer: plain_sum(min(1.0, (count - (one == answer)) / 3) for one in given) / len(given)
         for answer, count in counts.items()
     }
 

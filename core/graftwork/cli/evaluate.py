@@ -23,7 +23,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Callable[..., Any]] = [
         click.option("--on", "names", multiple=True, metavar="NAME", help="An evaluator; by default those of the run."),
         click.option("overrides", "--set", multiple=True, metavar="KEY=VALUE", help="A setting of the evaluator."),
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Ask the first N questions only."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Ask the first N whole questions only."),
         click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, show_default=True, metavar="N"),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the answers go."),
         DEVICE,

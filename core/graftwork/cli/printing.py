@@ -27,8 +27,8 @@ def print_scores(console: Console, result: Result) -> None:
         majority = f"{format_score(row.majority, percent)} ({row.majority_answer})"
         table.add_row(row.name, f"{row.records:,}", format_score(score.value, percent), bounds, majority)
     console.print(table)
-    if result.bad:
-        console.print(f"\n{result.unanswered()}", markup=False)
+    if result.notes:
+        console.print("\n" + "\n".join(result.notes), markup=False)
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:

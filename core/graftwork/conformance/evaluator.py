@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import groupby, islice, zip_longest
 from typing import Any
 
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.contracts.kinds import Evaluator, Score
-from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.records import BadRecord, Record, unit_key
 
 NONSENSE = "zxqv jkwp"
 """An answer that is right to no question."""
 SCORED = 500
 """How many questions are scored; all of them are read."""
+UNITS = 20
+"""For so many whole questions, one after another, it is tried what right answers to them come to."""
 
 
 def questions(subject: Subject) -> list[Record]:
@@ -56,8 +58,12 @@ def best_and_worst(subject: Subject) -> tuple[Any, list[Record], list[Score], li
     scored = [record for record in questions(subject) if record.reference][:SCORED]
     if not scored:
         raise Skipped("its questions have no reference answers")
-    best = [max((evaluator.score(r, text) for text in r.reference), key=lambda score: score.value) for r in scored]
-    return evaluator, scored, best, [evaluator.score(record, NONSENSE) for record in scored]
+    return (
+        evaluator,
+        scored,
+        [evaluator.best_score(record) for record in scored],
+        [evaluator.score(record, NONSENSE) for record in scored],
+    )
 
 
 def reference_answers_score_best(subject: Subject) -> Iterator[str]:
@@ -104,10 +110,38 @@ def totals_hold_the_metric(subject: Subject) -> Iterator[str]:
         yield f"the metric '{evaluator.metric}' must be higher for right answers than for nonsense, and it is not; turn it round"
 
 
+def what_counts_together_has_a_unit(subject: Subject) -> Iterator[str]:
+    """Records of one unit follow one another, and right answers to more whole questions never have a lower metric."""
+    ended, last = set[tuple[str, str]](), None
+    for record in questions(subject):
+        if (unit := unit_key(record)) in ended:
+            yield f"records of one unit must follow one another, and others lie between those of '{record.unit}'; sort them by it"
+        if last not in (None, unit):
+            ended.add(last)
+        last = unit
+    evaluator, scored, best, _ = best_and_worst(subject)
+    if len(questions(subject)) < len(subject.kept["reading the questions"]):
+        return  # A whole with a malformed record cannot be right.
+    so_far, reached = list[Score](), -math.inf
+    for _, group in islice(groupby(zip(scored, best, strict=True), lambda pair: unit_key(pair[0])), UNITS):
+        pairs = list(group)
+        if any(score.value < 1.0 for _, score in pairs):
+            continue
+        so_far += [score for _, score in pairs]
+        total = evaluator.total(so_far).get(evaluator.metric, reached)
+        if total < reached - 1e-9:
+            yield (
+                f"right answers must never cost, and '{evaluator.metric}' falls from {reached:g} to {total:g} when that to "
+                f"'{pairs[0][0].id}' is added; give records that count only together the same 'unit'"
+            )
+        reached = max(reached, total)
+
+
 CHECKS: tuple[Check, ...] = (
     questions_are_records_with_ids_of_their_own,
     the_order_is_fixed,
     reference_answers_score_best,
     scores_are_from_0_to_1_and_repeat,
     totals_hold_the_metric,
+    what_counts_together_has_a_unit,
 )

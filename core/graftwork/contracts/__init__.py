@@ -45,6 +45,7 @@ from graftwork.contracts.kinds import (
     VisionTower,
     Weighted,
     Writer,
+    plain_sum,
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
@@ -174,6 +175,7 @@ __all__ = [
     "missing_requirements",
     "modules_of",
     "named_tensors",
+    "plain_sum",
     "setting",
     "stepper_for",
     "summed_loss",

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -271,6 +273,12 @@ class Score:
     """What the evaluator's own `total` has to know beyond that; core does not look into it."""
 
 
+def plain_sum(values: Iterable[float]) -> float:
+    """The values added from left to right, as published scripts did: from Python 3.12 on `sum` makes up for rounding, and the last bit
+    of a score would depend on the interpreter."""
+    return reduce(add, values, 0.0)
+
+
 class Evaluator(Component[S]):
     """A benchmark: questions in a fixed order, and how answers are scored. The loop is core's."""
 
@@ -280,25 +288,30 @@ class Evaluator(Component[S]):
 
     @abstractmethod
     def records(self) -> Iterable[Record | BadRecord]:
-        """The questions, each with a unique id, in a fixed order."""
+        """The questions, each with a unique id, in a fixed order; those that count only together with the same `unit`."""
 
     @abstractmethod
     def score(self, record: Record, answer: str) -> Score:
         """The score of one answer."""
 
+    def best_score(self, record: Record) -> Score:
+        """The score of the best of the record's references, of which it needs one."""
+        return max((self.score(record, text) for text in record.reference), key=lambda score: score.value)
+
     def total(self, scores: Sequence[Score]) -> Mapping[str, float]:
         """The final numbers, 0 to 1 unless the benchmark says otherwise: under `metric` overall, then one per group."""
         groups = sorted({score.group for score in scores if score.group})
-        totals = {self.metric: sum(score.value for score in scores) / len(scores)}
+        totals = {self.metric: plain_sum(score.value for score in scores) / len(scores)}
         for group in groups:
             values = [score.value for score in scores if score.group == group]
-            totals[group] = sum(values) / len(values)
+            totals[group] = plain_sum(values) / len(values)
         return totals
 
     def write(self, answered: Sequence[Prediction], folder: Path) -> None:
         """Write into `folder`, once all is answered, what the benchmark asks for besides, such as a file to submit.
 
-        `answers.jsonl` and `scores.json` are core's; by default there is nothing else.
+        `answers.jsonl` and `scores.json` are core's; by default there is nothing else. Where it cannot be written, as without a
+        package that nothing else needs, raise GraftworkError: the sentence is said, and the scores stand.
         """
 
 

@@ -42,6 +42,9 @@ class Record:
     where: str = ""
     """Where it was read, as `file:line`, for messages."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    """What counts only as a whole, such as a question in all rotations of its options: the same in all its records, which follow
+    one another. Empty where a record counts alone."""
 
     @property
     def question(self) -> str:
@@ -62,6 +65,11 @@ class BadRecord:
 
     where: str
     why: str
+
+
+def unit_key(record: Record) -> tuple[str, str]:
+    """What identifies the whole that a record counts in, which may be the record alone."""
+    return (record.unit, "") if record.unit else ("", record.id)
 
 
 def image_key(record: Record) -> str:

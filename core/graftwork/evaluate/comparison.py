@@ -41,13 +41,15 @@ class Comparison:
     """How many images, or questions without one, were drawn from for the intervals."""
     bad: int
     """Questions that could not be asked."""
+    limit: int | None
+    """The first so many whole questions were asked and no others; None where all were."""
     rows: tuple[Row, ...]
     """The metric first, then the groups."""
     flips: tuple[Flip, ...]
     headline: str
     """The overall result in a sentence."""
     notes: tuple[str, ...]
-    """Sentences about the whole: its ratio to the base, questions that could not be asked, a variant that always answers the same."""
+    """Sentences about the whole: its ratio to the base, `Result.notes`, a variant that always answers the same."""
     forgetting: tuple[str, ...]
     """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
     untrained: tuple[str, ...]
@@ -105,10 +107,11 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         questions=len(result.answered),
         images=images,
         bad=len(result.bad),
+        limit=result.limit,
         rows=rows,
         flips=flips,
         headline=headline[:1].upper() + headline[1:],
-        notes=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
+        notes=(describe_ratio(rows[0]), *result.notes, *_monotonous(result)),
         forgetting=tuple(
             describe_change(row, f"{row.name}, which was not trained on,", percent) + "." for row in untrained
         ),

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.contracts.batch import Encoded, collate
-from graftwork.contracts.kinds import Evaluator, Prediction
-from graftwork.contracts.records import BadRecord, Record, image_key
+from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
+from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
 from graftwork.evaluate.answers import AnswerFile, BatchResult
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
-from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_score, tabulate
+from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, describe_maximum, format_score, tabulate
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Result:
     """In the evaluator's order."""
     bad: tuple[BadRecord, ...]
     provenance: Mapping[str, Any]
+    limit: int | None = None
+    """The first so many whole questions were asked and no others; None where all were."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -61,7 +63,7 @@ class Result:
         """By variant, the mean score of all questions, where those that could not be asked score zero."""
         count = len(self.answered) + len(self.bad)
         variants = self.answered[0].answers
-        return {variant: sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
+        return {variant: plain_sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
 
     def unanswered(self) -> str:
         """How many questions could not be asked, and the mean scores with them in the denominator; empty if all were."""
@@ -73,6 +75,19 @@ class Result:
         count = len(self.answered) + len(self.bad)
         return f"{len(self.bad):,} of {count:,} questions could not be asked; with zero for them the mean score is {means}."
 
+    def limited(self) -> str:
+        """That only the first questions were asked; empty where all were."""
+        if self.limit is None:
+            return ""
+        count = len(self.answered) + len(self.bad)
+        return f"By a limit, the scores are of the first {self.limit:,} whole questions alone ({count:,} prompts)."
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the table must not miss, a sentence each."""
+        majority = describe_majority(self.rows, {one.group for one in self.answered})
+        return tuple(filter(None, [self.limited(), describe_maximum(self.rows), *majority, self.unanswered()]))
+
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
         return {
@@ -80,9 +95,11 @@ class Result:
             "metric": self.evaluator.metric,
             "questions": len(self.answered) + len(self.bad),
             "answered": len(self.answered),
+            "limit": self.limit,
             "mean_with_unanswered_as_zero": self.mean_of_all,
             "bad": [dataclasses.asdict(bad) for bad in self.bad],
             "rows": [dataclasses.asdict(row) for row in self.rows],
+            "notes": list(self.notes),
             "provenance": dict(self.provenance),
         }
 
@@ -105,7 +122,7 @@ def evaluate(
 
     `variants` are among `base` and `adapter`; both are asked in one pass, over one copy of the weights. `hashes` holds the
     hashes of the checkpoint and of its base weights: answers of another model are never mixed in. `limit` takes the first
-    questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` gets how
+    so many whole questions only. A question that cannot be asked is counted, or with `strict` ends the evaluation. `progress` gets how
     many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
     processes share the questions, and the first one writes.
     """
@@ -156,12 +173,16 @@ def evaluate(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
     kept = tuple(_only(done[record.id], variants) for record in records if record.id in done)
-    result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file))
+    limited = limit if len({unit_key(record) for record in records}) == limit else None
+    result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file), limited)
     if processes.is_first():
         (out / "scores.json").write_text(
             json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        evaluator.write(kept, out)
+        try:
+            evaluator.write(kept, out)
+        except GraftworkError as error:
+            say(f"{evaluator.name}: {error.sentence}")
     return result
 
 

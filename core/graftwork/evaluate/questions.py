@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from graftwork import processes
 from graftwork.contracts.kinds import Evaluator
-from graftwork.contracts.records import BadRecord, Record, image_key
+from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
 from graftwork.errors import DataError
 
 T = TypeVar("T")
@@ -16,17 +16,24 @@ T = TypeVar("T")
 def read_questions(
     evaluator: Evaluator[Any], *, limit: int | None = None, strict: bool = False
 ) -> tuple[list[Record], list[BadRecord]]:
-    """The questions of an evaluator, and what is malformed among them. Raises DataError when there are none."""
+    """The questions of an evaluator, and what is malformed among them. Raises DataError when there are none.
+
+    `limit` counts what counts alone: records of one `unit` are one question, and are read together.
+    """
     records: dict[str, Record] = {}
+    units: set[tuple[str, str]] = set()
     bad: list[BadRecord] = []
     for record in evaluator.records():
         if isinstance(record, BadRecord):
             bad.append(record)
-        elif record.id in records:
+            continue
+        if record.id in records:
             raise DataError(f"'{evaluator.name}' has two questions with the id '{record.id}'; give each its own")
-        else:
-            records[record.id] = record
-        if len(records) == limit:
+        if len(units) == limit and unit_key(record) not in units:
+            break
+        records[record.id] = record
+        units.add(unit_key(record))
+        if len(units) == limit and not record.unit:  # Nothing more belongs to it.
             break
     if bad and strict:
         raise DataError(

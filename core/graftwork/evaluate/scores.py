@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.kinds import Evaluator, Prediction
-from graftwork.contracts.records import Record, image_key
+from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
+from graftwork.contracts.records import Record, image_key, unit_key
 from graftwork.evaluate import statistics
 from graftwork.evaluate.statistics import Interval
 
@@ -33,6 +33,8 @@ class Row:
     records: int
     scores: Mapping[str, Interval]
     """By variant."""
+    maximum: float | None
+    """The score of right answers to all of these questions; None where a question has no reference."""
     majority: float
     """The score of always giving the most common reference of these questions."""
     majority_answer: str
@@ -51,8 +53,10 @@ def tabulate(evaluator: Evaluator[Any], answered: Sequence[Prediction]) -> tuple
     variants = tuple(answered[0].answers)
     totals = {variant: evaluator.total([one.scores[variant] for one in answered]) for variant in variants}
     clusters: dict[str, list[Prediction]] = {}
-    for one in answered:
-        clusters.setdefault(image_key(one.record), []).append(one)
+    images: dict[tuple[str, str], str] = {}
+    for one in answered:  # A resample must not cut in two what counts as a whole, even if that has several images.
+        image = images.setdefault(unit_key(one.record), image_key(one.record))
+        clusters.setdefault(image, []).append(one)
     plain = type(evaluator).total is Evaluator.total
     draw = _draw_means if plain else _draw_totals
     draws = draw(evaluator, list(clusters.values()), variants, list(totals[variants[0]]))
@@ -72,10 +76,12 @@ def _row(
 ) -> Row:
     common = majority_answer([one.record for one in members])
     always = [evaluator.score(one.record, common) for one in members]
+    best = [evaluator.best_score(one.record) for one in members if one.record.reference]
     row = Row(
         name,
         len(members),
         {variant: statistics.interval(totals[variant][name], draws[variant][name]) for variant in totals},
+        evaluator.total(best).get(name) if len(best) == len(members) else None,
         evaluator.total(always).get(name, 0.0),
         common,
     )
@@ -84,7 +90,7 @@ def _row(
     base, adapter = totals[BASE][name], totals[ADAPTER][name]
     gained = sum(one.correct(ADAPTER) and not one.correct(BASE) for one in members)
     lost = sum(one.correct(BASE) and not one.correct(ADAPTER) for one in members)
-    means = {variant: sum(one.scores[variant].value for one in members) / len(members) for variant in totals}
+    means = {variant: plain_sum(one.scores[variant].value for one in members) / len(members) for variant in totals}
     mean = all(
         math.isclose(means[variant], totals[variant][name], abs_tol=1e-9) for variant in totals
     )  # what the test is about
@@ -146,8 +152,9 @@ def _draw_totals(
 
 
 def is_percent(rows: Sequence[Row]) -> bool:
-    """Whether all scores lie from 0 to 1, and are then shown in per cent."""
-    return all(0 <= score.value <= 1 for row in rows for score in row.scores.values())
+    """Whether all scores lie from 0 to 1, those of right answers too, and are then shown in per cent."""
+    scores = [score.value for row in rows for score in row.scores.values()]
+    return all(0 <= score <= 1 for score in [*scores, *(row.maximum or 0.0 for row in rows)])
 
 
 def format_score(value: float | None, percent: bool) -> str:
@@ -189,6 +196,26 @@ def describe_ratio(row: Row) -> str:
 def format_p(p: float | None) -> str:
     """A p value as people read it."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def describe_maximum(rows: Sequence[Row]) -> str:
+    """The most that the metric can come to, where that is not 100%; empty otherwise and where it is not known."""
+    whole = rows[0]
+    if whole.maximum is None or is_percent(rows):
+        return ""
+    return f"Right answers to all of these questions score {format_score(whole.maximum, percent=False)} {whole.name}."
+
+
+def describe_majority(rows: Sequence[Row], groups: Collection[str]) -> Iterator[str]:
+    """A sentence for the metric and each group in which the adapter, or the only variant, does no better than one answer, always
+    given. Right answers to all questions are not held against a group that has only one answer."""
+    percent = is_percent(rows)
+    for row in rows:
+        score = list(row.scores.values())[-1].value
+        perfect = row.maximum is not None and score >= row.maximum
+        if (row is rows[0] or row.name in groups) and row.majority_answer and score <= row.majority and not perfect:
+            majority = format_score(row.majority, percent)
+            yield f"{row.name}: no better than always answering '{row.majority_answer}' ({majority})."
 
 
 def describe_change(row: Row, subject: str, percent: bool) -> str:

@@ -36,7 +36,7 @@ class EvaluationRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the recorded ones, of the only evaluator."""
     limit: int | None = None
-    """The first so many questions only."""
+    """The first so many whole questions only."""
     batch_size: int = BATCH_SIZE
     out: Path | None = None
     """By default `evaluation` beside the checkpoint."""
