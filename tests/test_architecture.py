@@ -21,7 +21,7 @@ ENTRY_POINTS: dict[str, str] = PROJECT["entry-points"]["graftwork.plugins"]
 
 CORE, REGISTRY, PLUGINS, TESTS = tracked("core"), tracked("registry"), tracked("plugins"), tracked("tests")
 
-COMPOSITION_ROOTS = ("graftwork/cli", "graftwork/conformance", "graftwork/jobs/check.py", "graftwork/jobs/run.py")
+COMPOSITION_ROOTS = ("graftwork/cli", "graftwork/conformance", "graftwork/jobs")
 """The only parts of the core that may know the registry."""
 HEAVY = {
     *("accelerate", "huggingface_hub", "numpy", "peft", "PIL", "pydantic"),

@@ -59,7 +59,7 @@ def plan(
     """Resolve a run, count its parameters, and rehearse a step on tensors without content.
 
     No weights are read; what is not there yet is listed. `device_memory` is the memory of a CUDA device to rehearse for,
-    such as `24GiB`; `processes` how many share the step. Raises RunFileError and ResolveError with every mistake.
+    such as `24GiB`; `processes` how many share the step. Raises RunFileError and PlanRefused with every mistake.
     """
     run, lookup, missing_files, machine = Run.of(run), lookup or installed(), list[str](), detect_machine()
     resolved = run.plan(lookup, fetch=False, missing=missing_files)

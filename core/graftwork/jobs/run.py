@@ -46,7 +46,7 @@ class Run:
         """Every choice resolved against the installed components and this machine (see `config.resolve.resolve`).
 
         Weights of the hub are downloaded, unless `fetch` is false. With `missing`, files that are not there are added to
-        it instead of refused. Raises ResolveError with every mistake.
+        it instead of refused. Raises PlanRefused with every mistake.
         """
         lookup = lookup or installed()
         kernels = preferred_kernels(lookup)

@@ -47,7 +47,7 @@ def train(
 
     `run` is a `Run`, a dictionary of the same tables, or a run file. Checkpoints, answers and the report go into `out`, by
     default where the run says. With `resume` it goes on from the newest checkpoint there. `on_event` gets every event and
-    message. Raises UnhealthyRun when the result should not be used, ResolveError for a run that makes no sense here, and
+    message. Raises UnhealthyRun when the result should not be used, PlanRefused for a run that makes no sense here, and
     other GraftworkErrors. Collective: several processes train and answer together, and the first one verifies and reports.
     """
     run, lookup, listen = Run.of(run), lookup or installed(), on_event
