@@ -203,14 +203,14 @@ class Loop:
             while self.step < self.steps and not self.health.should_abort:
                 started = time.perf_counter()  # Waiting for data is part of a step's time.
                 later = self.step
-                while not (totals := data_parallel.tally(micro_batches := upcoming.result())).records:
+                while not (totals := data_parallel.tally(share := upcoming.result())).records:
                     if (later := later + 1) == self.step + len(self.data.records):
                         raise self.nothing_usable()
                     upcoming = ahead.submit(self.encode_share, later)
                 if self.step + 1 < self.steps:
                     upcoming = ahead.submit(self.encode_share, self.step + 1)
                 try:
-                    line = self.take_step(micro_batches, totals, started)
+                    line = self.take_step(share.micro_batches, totals, started)
                 except torch.OutOfMemoryError:
                     early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
                     raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
@@ -225,17 +225,20 @@ class Loop:
         self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
 
-    def encode_share(self, step: int) -> list[list[Encoded]]:
+    def encode_share(self, step: int) -> data_parallel.Share:
         """This process's encoded records of a step, in micro-batches."""
-        examples = self.encode(data_parallel.strided_slice(self.sampler.batch(step)))
-        size = self.settings.micro_batch_size or max(1, len(examples))
-        return [examples[start : start + size] for start in range(0, len(examples), size)]
+        encoded = self.encode(data_parallel.strided_slice(self.sampler.batch(step)))
+        examples, size = [*encoded.values()], self.settings.micro_batch_size or max(1, len(encoded))
+        return data_parallel.Share(
+            [examples[start : start + size] for start in range(0, len(examples), size)],
+            sum(len(self.data.records[index].images) for index in encoded),
+        )
 
     def first_usable(self) -> list[Encoded]:
         """All encoded records of the first step that has any that can be used."""
         for step in range(len(self.data.records)):
             if encoded := self.encode(self.sampler.batch(step)):
-                return encoded
+                return [*encoded.values()]
         raise self.nothing_usable()
 
     def nothing_usable(self) -> DataError:
@@ -247,17 +250,17 @@ class Loop:
         records, lengths = self.data.records, self.data.lengths
         for index in sorted(range(len(records)), key=lambda index: (not records[index].images, lengths[index])):
             if encoded := self.encode([index]):
-                return encoded[0]
+                return encoded[index]
         raise self.nothing_usable()
 
-    def encode(self, indices: Sequence[int]) -> list[Encoded]:
-        """Records by index, encoded; one whose image cannot be read, or that keeps no label after the cut, is left out
+    def encode(self, indices: Sequence[int]) -> dict[int, Encoded]:
+        """Records, encoded, by index; one whose image cannot be read, or that keeps no label after the cut, is left out
         and counted once."""
-        encoded = []
+        encoded = {}
         for index in indices:
             record = self.data.records[index]
             try:
-                encoded.append(cut(self.assembly.processor.encode(record), self.settings.max_length))
+                encoded[index] = cut(self.assembly.processor.encode(record), self.settings.max_length)
             except DataError as error:
                 if self.plan.run_context.strict_data:
                     raise
