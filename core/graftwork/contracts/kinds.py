@@ -213,7 +213,10 @@ class PeftMethod(Component[S]):
         return None
 
     def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups for all trained parameters, by name."""
+        """The optimizer's parameter groups for all trained parameters, by name.
+
+        Core gives them the run's weight decay, unless a group has its own, and none for biases and normalisation layers.
+        """
         return [{"params": list(parameters.values()), "lr": learning_rate}]
 
 
@@ -239,7 +242,8 @@ class MemoryStrategy(Component[S]):
         return self.approximates.reason if self.approximates else ""
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
-        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""
+        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates and weight decays; None
+        for AdamW."""
         return None
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:

@@ -72,7 +72,9 @@ class TrainSettings:
     learning_rate: float = setting(2e-4, "The highest learning rate of the schedule", minimum=0.0)
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "How the learning rate falls after warm-up")
     warmup_ratio: float = setting(0.03, "The share of steps in which the learning rate rises", minimum=0.0, maximum=1.0)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", minimum=0.0)
+    weight_decay: float = setting(
+        0.0, "AdamW's decoupled weight decay, of all that is trained but biases and normalisation layers", minimum=0.0
+    )
     adam_betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates of the two moments")
     adam_epsilon: float = setting(1e-8, "AdamW's term for numerical stability", minimum=0.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm; 0 for no clipping", minimum=0.0)

@@ -19,7 +19,7 @@ from graftwork.contracts.batch import Encoded, collate
 from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan, TrainSettings
-from graftwork.contracts.stepper import stepper_for
+from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import Sampler, steps_for
 from graftwork.data.training_data import TrainingData, cut, load_training_data
@@ -343,15 +343,30 @@ class Loop:
 
         state = self.stepper.state()
         state |= random_states(self.assembly.device)
+        state["decays"] = self.decays()
         state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
         state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
         return state
+
+    def decays(self) -> Tensor:
+        """Whether weight decay falls on each trained parameter, in their order."""
+        import torch
+
+        return torch.tensor([decays(self.assembly.model, name) for name in self.stepper.parameters])
 
     def restore(self, saved: manifest.Manifest, start: Path) -> None:
         """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
         import torch
 
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
+        own = self.decays()
+        # Runs that began before weight decay spared anything have not recorded what it spares.
+        spared = int((state.get("decays", torch.ones_like(own)) != own).sum())
+        if spared and self.settings.weight_decay:
+            raise CheckpointError(
+                f"weight decay fell on other parameters in the run of '{start}' than it does here: {spared} biases and weights of "
+                "normalisation layers; go on with the Graftwork that it began with, or start a new run with --out"
+            )
         self.step = saved.step
         self.stepper.restore(state)
         # A process that had no counterpart then starts from the seed, and differs from the others.
