@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny_runs import PlanOf
+from tiny_runs import COMPONENTS, Interrupted, PlanOf, interrupt_at
 
 from graftwork.build import compose
 from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
-from graftwork.contracts import IGNORED, DictLookup, Encoded
+from graftwork.contracts import (
+    IGNORED,
+    Assembly,
+    Batch,
+    CheckpointSaved,
+    DictLookup,
+    Encoded,
+    MemoryStrategy,
+    NoSettings,
+    Stepper,
+    TrainSettings,
+)
 from graftwork.data.training_data import TrainingData, cut, load_training_data
 from graftwork.errors import DataError
-from graftwork.train.loop import Outcome
+from graftwork.train.loop import Outcome, train
 
 Train = Callable[..., Outcome]
 
@@ -109,11 +120,68 @@ def test_records_whose_image_is_broken_are_left_out_and_counted_once(go: Train, 
     assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").verification.error == 0.0
 
 
-def test_a_step_whose_records_are_all_broken_takes_the_next_ones(go: Train) -> None:
-    source = {"use": "shapes", "count": 6, "broken": [0, 4]}
-    outcome = go({"data.source": [source], "train.batch_size": 1, "train.steps": 12})
-    assert [line["step"] for line in outcome.log] == list(range(1, 13))
-    assert len(outcome.data["bad"]) == 2
+class Noting(MemoryStrategy[NoSettings]):
+    """Plain steps, which note the records that they train on, by number"""
+
+    name = "noting"
+    trained: ClassVar[list[int]] = []
+
+    def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper:
+        class NotingStepper(Stepper):
+            def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> torch.Tensor:
+                texts = map(assembly.processor.decode, batch.input_ids.tolist())
+                Noting.trained += [int(text.partition("?")[0].rpartition(" ")[2]) for text in texts]
+                return super().accumulate(batch, num_label_tokens, last=last)
+
+        return NotingStepper(assembly, settings)
+
+
+NOTING = DictLookup(*COMPONENTS, Noting)
+BROKEN = {"data.source": [{"use": "shapes", "count": 12, "broken": [0, 1, 3, 4, 9]}], "memory": {"use": ["noting"]}}
+USABLE = [2, 5, 6, 7, 8, 10, 11]
+
+
+def noted(run: PlanOf, out: Path, changes: dict[str, Any], **options: Any) -> tuple[list[int], Outcome | None]:
+    """The records that a run trains on, and how it ends; None if it was interrupted."""
+    Noting.trained.clear()
+    try:
+        outcome = train(run(BROKEN | changes, NOTING), NOTING, out, device="cpu", **options)
+    except Interrupted:
+        return list(Noting.trained), None
+    return list(Noting.trained), outcome
+
+
+@pytest.mark.parametrize(("size", "seed"), [(1, 5), (1, 6), (1, 7), (2, 5), (3, 5)])
+def test_an_epoch_trains_every_usable_record_once_however_many_batches_are_broken(
+    run: PlanOf, tmp_path: Path, size: int, seed: int
+) -> None:
+    changes = {"seed": seed, "train.batch_size": size, "train.steps": None, "train.epochs": 1.0}
+    trained, outcome = noted(run, tmp_path / "out", changes)
+    assert outcome and sorted(trained) == USABLE
+    assert [line["step"] for line in outcome.log] == list(range(1, len(outcome.log) + 1))
+    if size == 1:
+        assert len(outcome.log) == 7
+    read = manifest.read(outcome.checkpoint)
+    assert (read.step, read.steps) == (len(outcome.log), len(outcome.log))
+
+
+def test_a_run_of_so_many_steps_takes_them_all_epoch_by_epoch(run: PlanOf, tmp_path: Path) -> None:
+    trained, outcome = noted(run, tmp_path / "out", {"train.batch_size": 1, "train.steps": 17})
+    assert outcome and [line["step"] for line in outcome.log] == list(range(1, 18))
+    assert sorted(trained[:7]) == sorted(trained[7:14]) == USABLE
+    assert len(set(trained[14:])) == 3
+    assert len(outcome.data["bad"]) == 5
+
+
+@pytest.mark.parametrize("until", [2, 5])
+def test_a_resumed_epoch_trains_no_record_again(run: PlanOf, tmp_path: Path, until: int) -> None:
+    changes = {"train.batch_size": 1, "train.steps": None, "train.epochs": 1.0, "train.save_every": 1, "train.keep": 9}
+    whole, ended = noted(run, tmp_path / "whole", changes)
+    first, _ = noted(run, tmp_path / "out", changes, listen=interrupt_at(CheckpointSaved, until))
+    rest, resumed = noted(run, tmp_path / "out", changes, resume=True)
+    assert first + rest == whole and sorted(whole) == USABLE
+    assert ended and resumed
+    assert [line["loss"] for line in resumed.log] == [line["loss"] for line in ended.log]
 
 
 def test_data_of_nothing_but_broken_images_is_refused(go: Train, tmp_path: Path) -> None:
