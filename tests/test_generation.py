@@ -8,7 +8,8 @@ from tiny_vlm import STOP, TinyAssembly, question, tiny_assembly
 
 from graftwork.contracts import Encoded, collate
 from graftwork.errors import DataError
-from graftwork.evaluate.generation import answer, context_length, encode_prompt, until_stop
+from graftwork.evaluate.generation import answer, encode_prompt, until_stop
+from graftwork_mgm import MgmGemma, MgmSettings
 
 QUESTIONS = [
     question("a", "what is it", image="one.png"),
@@ -114,6 +115,12 @@ def test_an_answer_ends_where_the_model_reads_no_further_and_the_others_of_the_b
 
 
 def test_the_context_is_read_from_a_configuration_or_a_table_in_it() -> None:
-    assert context_length({"max_position_embeddings": 64}) == 64
-    assert context_length({"text_config": {"max_position_embeddings": 32}, "size": 3}) == 32
-    assert context_length({"size": 3}) is None
+    read = MgmGemma(MgmSettings()).context_length
+    assert read({"max_position_embeddings": 64}) == 64
+    assert read({"text_config": {"max_position_embeddings": 32}, "size": 3}) == 32
+    assert read({"size": 3}) is None
+    rotary = {"rope_type": "yarn", "factor": 4.0}
+    assert read({"max_position_embeddings": 64, "rope_scaling": rotary}) == 256
+    assert read({"max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4}}) == 64
+    whole = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8}
+    assert read({"max_position_embeddings": 128, "rope_scaling": whole}) == 128

@@ -26,7 +26,7 @@ from graftwork.contracts import (
     TrainSettings,
 )
 from graftwork.data.training_data import TrainingData, cut, load_training_data
-from graftwork.errors import DataError
+from graftwork.errors import DataError, PlanRefused
 from graftwork.train.loop import Outcome, train
 
 Train = Callable[..., Outcome]
@@ -93,6 +93,20 @@ def test_strict_data_has_no_long_records(run: PlanOf, lookup: DictLookup, too_lo
     said = refused(gathered, run, lookup, changes)
     assert said.startswith("shapes:1: the record has ")
     assert said.endswith(" tokens, train.max_length is 128")
+
+
+def test_a_record_is_no_longer_than_the_model_reads(run: PlanOf, lookup: DictLookup) -> None:
+    long = {"use": "shapes", "longest": [1]}
+    by_default = run({"train.max_length": None, "data.source": [long]})
+    assert by_default.run_context.train.max_length == 512
+    data = load_training_data(by_default, lookup, compose.build_shape(by_default, lookup).processor)
+    assert (len(data.records), data.summary["too_long"], data.summary["too_long_were"]) == (23, 1, "left out")
+    assert run({"train.max_length": 512}).run_context.train.max_length == 512
+    with pytest.raises(PlanRefused) as caught:
+        run({"train.max_length": 513})
+    assert caught.value.details == (
+        "train.max_length: is 513, and 'mgm-gemma' reads 512 tokens at most; set it to 512 or less, or leave it out",
+    )
 
 
 def test_data_without_records_is_refused(run: PlanOf, lookup: DictLookup) -> None:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftwork.contracts.anatomy import AttentionCase, AttentionSite, BuildContext, Structure, TowerOutput, TowerSlot
+from graftwork.contracts.anatomy import (
+    AttentionCase,
+    AttentionSite,
+    BuildContext,
+    Structure,
+    TowerOutput,
+    TowerSlot,
+    positions_of,
+)
 from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
@@ -133,6 +141,11 @@ class ModelArchitecture(Weighted[S]):
     """The roles that may be missing from the weights and then start untrained (a connector)."""
     overflows_in: ClassVar[tuple[str, ...]] = ()
     """Precisions, such as `fp16`, in which the published model is known to overflow."""
+
+    def context_length(self, config: Mapping[str, Any]) -> int | None:
+        """How many tokens the model reads at most, image tokens included; None where nothing limits them. By default what
+        Hugging Face's configurations call `max_position_embeddings`."""
+        return positions_of(config)
 
     @abstractmethod
     def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:

@@ -82,7 +82,9 @@ class TrainSettings:
         "bf16", "Of frozen weights and of autocast; trained weights are fp32"
     )
     force_precision: bool = setting(False, "Use a precision in which the model is known to overflow")
-    max_length: int = setting(2048, "The longest record in tokens, image tokens included", minimum=1)
+    max_length: int = setting(
+        2048, "The longest record in tokens, image tokens included; by default no more than the model reads", minimum=1
+    )
     too_long: Literal["skip", "cut"] = setting("skip", "What happens to longer records; both are counted and said")
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
