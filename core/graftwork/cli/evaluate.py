@@ -117,10 +117,16 @@ def ask(
     assembly = open_for(session, checkpoint, base, parts, device=device).assembly
     record = Record("question", (Turn("user", f"<image>\n{question}"),), (Image(image),))
     prompt = [encode_prompt(assembly, record, max_new_tokens)]
-    (with_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
-    if not both:
-        click.echo(with_adapter)
-        return
-    with assembly.disable_adapter():
-        (without_adapter,) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
-    click.echo(f"base:    {without_adapter}\nadapter: {with_adapter}")
+    answers = {"adapter": answer(assembly, prompt, max_new_tokens=max_new_tokens)}
+    if both:
+        with assembly.disable_adapter():
+            answers = {"base": answer(assembly, prompt, max_new_tokens=max_new_tokens), **answers}
+    for variant, given in answers.items():
+        click.echo(f"{variant + ':':<9}" * both + given.texts[0])
+    for variant, given in answers.items():
+        if not given.ended[0]:
+            click.echo(
+                f"the {variant}'s answer did not end by itself, and was stopped at {given.tokens[0]} tokens; allow more with "
+                "--max-new-tokens, unless the model's context ends there",
+                err=True,
+            )

@@ -27,8 +27,8 @@ def print_scores(console: Console, result: Result) -> None:
         majority = f"{format_score(row.majority, percent)} ({row.majority_answer})"
         table.add_row(row.name, f"{row.records:,}", format_score(score.value, percent), bounds, majority)
     console.print(table)
-    if result.bad:
-        console.print(f"\n{result.unanswered()}", markup=False)
+    for sentence in filter(None, [result.unanswered(), result.endless()]):
+        console.print(f"\n{sentence}", markup=False)
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -358,6 +358,8 @@ class Prediction:
     tokens: Mapping[str, int]
     """Generated, by variant."""
     seconds: float
+    ended: Mapping[str, bool] = field(default_factory=dict)
+    """Whether an answer ended by itself, by variant, or was stopped at `max_new_tokens` or where the model's context ends."""
 
     @property
     def group(self) -> str:

@@ -85,7 +85,9 @@ class TrainSettings:
     max_length: int = setting(
         2048, "The longest record in tokens, image tokens included; by default no more than the model reads", minimum=1
     )
-    too_long: Literal["skip", "cut"] = setting("skip", "What happens to longer records; both are counted and said")
+    too_long: Literal["skip", "cut"] = setting(
+        "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
+    )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
     keep: int = setting(2, "How many intermediate checkpoints are kept", minimum=1)

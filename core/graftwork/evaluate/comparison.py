@@ -47,7 +47,8 @@ class Comparison:
     headline: str
     """The overall result in a sentence."""
     notes: tuple[str, ...]
-    """Sentences about the whole: its ratio to the base, questions that could not be asked, a variant that always answers the same."""
+    """Sentences about the whole: its ratio to the base, questions that could not be asked, answers
+    that did not end, a variant that always answers the same."""
     forgetting: tuple[str, ...]
     """A sentence for each group that the adapter was not trained on; empty when the trained groups are not known."""
     untrained: tuple[str, ...]
@@ -108,7 +109,7 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         rows=rows,
         flips=flips,
         headline=headline[:1].upper() + headline[1:],
-        notes=(describe_ratio(rows[0]), *filter(None, [result.unanswered()]), *_monotonous(result)),
+        notes=(describe_ratio(rows[0]), *filter(None, [result.unanswered(), result.endless()]), *_monotonous(result)),
         forgetting=tuple(
             describe_change(row, f"{row.name}, which was not trained on,", percent) + "." for row in untrained
         ),

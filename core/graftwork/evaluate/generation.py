@@ -27,6 +27,8 @@ class Answers:
     """The generated ids, up to and without the stop id."""
     tokens: tuple[int, ...]
     """How many tokens were generated, the stop id included."""
+    ended: tuple[bool, ...]
+    """Whether it ended by itself: with a stop id, and not at the limit. A stop id as the last token that is allowed is an end."""
 
 
 @contextmanager
@@ -101,6 +103,7 @@ def answer(
         tuple(processor.decode(row) for row in ids),
         tuple(ids),
         tuple(min(len(row) + 1, limit) for row, limit in zip(ids, limits, strict=True)),
+        tuple(len(row) < limit for row, limit in zip(ids, limits, strict=True)),
     )
 
 
