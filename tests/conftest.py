@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import golden_table
 import pytest
@@ -12,7 +13,7 @@ from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
 
 from graftwork.build import compose
 from graftwork.contracts import DictLookup
-from graftwork.train.loop import train
+from graftwork.train.loop import Outcome, train
 
 torch.set_num_threads(1)  # sums in one order, and several tests at once do not fight for cores
 
@@ -57,6 +58,16 @@ def run_of(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFact
 def trained(run_of: Callable[[str], Run]) -> Run:
     """A LoRA run of four steps."""
     return run_of("lora")
+
+
+@pytest.fixture
+def go(run: PlanOf, lookup: DictLookup, tmp_path: Path) -> Callable[..., Outcome]:
+    """Trains a small run with dotted keys changed, into `out`."""
+
+    def train_changed(changes: dict[str, Any] | None = None, **options: Any) -> Outcome:
+        return train(run(changes), lookup, tmp_path / "out", device="cpu", **options)
+
+    return train_changed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

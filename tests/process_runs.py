@@ -59,6 +59,7 @@ batch_size = 5
 micro_batch_size = 2
 save_every = 4
 learning_rate = 1e-2
+weight_decay = 0.5
 precision = "fp32"
 max_length = 128
 """

@@ -32,9 +32,8 @@ def test_alone_a_process_has_everything() -> None:
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
     assert processes.all_gather_object("thing") == ["thing"]
     assert data_parallel.strided_slice([4, 2, 9]) == [4, 2, 9]
-    assert data_parallel.tally([[example(3, images=2), example(4)], [example(5)]]) == data_parallel.Tally(
-        3, 3, 2, 12, 2
-    )
+    share = data_parallel.Share([[example(3, images=4), example(4)], [example(5)]], images=2)
+    assert data_parallel.tally(share) == data_parallel.Tally(3, 3, 2, 12, 2)
 
 
 def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:

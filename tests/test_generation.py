@@ -8,7 +8,8 @@ from tiny_vlm import STOP, TinyAssembly, question, tiny_assembly
 
 from graftwork.contracts import Encoded, collate
 from graftwork.errors import DataError
-from graftwork.evaluate.generation import answer, context_length, encode_prompt, until_stop
+from graftwork.evaluate.generation import answer, encode_prompt, until_stop
+from graftwork_mgm import MgmGemma, MgmSettings
 
 QUESTIONS = [
     question("a", "what is it", image="one.png"),
@@ -45,6 +46,7 @@ def test_a_padded_batch_with_a_cache_says_what_each_prompt_alone_says(seed: int)
     answers = answer(assembly, prompts, max_new_tokens=12)
     assert answers.token_ids == tuple(until_stop(ids, frozenset({STOP})) for ids in alone)
     assert answers.tokens == tuple(map(len, alone))
+    assert answers.ended == tuple(ids[-1] == STOP for ids in alone)
     assert len(assembly.model.rows) == sum(map(len, alone)) + max(map(len, alone)), (
         "decoding ends with the longest answer"
     )
@@ -60,6 +62,19 @@ def test_some_answers_of_the_test_above_end_early_and_some_do_not() -> None:
         lengths.update(answer(assembly, [encode_prompt(assembly, r, 12) for r in QUESTIONS], max_new_tokens=12).tokens)
     assert 12 in lengths
     assert len(lengths) > 2
+
+
+def test_a_stop_id_in_the_last_token_that_is_allowed_is_an_end() -> None:
+    assembly = tiny_assembly(0)
+    with torch.no_grad():
+        assembly.model.head.bias[STOP] += 1.5
+    prompts = [encode_prompt(assembly, record, 12) for record in QUESTIONS]
+    free = answer(assembly, prompts, max_new_tokens=12)
+    length = next(count for count, ended in zip(free.tokens, free.ended, strict=True) if ended and count > 1)
+    place = free.tokens.index(length)
+    exact, shorter = (answer(assembly, prompts, max_new_tokens=most) for most in (length, length - 1))
+    assert exact.tokens[place] == length and exact.ended[place]
+    assert shorter.tokens[place] == length - 1 and not shorter.ended[place]
 
 
 def test_features_that_are_given_are_not_computed_again() -> None:
@@ -114,6 +129,12 @@ def test_an_answer_ends_where_the_model_reads_no_further_and_the_others_of_the_b
 
 
 def test_the_context_is_read_from_a_configuration_or_a_table_in_it() -> None:
-    assert context_length({"max_position_embeddings": 64}) == 64
-    assert context_length({"text_config": {"max_position_embeddings": 32}, "size": 3}) == 32
-    assert context_length({"size": 3}) is None
+    read = MgmGemma(MgmSettings()).context_length
+    assert read({"max_position_embeddings": 64}) == 64
+    assert read({"text_config": {"max_position_embeddings": 32}, "size": 3}) == 32
+    assert read({"size": 3}) is None
+    rotary = {"rope_type": "yarn", "factor": 4.0}
+    assert read({"max_position_embeddings": 64, "rope_scaling": rotary}) == 256
+    assert read({"max_position_embeddings": 64, "rope_parameters": {"rope_theta": 1e4}}) == 64
+    whole = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8}
+    assert read({"max_position_embeddings": 128, "rope_scaling": whole}) == 128

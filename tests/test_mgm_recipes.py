@@ -145,7 +145,8 @@ def run_recipe(recipe: str, out: Path, paths: Mapping[str, Path]) -> tuple[Plan,
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The paths of a recipe that differ for tiny weights in both stages."""
     folder = tmp_path_factory.mktemp("recipes")
-    config = json.loads((GOLDEN / "base" / "config.json").read_text()) | {"image_size_aux": 128}
+    as_gemma = {"image_size_aux": 128, "max_position_embeddings": 8192}
+    config = json.loads((GOLDEN / "base" / "config.json").read_text()) | as_gemma
     (folder / "config.json").write_text(json.dumps(config))
     shapes = [("circle", "square")[number % 2] for number in range(10)]
     records: list[dict[str, Any]] = [

@@ -115,6 +115,7 @@ def test_every_table_is_read(tmp_path: Path) -> None:
         operators=(Selection("words", where="data.operator.0"),),
         strict_data=True,
         train=TrainSettings(learning_rate=1.0, steps=10),
+        train_given=frozenset({"learning_rate", "steps"}),
         evaluate=(
             Selection("colours", where="evaluate.colours"),
             Selection("acme:shapes", {"limit": 5}, where="evaluate.acme:shapes"),

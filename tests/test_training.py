@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import LORA, PlanOf, Run, Shapes, ShapesSettings, logits_of, plan_of
+from tiny_runs import LORA, Run, Shapes, ShapesSettings, logits_of, plan_of
 
 from graftwork.build import compose
 from graftwork.checkpoint import manifest, store
@@ -29,21 +29,10 @@ from graftwork.contracts import (
     named_tensors,
     summed_loss,
 )
-from graftwork.data.training_data import TrainingData, cut, load_training_data
-from graftwork.errors import CheckpointError, DataError
+from graftwork.errors import CheckpointError
 from graftwork.train.loop import Outcome, train
 
 Train = Callable[..., Outcome]
-
-
-@pytest.fixture
-def go(run: PlanOf, lookup: DictLookup, tmp_path: Path) -> Train:
-    """Trains a small run with dotted keys changed, into `out`."""
-
-    def train_changed(changes: dict[str, Any] | None = None, **options: Any) -> Outcome:
-        return train(run(changes), lookup, tmp_path / "out", device="cpu", **options)
-
-    return train_changed
 
 
 def losses(outcome: Outcome) -> list[float]:
@@ -213,6 +202,15 @@ def test_the_log_has_a_line_for_every_step(go: Train) -> None:
     assert all(line["tokens"] > 4 * 16 and 0 <= line["images"] <= 4 and line["seconds"] > 0 for line in lines)
 
 
+def test_an_image_counts_once_however_many_tiles_the_model_sees_of_it(go: Train) -> None:
+    source = {"use": "shapes", "count": 6, "broken": [0]}  # four have an image, of which three can be read
+    tiles = {"model.image_grid": 2, "model.image_global": True}
+    told: list[Event] = []
+    outcome = go({"data.source": [source], "train.batch_size": 6, "train.steps": 2} | tiles, listen=told.append)
+    assert [event.images for event in told if isinstance(event, StepTaken)] == [3, 3]
+    assert [line["images"] for line in outcome.log] == [3, 3]
+
+
 def test_the_log_can_be_thinned_and_keeps_its_last_line(go: Train) -> None:
     outcome = go({"train.log_every": 3})
     lines = [json.loads(line) for line in (outcome.checkpoint.parent / "log.jsonl").read_text().splitlines()]
@@ -264,118 +262,6 @@ def test_a_folder_that_holds_checkpoints_is_not_overwritten(trained: Run, lookup
 def test_a_plan_that_trains_nothing_is_refused(go: Train) -> None:
     said = refused(go, {"peft": None})
     assert said == "nothing is trained in this plan; set peft.use, or roles in peft.also_train"
-
-
-# The data -------------------------------------------------------------------------------------------------------------
-
-
-def gathered(run: PlanOf, lookup: DictLookup, changes: dict[str, Any]) -> TrainingData:
-    plan = run(changes)
-    assembly = compose.build_shape(plan, lookup)
-    return load_training_data(plan, lookup, assembly.processor)
-
-
-def test_longer_records_are_left_out_and_counted(run: PlanOf, lookup: DictLookup) -> None:
-    data = gathered(run, lookup, {"data.source": [{"use": "shapes", "long": [1, 5]}]})
-    assert data.summary["records"] == len(data.records) == len(data.lengths) == 22
-    assert (data.summary["too_long"], data.summary["too_long_were"]) == (2, "left out")
-    assert max(data.lengths) <= 128
-    assert data.summary["groups"] == {"circle": 10, "square": 12}
-    assert data.summary["bad"] == []
-    assert data.summary["stages"] == [{"name": "shapes", "read": 24, "kept": 24, "dropped": 0}]
-
-
-def test_longer_records_are_cut_where_the_run_says_so(run: PlanOf, lookup: DictLookup, go: Train) -> None:
-    changes = {"data.source": [{"use": "shapes", "long": [1, 5]}], "train.too_long": "cut", "train.steps": 6}
-    data = gathered(run, lookup, changes)
-    assert (len(data.records), data.summary["too_long"], data.summary["too_long_were"]) == (24, 2, "cut")
-    assert max(data.lengths) == 128
-    outcome = go(changes)
-    assert max(line["tokens"] for line in outcome.log) <= 4 * 128
-    assert outcome.data["bad"] == []
-
-
-def test_a_cut_record_without_a_label_left_is_left_out_and_counted(go: Train) -> None:
-    outcome = go({"data.source": [{"use": "shapes", "asking": [2]}], "train.too_long": "cut", "train.steps": 6})
-    (line,) = outcome.data["bad"]
-    assert line.startswith("shapes:2: nothing to learn is left of a record of ")
-    assert line.endswith(" tokens cut to 128")
-
-
-def test_cutting_keeps_labels_and_whole_images_or_refuses() -> None:
-    ids, labels = list(range(10)), [IGNORED] * 6 + [6, 7, 8, 9]
-    example = Encoded(ids, [True] * 3 + [False] * 7, labels, {"low": torch.zeros(1)})
-    assert cut(example, 10) is example
-    shorter = cut(example, 8)
-    assert (shorter.input_ids, shorter.labels, len(shorter.image_token_mask)) == (ids[:8], labels[:8], 8)
-    assert shorter.pixels is example.pixels
-    for length in (6, 2):
-        assert "nothing to learn is left" in refused(cut, example, length, error=DataError)
-    late = Encoded(ids, [False] * 9 + [True], [IGNORED, *range(9)], {})
-    assert "nothing to learn is left" in refused(cut, late, 9, error=DataError)
-
-
-@pytest.mark.parametrize("too_long", ["skip", "cut"])
-def test_strict_data_has_no_long_records(run: PlanOf, lookup: DictLookup, too_long: str) -> None:
-    changes = {
-        "data": {"strict": True, "source": [{"use": "shapes", "long": [1]}]},
-        "train.too_long": too_long,
-    }
-    said = refused(gathered, run, lookup, changes, error=DataError)
-    assert said.startswith("shapes:1: the record has ")
-    assert said.endswith(" tokens, train.max_length is 128")
-
-
-def test_data_without_records_is_refused(run: PlanOf, lookup: DictLookup) -> None:
-    said = refused(gathered, run, lookup, {"data.source": [{"use": "shapes", "count": 0}]}, error=DataError)
-    assert said.startswith("no record is left of 0 that were read")
-    said = refused(gathered, run, lookup, {"train.max_length": 5}, error=DataError)
-    assert said.startswith(
-        "no record is left to train on: 24 were read, 24 are longer than train.max_length = 5 tokens\n  shapes:0: "
-    )
-
-
-def test_a_small_data_set_makes_small_batches(go: Train) -> None:
-    outcome = go({"data.source": [{"use": "shapes", "count": 3}], "train.steps": None, "train.epochs": 2.0})
-    assert [line["images"] for line in outcome.log] == [2, 2]
-
-
-def test_records_whose_image_is_broken_are_left_out_and_counted_once(go: Train, lookup: DictLookup) -> None:
-    source = {"use": "shapes", "count": 8, "broken": [0, 4], "bad": 1}
-    outcome = go({"data.source": [source], "train.steps": 6})
-    bad = outcome.data["bad"]
-    assert bad[0] == "shapes:bad 0: it is bad"
-    assert sorted(line.split(":")[1] for line in bad[1:]) == ["0", "4"]
-    read = manifest.read(outcome.checkpoint)
-    assert (read.data["bad"], read.data["bad_in_all"]) == (bad, 3)
-    assert open_checkpoint(outcome.checkpoint, lookup, device="cpu").verification.error == 0.0
-
-
-def test_a_step_whose_records_are_all_broken_takes_the_next_ones(go: Train) -> None:
-    source = {"use": "shapes", "count": 6, "broken": [0, 4]}
-    outcome = go({"data.source": [source], "train.batch_size": 1, "train.steps": 12})
-    assert [line["step"] for line in outcome.log] == list(range(1, 13))
-    assert len(outcome.data["bad"]) == 2
-
-
-def test_data_of_nothing_but_broken_images_is_refused(go: Train, tmp_path: Path) -> None:
-    source = {"use": "shapes", "count": 2, "broken": [0, 1]}
-    said = refused(go, {"data.source": [source]}, error=DataError)
-    assert said.startswith("no record of the data can be used\n  shapes:")
-    assert not checkpoints(tmp_path / "out")
-
-
-def test_strict_data_has_no_broken_images(go: Train) -> None:
-    data = {"strict": True, "source": [{"use": "shapes", "broken": [0]}]}
-    refused(go, {"data": data, "train.steps": 6}, error=DataError)
-
-
-def test_a_manifest_does_not_grow_with_what_is_wrong_with_the_data(go: Train) -> None:
-    outcome = go({"data.source": [{"use": "shapes", "bad": 5000}], "train.steps": 1})
-    assert len(outcome.data["bad"]) == 5000
-    read = manifest.read(outcome.checkpoint)
-    assert (len(read.data["bad"]), read.data["bad_in_all"]) == (100, 5000)
-    assert (outcome.checkpoint / manifest.FILE).stat().st_size < 100_000
 
 
 def test_golden_inputs_without_labels_are_refused() -> None:

@@ -54,6 +54,7 @@ class ShapesSettings:
     count: int = setting(24, "How many records", minimum=0)
     broken: tuple[int, ...] = setting((), "The records whose image is no image")
     long: tuple[int, ...] = setting((), "The records with a long answer")
+    longest: tuple[int, ...] = setting((), "The records with an answer that no model here reads to its end")
     asking: tuple[int, ...] = setting((), "The records with a long question")
     bad: int = setting(0, "How many bad records come as well", minimum=0)
 
@@ -73,7 +74,8 @@ class Shapes(DataSource[ShapesSettings]):
             seen = () if index % 3 == 2 else (Image(data=data),)
             asked = " really" * (60 if index in self.settings.asking else index % 5)
             question = "<image>\n" * bool(seen) + f"what colour is shape{asked} {index}?"
-            answer = colour + " and red" * 60 * (index in self.settings.long)
+            times = 400 if index in self.settings.longest else 60 * (index in self.settings.long)
+            answer = colour + " and red" * times
             yield Record(
                 f"shapes/{index}",
                 (Turn("user", question), Turn("assistant", answer)),

@@ -19,6 +19,7 @@ from graftwork.contracts import (
     Encoded,
     Evaluator,
     Image,
+    ModelArchitecture,
     ModelSpec,
     Plan,
     Record,
@@ -27,6 +28,7 @@ from graftwork.contracts import (
     setting,
 )
 from graftwork.errors import DataError
+from graftwork_mgm import MgmGemma, MgmSettings
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 PAD, STOP, FIRST_LETTER = 0, 1, 2
@@ -118,6 +120,8 @@ class TinyAssembly:
 
     model: TinyVlm = field(default_factory=TinyVlm)
     processor: CharProcessor = field(default_factory=CharProcessor)
+    architecture: ModelArchitecture[Any] = field(default_factory=lambda: MgmGemma(MgmSettings()))
+    """Any one, to say how many tokens the model reads."""
     precision: str = "fp32"
     changes_image_features: bool = False
     context: int = 512

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
-from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunStarted, StepTaken
+from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.jobs.messages import Answering, Listener, Message, Rehearsing
 from graftwork.jobs.results import Compared, Scored
 
@@ -110,7 +110,7 @@ class Drawing:
         if event.memory:
             facts += f"  {format_size(event.memory)}"
         if self.bar:
-            self.bar.update(self.task, completed=event.step, facts=facts)
+            self.bar.update(self.task, total=event.steps, completed=event.step, facts=facts)
         tenth = max(1, event.steps // 10)
         if not self.console.is_terminal and (event.step % tenth == 0 or event.step in (1, event.steps)):
             self.console.print(f"step {event.step}/{event.steps}  {facts}")
@@ -123,8 +123,10 @@ class Drawing:
     def _(self, event: CheckpointSaved) -> None:
         if self.console.is_terminal:
             self.console.print(f"saved {event.folder}", markup=False)
-        if self.bar and self.bar.tasks[0].finished:
-            self.close()
+
+    @draw.register
+    def _(self, event: RunEnded) -> None:
+        self.close()
 
     @draw.register
     def _(self, message: Answering) -> None:

@@ -16,7 +16,7 @@ from graftwork.config.wording import count, join, suggestion
 from graftwork.contracts.component import Component, MissingFile
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower, Weighted
 from graftwork.contracts.lookup import Found, Lookup
-from graftwork.contracts.plan import Choice, ModelSpec, Plan, RunContext, WeightsRef
+from graftwork.contracts.plan import Choice, ModelSpec, Plan, RunContext, TrainSettings, WeightsRef
 from graftwork.errors import ComponentNotFound, GraftworkError, PlanRefused, WeightsError
 
 
@@ -101,7 +101,7 @@ class _Resolver:
             sources=[each.choice for each in sources],
             operators=[each.choice for each in operators],
             strict_data=run.strict_data,
-            train=run.train,
+            train=self.train(model),
             evaluate=[each.choice for each in evaluators],
         )
         towers = {part: tower.choice for part, tower in parts.items()}
@@ -123,6 +123,17 @@ class _Resolver:
                     if (line := f"{each.where}: {clause}") not in into:
                         into.append(line)
         return plan
+
+    def train(self, model: _Resolved) -> TrainSettings:
+        """The settings of training, in which records are no longer than what the model reads."""
+        train, where = self.run.train, "train.max_length"
+        context = cast(ModelArchitecture[Any], model.component).context_length(model.choice.config or {})
+        if context is None or train.max_length <= context:
+            return train
+        if "max_length" in self.run.train_given:
+            found = f"{where}: is {train.max_length}, and '{model.choice.name}' reads {context} tokens at most"
+            self.reasons.append(f"{found}; set it to {context} or less, or leave it out")
+        return replace(train, max_length=context)
 
     def refuse(self, *reasons: str) -> None:
         """Reasons that leave something unresolved."""

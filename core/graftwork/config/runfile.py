@@ -57,6 +57,8 @@ class RunFile:
     operators: tuple[Selection, ...] = ()
     strict_data: bool = False
     train: TrainSettings = field(default_factory=TrainSettings)
+    train_given: frozenset[str] = frozenset()
+    """The keys of `[train]` that the run sets itself."""
     evaluate: tuple[Selection, ...] = ()
 
 
@@ -307,6 +309,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         operators=operators,
         strict_data=data.strict,
         train=train,
+        train_given=frozenset(reader.table(tables, "train")),
         evaluate=evaluate,
     )
 

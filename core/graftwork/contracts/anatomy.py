@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,6 +96,19 @@ class Structure:
     trained, an image is encoded once for the base and the adapter."""
     tied_weights: Mapping[str, str] = field(default_factory=dict)
     """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many positions Hugging Face's configuration of a model allows, rotary ones as far as they are stretched; None when
+    it does not say."""
+    tables = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    table = next((table for table in tables if table.get("max_position_embeddings")), None)
+    if table is None:
+        return None
+    positions: int = table["max_position_embeddings"]
+    rotary = table.get("rope_scaling") or table.get("rope_parameters") or {}
+    stretched = rotary.get("factor", 1.0) * rotary.get("original_max_position_embeddings", positions)
+    return max(positions, int(stretched))
 
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

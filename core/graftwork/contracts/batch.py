@@ -23,7 +23,8 @@ class Encoded:
     labels: Sequence[int]
     """The ids to predict, `IGNORED` where there is no loss; as long as `input_ids`, not shifted."""
     pixels: Mapping[str, torch.Tensor]
-    """The images of this record: part name to `[images, 3, height, width]`; empty without images."""
+    """The images of this record: part name to `[images, 3, height, width]`, or more where a part sees an image in several
+    views; empty without images."""
 
     @property
     def num_label_tokens(self) -> int:

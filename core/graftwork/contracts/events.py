@@ -35,6 +35,7 @@ class StepTaken(Event):
     learning_rate: float
     gradient_norm: float
     images: int
+    """Of the step's records, in however many views or tiles the model sees each."""
     tokens: int
     seconds: float
     memory: int = 0

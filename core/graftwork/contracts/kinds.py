@@ -5,13 +5,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftwork.contracts.anatomy import AttentionCase, AttentionSite, BuildContext, Structure, TowerOutput, TowerSlot
+from graftwork.contracts.anatomy import (
+    AttentionCase,
+    AttentionSite,
+    BuildContext,
+    Structure,
+    TowerOutput,
+    TowerSlot,
+    positions_of,
+)
 from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
@@ -136,6 +144,11 @@ class ModelArchitecture(Weighted[S]):
     overflows_in: ClassVar[tuple[str, ...]] = ()
     """Precisions, such as `fp16`, in which the published model is known to overflow."""
 
+    def context_length(self, config: Mapping[str, Any]) -> int | None:
+        """How many tokens the model reads at most, image tokens included; None where nothing limits them. By default what
+        Hugging Face's configurations call `max_position_embeddings`."""
+        return positions_of(config)
+
     @abstractmethod
     def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
         """Where the model itself, without its towers, computes attention."""
@@ -215,7 +228,10 @@ class PeftMethod(Component[S]):
         return None
 
     def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups for all trained parameters, by name."""
+        """The optimizer's parameter groups for all trained parameters, by name.
+
+        Core gives them the run's weight decay, unless a group has its own, and none for biases and normalisation layers.
+        """
         return [{"params": list(parameters.values()), "lr": learning_rate}]
 
 
@@ -241,7 +257,8 @@ class MemoryStrategy(Component[S]):
         return self.approximates.reason if self.approximates else ""
 
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
-        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates; None for AdamW."""
+        """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates and weight decays; None
+        for AdamW."""
         return None
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:
@@ -355,6 +372,8 @@ class Prediction:
     tokens: Mapping[str, int]
     """Generated, by variant."""
     seconds: float
+    ended: Mapping[str, bool] = field(default_factory=dict)
+    """Whether an answer ended by itself, by variant, or was stopped at `max_new_tokens` or where the model's context ends."""
 
     @property
     def group(self) -> str:

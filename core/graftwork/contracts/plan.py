@@ -72,7 +72,9 @@ class TrainSettings:
     learning_rate: float = setting(2e-4, "The highest learning rate of the schedule", minimum=0.0)
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "How the learning rate falls after warm-up")
     warmup_ratio: float = setting(0.03, "The share of steps in which the learning rate rises", minimum=0.0, maximum=1.0)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", minimum=0.0)
+    weight_decay: float = setting(
+        0.0, "AdamW's decoupled weight decay, of all that is trained but biases and normalisation layers", minimum=0.0
+    )
     adam_betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates of the two moments")
     adam_epsilon: float = setting(1e-8, "AdamW's term for numerical stability", minimum=0.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm; 0 for no clipping", minimum=0.0)
@@ -80,8 +82,12 @@ class TrainSettings:
         "bf16", "Of frozen weights and of autocast; trained weights are fp32"
     )
     force_precision: bool = setting(False, "Use a precision in which the model is known to overflow")
-    max_length: int = setting(2048, "The longest record in tokens, image tokens included", minimum=1)
-    too_long: Literal["skip", "cut"] = setting("skip", "What happens to longer records; both are counted and said")
+    max_length: int = setting(
+        2048, "The longest record in tokens, image tokens included; by default no more than the model reads", minimum=1
+    )
+    too_long: Literal["skip", "cut"] = setting(
+        "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
+    )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
     keep: int = setting(2, "How many intermediate checkpoints are kept", minimum=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork import processes
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
     from graftwork.contracts.batch import Batch
     from graftwork.contracts.plan import TrainSettings
+
+
+NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|[._])norm(\.|$)")
+"""In the names of parameters, in lower case."""
+
+
+def decays(model: nn.Module, name: str) -> bool:
+    """Whether weight decay falls on the parameter `name`: not on biases and normalisation layers, as in Hugging Face's Trainer.
+
+    A normalisation layer is known by its class, such as `GemmaRMSNorm`, or by what it is called.
+    """
+    owner = model.get_submodule(name.rpartition(".")[0])
+    normalises = any("norm" in base.__name__.lower() for base in type(owner).__mro__)
+    return not normalises and not NOT_DECAYED.search(name.lower())
 
 
 class Stepper:
@@ -41,10 +56,16 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(assembly.device.type, enabled=assembly.precision == "fp16")
 
     def _groups(self) -> list[dict[str, Any]]:
-        peft, rate = self.assembly.peft, self.settings.learning_rate
-        if peft is None:
-            return [{"params": list(self.parameters.values()), "lr": rate}]
-        return [group for group in peft.param_groups(self.parameters, rate) if group["params"]]
+        """The PEFT method's parameter groups, each split by whether weight decay falls on a parameter."""
+        peft, rate, model = self.assembly.peft, self.settings.learning_rate, self.assembly.model
+        whole: list[dict[str, Any]] = [{"params": list(self.parameters.values()), "lr": rate}]
+        decayed = {id(parameter) for name, parameter in self.parameters.items() if decays(model, name)}
+        groups = []
+        for group in peft.param_groups(self.parameters, rate) if peft else whole:
+            for applies, decay in ((True, group.get("weight_decay", self.settings.weight_decay)), (False, 0.0)):
+                if chosen := [parameter for parameter in group["params"] if (id(parameter) in decayed) is applies]:
+                    groups.append({**group, "params": chosen, "weight_decay": decay})
+        return groups
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The first optimizer that a strategy offers, else AdamW."""

@@ -1,4 +1,4 @@
-"""Which records make up which optimizer step: a pure function of the seed."""
+"""Which records make up which batch: a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, b
 
 
 class Sampler:
-    """The batch of any step, without walking through the steps before it."""
+    """Any batch of a run, without walking through those before it."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, by_length: bool) -> None:
         self._lengths, self._batch_size, self._seed, self._by_length = lengths, batch_size, seed, by_length
         self._epoch = -1
         self._batches: list[list[int]] = []
 
-    def batch(self, step: int) -> list[int]:
-        """The record indices of optimizer step `step`, counted from 0."""
-        epoch, place = divmod(step, max(1, len(self._lengths) // self._batch_size))
+    def batch(self, number: int) -> list[int]:
+        """The record indices of batch `number`, counted from 0: that of a step, and of the batches passed over before it."""
+        epoch, place = divmod(number, max(1, len(self._lengths) // self._batch_size))
         if epoch != self._epoch:
             self._epoch = epoch
             self._batches = batches(

@@ -79,6 +79,7 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
         "records": len(records),
         "bad": [f"{dropped.where}: {dropped.why}" for dropped in bad],
         "too_long": len(long),
+        "answers_cut": len(long) if run_context.train.too_long == "cut" else 0,
         "too_long_were": "cut" if run_context.train.too_long == "cut" else "left out",
         "stages": [count._asdict() for count in result.counts],
         "groups": {group: count for group, count in sorted(groups.items()) if group},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graftwork.checkpoint import format1
-from graftwork.contracts.records import BadRecord
+from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.records import BadRecord, Record
 
 
 class AnswerFile:
@@ -94,3 +95,45 @@ class BatchResult:
         self.lines, self.run = [], None
         self.bad.clear()
         self.messages.clear()
+
+
+def line_of(one: Prediction) -> dict[str, Any]:
+    """The line of an answer."""
+    return {
+        "id": one.record.id,
+        "group": one.group,
+        "question": one.record.question,
+        "reference": list(one.record.reference),
+        "images": [str(image) for image in one.record.images],
+        "answers": dict(one.answers),
+        "scores": {variant: score.value for variant, score in one.scores.items()},
+        "tokens": dict(one.tokens),
+        "ended": dict(one.ended),
+        "seconds": round(one.seconds, 4),
+    }
+
+
+def predictions(
+    evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, Prediction]:
+    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
+    done: dict[str, Prediction] = {}
+    for line in lines:
+        record = asked.get(line["id"])
+        if record and (line["question"], tuple(line["reference"])) == (record.question, record.reference):
+            scores = {variant: evaluator.score(record, text) for variant, text in line["answers"].items()}
+            # Files of before it was recorded: at the limit an answer may have ended, and mostly has not.
+            shorter = {variant: count < evaluator.max_new_tokens for variant, count in line["tokens"].items()}
+            ended = line.get("ended", shorter)
+            done[record.id] = Prediction(record, line["answers"], scores, line["tokens"], line["seconds"], ended)
+    return done
+
+
+def only(one: Prediction, variants: Sequence[str]) -> Prediction:
+    """A prediction without the answers of other variants."""
+
+    def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {variant: values[variant] for variant in variants}
+
+    tokens, ended = chosen(one.tokens), chosen(one.ended)
+    return Prediction(one.record, chosen(one.answers), chosen(one.scores), tokens, one.seconds, ended)

@@ -21,7 +21,7 @@ from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
 from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
-from graftwork.evaluate.answers import AnswerFile, BatchResult
+from graftwork.evaluate.answers import AnswerFile, BatchResult, line_of, only, predictions
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, describe_maximum, format_score, tabulate
@@ -86,7 +86,25 @@ class Result:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the table must not miss, a sentence each."""
         majority = describe_majority(self.rows, {one.group for one in self.answered})
-        return tuple(filter(None, [self.limited(), describe_maximum(self.rows), *majority, self.unanswered()]))
+        return tuple(
+            filter(None, [self.limited(), describe_maximum(self.rows), *majority, self.unanswered(), self.endless()])
+        )
+
+    @property
+    def not_ended(self) -> dict[str, int]:
+        """By variant, how many answers did not end by themselves."""
+        variants = self.answered[0].answers
+        return {variant: sum(not one.ended.get(variant, True) for one in self.answered) for variant in variants}
+
+    def endless(self) -> str:
+        """How many answers did not end by themselves; empty if all did."""
+        if not any(self.not_ended.values()):
+            return ""
+        counts = " and ".join(f"{count:,} ({variant})" for variant, count in self.not_ended.items())
+        return (
+            f"Of {len(self.answered):,} answers {counts} did not end by themselves: they were stopped at "
+            f"{self.evaluator.max_new_tokens:,} tokens, or where the model's context ends."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What `scores.json` holds."""
@@ -97,6 +115,7 @@ class Result:
             "answered": len(self.answered),
             "limit": self.limit,
             "mean_with_unanswered_as_zero": self.mean_of_all,
+            "answers_not_ended": self.not_ended,
             "bad": [dataclasses.asdict(bad) for bad in self.bad],
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "notes": list(self.notes),
@@ -133,7 +152,7 @@ def evaluate(
         file.begin(_header(assembly, evaluator, variants, hashes), resume=resume, say=say)
     header, lines = processes.all_gather_object((file.header, file.lines))[0]
     asked = {record.id: record for record in records}
-    done = _restore(evaluator, asked, lines)
+    done = predictions(evaluator, asked, lines)
     todo = questions.contiguous_slice(by_image([record for record in records if record.id not in done]))
     progress(len(done), len(records))
     batch_result, ran = BatchResult(), len(file.runs)
@@ -150,7 +169,7 @@ def evaluate(
     while True:
         # A batch of every process at a time, so that an interruption costs no more than that.
         for answered, size in islice(chunks, 1):
-            batch_result.lines = [_line(one) for one in answered]
+            batch_result.lines = [line_of(one) for one in answered]
             batch_result.run = _describe_run(assembly, size)
         gathered = processes.all_gather_object(batch_result)
         for each in gathered:
@@ -165,14 +184,14 @@ def evaluate(
                 file.runs.append(next(each.run for each in gathered if each.run))
                 file.append([{"run": file.runs[-1]}])
             file.append(lines)
-        done.update(_restore(evaluator, asked, lines))
+        done.update(predictions(evaluator, asked, lines))
         progress(len(done) + len(bad) - malformed, len(records))
         batch_result.clear()
     if not done:
         raise DataError(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
-    kept = tuple(_only(done[record.id], variants) for record in records if record.id in done)
+    kept = tuple(only(done[record.id], variants) for record in records if record.id in done)
     limited = limit if len({unit_key(record) for record in records}) == limit else None
     result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file), limited)
     if processes.is_first():
@@ -295,6 +314,7 @@ def _ask(
             {variant: evaluator.score(record, answers[variant].texts[row]) for variant in variants},
             {variant: answers[variant].tokens[row] for variant in variants},
             seconds,
+            {variant: answers[variant].ended[row] for variant in variants},
         )
         for row, (record, _) in enumerate(prompts)
     ]
@@ -361,37 +381,3 @@ def _describe_run(assembly: Assembly, batch_size: int) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "attention": assembly.kernel_usage(),
     }
-
-
-def _line(one: Prediction) -> dict[str, Any]:
-    return {
-        "id": one.record.id,
-        "group": one.group,
-        "question": one.record.question,
-        "reference": list(one.record.reference),
-        "images": [str(image) for image in one.record.images],
-        "answers": dict(one.answers),
-        "scores": {variant: score.value for variant, score in one.scores.items()},
-        "tokens": dict(one.tokens),
-        "seconds": round(one.seconds, 4),
-    }
-
-
-def _restore(
-    evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Prediction]:
-    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
-    done: dict[str, Prediction] = {}
-    for line in lines:
-        record = asked.get(line["id"])
-        if record and (line["question"], tuple(line["reference"])) == (record.question, record.reference):
-            scores = {variant: evaluator.score(record, text) for variant, text in line["answers"].items()}
-            done[record.id] = Prediction(record, line["answers"], scores, line["tokens"], line["seconds"])
-    return done
-
-
-def _only(one: Prediction, variants: Sequence[str]) -> Prediction:
-    def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {variant: values[variant] for variant in variants}
-
-    return Prediction(one.record, chosen(one.answers), chosen(one.scores), chosen(one.tokens), one.seconds)

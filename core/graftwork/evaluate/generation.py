@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.plan import config_of
 from graftwork.contracts.records import Record
 from graftwork.errors import DataError
 
@@ -26,6 +27,8 @@ class Answers:
     """The generated ids, up to and without the stop id."""
     tokens: tuple[int, ...]
     """How many tokens were generated, the stop id included."""
+    ended: tuple[bool, ...]
+    """Whether it ended by itself: with a stop id, and not at the limit. A stop id as the last token that is allowed is an end."""
 
 
 @contextmanager
@@ -61,14 +64,8 @@ def room(assembly: Assembly, prompt: Encoded, max_new_tokens: int) -> int:
 
 
 def context_of(assembly: Assembly) -> int | None:
-    """How many tokens an assembled model reads; None when its configuration does not say."""
-    return context_length(assembly.plan.model_spec.model.config or {})
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model reads, as Hugging Face's configurations say it; None when they do not."""
-    tables = [config, *(value for value in config.values() if isinstance(value, Mapping))]
-    return next((table["max_position_embeddings"] for table in tables if table.get("max_position_embeddings")), None)
+    """How many tokens an assembled model reads; None where nothing limits them."""
+    return assembly.architecture.context_length(config_of(assembly.plan.model_spec.model))
 
 
 def answer(
@@ -106,6 +103,7 @@ def answer(
         tuple(processor.decode(row) for row in ids),
         tuple(ids),
         tuple(min(len(row) + 1, limit) for row, limit in zip(ids, limits, strict=True)),
+        tuple(len(row) < limit for row, limit in zip(ids, limits, strict=True)),
     )
 
 

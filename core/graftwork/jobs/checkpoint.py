@@ -24,7 +24,7 @@ from graftwork.jobs.evaluate import (
     report_of,
     run_evaluators,
 )
-from graftwork.jobs.messages import Listener, ignore
+from graftwork.jobs.messages import Listener, Message, ignore
 from graftwork.jobs.results import Compared, Scored
 from graftwork.jobs.run import installed
 from graftwork.jobs.verify import open_for
@@ -135,7 +135,11 @@ class Checkpoint:
         prompt = [encode_prompt(assembly, record, max_new_tokens)]
         for variant in variants:
             with assembly.disable_adapter() if variant == BASE else nullcontext():
-                (answers[variant],) = answer(assembly, prompt, max_new_tokens=max_new_tokens).texts
+                given = answer(assembly, prompt, max_new_tokens=max_new_tokens)
+            (answers[variant],), (ended,), (tokens,) = given.texts, given.ended, given.tokens
+            if not ended:
+                sentence = f"the {variant}'s answer did not end by itself, and was stopped at {tokens} tokens"
+                self._listen(Message(f"{sentence}; allow more, unless the model's context ends there", "warning"))
         return answers
 
     def evaluate(self, evaluator: str, **request: Any) -> Scored:

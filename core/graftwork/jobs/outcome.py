@@ -43,6 +43,11 @@ def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quanti
         sentences.append(
             f"{data['too_long']:,} records are longer than train.max_length, and were {data['too_long_were']}."
         )
+    if cut := data.get("answers_cut"):
+        sentences.append(
+            f"{cut:,} answers were cut, so that where they end was not learned, and what the model learned of them may go on for "
+            'ever; train.too_long = "skip" leaves such records out.'
+        )
     if newly_initialised:
         sentences.append(
             f"The base weights lack {', '.join(newly_initialised)}: what is called the base here has them as trained in this run."

@@ -13,6 +13,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one process has of a step."""
+
+    micro_batches: Sequence[Sequence[Encoded]]
+    images: int
+    """Of its records; a model may look at each in several views or tiles."""
+
+
+@dataclass(frozen=True)
 class Tally:
     """What all processes have in a step, in total."""
 
@@ -29,15 +38,15 @@ def strided_slice(indices: Sequence[int]) -> list[int]:
     return list(indices[processes.rank() :: processes.count()])
 
 
-def tally(micro_batches: Sequence[Sequence[Encoded]]) -> Tally:
+def tally(share: Share) -> Tally:
     """Count what all processes have in a step, from what this one has. Collective."""
-    examples = [example for micro_batch in micro_batches for example in micro_batch]
+    examples = [example for micro_batch in share.micro_batches for example in micro_batch]
     mine = Tally(
         records=len(examples),
         num_label_tokens=sum(example.num_label_tokens for example in examples),
-        images=sum(len(pixels) for e in examples for pixels in list(e.pixels.values())[:1]),
+        images=share.images,
         tokens=sum(len(e.input_ids) for e in examples),
-        micro_batches=len(micro_batches),
+        micro_batches=len(share.micro_batches),
     )
     found = processes.all_gather_object(mine)
     return Tally(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,14 @@ from graftwork.contracts.batch import Encoded, collate
 from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan, TrainSettings
-from graftwork.contracts.stepper import stepper_for
+from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
-from graftwork.data.sampling import Sampler, steps_for
-from graftwork.data.training_data import TrainingData, cut, load_training_data
-from graftwork.errors import CheckpointError, DataError, GraftworkError
+from graftwork.data.sampling import steps_for
+from graftwork.data.training_data import TrainingData, load_training_data
+from graftwork.errors import CheckpointError, GraftworkError
 from graftwork.memory import budget
 from graftwork.train import data_parallel
+from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
 from graftwork.train.resuming import keep_log, random_states, restore_random_states, resumable
 from graftwork.train.schedule import learning_rate_factor
@@ -170,18 +171,15 @@ class Loop:
         self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
         self.step = 0
+        self.passed_over = 0
+        """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
         self.health = Health(assembly.processor.vocabulary, assembly.precision, assembly.architecture.overflows_in)
-        self.sampler = Sampler(
-            data.lengths,
-            min(self.settings.batch_size, len(data.records)),
-            seed=plan.run_context.seed,
-            by_length=self.settings.group_by_length,
-        )
+        self.feed = Feed(plan.run_context, assembly.processor, data)
         self.log: list[dict[str, Any]] = []
-        self.golden = verification.golden_inputs(self.first_usable(), assembly.processor.pad_id)
-        self.filler = self.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
+        self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor.pad_id)
+        self.filler = self.feed.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
     def run(self) -> Outcome:
         """Take the remaining steps, save, and return the verdict."""
@@ -199,71 +197,55 @@ class Loop:
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / LOG if processes.is_first() else Path(os.devnull)
-        with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
-            upcoming = ahead.submit(self.encode_share, self.step)
-            while self.step < self.steps and not self.health.should_abort:
-                started = time.perf_counter()  # Waiting for data is part of a step's time.
-                later = self.step
-                while not (totals := data_parallel.tally(micro_batches := upcoming.result())).records:
-                    if (later := later + 1) == self.step + len(self.data.records):
-                        raise self.nothing_usable()
-                    upcoming = ahead.submit(self.encode_share, later)
-                if self.step + 1 < self.steps:
-                    upcoming = ahead.submit(self.encode_share, self.step + 1)
+        saved = self.step
+        line: dict[str, Any] | None = None
+        with file.open("a" if self.step else "w", encoding="utf-8") as log:
+
+            def write(line: dict[str, Any]) -> None:
+                self.log.append(line)
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+
+            for share, totals, started in self.shares():
                 try:
-                    line = self.take_step(micro_batches, totals, started)
+                    line = self.take_step(share.micro_batches, totals, started)
                 except torch.OutOfMemoryError:
                     early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
                     raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
-                if self.step % self.settings.log_every == 0 or self.step == self.steps:
-                    self.log.append(line)
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                last = self.step == self.steps or self.health.should_abort
-                if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
-                    folder = self.save()
+                if self.step % self.settings.log_every == 0:
+                    write(line)
+                if self.settings.save_every and self.step % self.settings.save_every == 0:
+                    folder, saved = self.save(), self.step
+            if line and line not in self.log[-1:]:
+                write(line)
+            if saved != self.step:
+                folder = self.save()
         verdict = self.health.verdict()
         self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
 
-    def encode_share(self, step: int) -> list[list[Encoded]]:
-        """This process's encoded records of a step, in micro-batches."""
-        examples = self.encode(data_parallel.strided_slice(self.sampler.batch(step)))
-        size = self.settings.micro_batch_size or max(1, len(examples))
-        return [examples[start : start + size] for start in range(0, len(examples), size)]
+    def shares(self) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
+        """This process's share of each step to come, what all processes have of it, and when it was begun. Collective.
 
-    def first_usable(self) -> list[Encoded]:
-        """All encoded records of the first step that has any that can be used."""
-        for step in range(len(self.data.records)):
-            if encoded := self.encode(self.sampler.batch(step)):
-                return encoded
-        raise self.nothing_usable()
-
-    def nothing_usable(self) -> DataError:
-        """What to raise when no record can be encoded."""
-        return DataError("no record of the data can be used", self.data.summary["bad"][-3:])
-
-    def shortest_with_images(self) -> Encoded:
-        """The shortest record with an image that can be used; without images where there are none."""
-        records, lengths = self.data.records, self.data.lengths
-        for index in sorted(range(len(records)), key=lambda index: (not records[index].images, lengths[index])):
-            if encoded := self.encode([index]):
-                return encoded[0]
-        raise self.nothing_usable()
-
-    def encode(self, indices: Sequence[int]) -> list[Encoded]:
-        """Records by index, encoded; one whose image cannot be read, or that keeps no label after the cut, is left out
-        and counted once."""
-        encoded = []
-        for index in indices:
-            record = self.data.records[index]
-            try:
-                encoded.append(cut(self.assembly.processor.encode(record), self.settings.max_length))
-            except DataError as error:
-                if self.plan.run_context.strict_data:
-                    raise
-                self.data.leave_out([f"{record.where or record.id}: {error}"])
-        return encoded
+        The next batch is encoded during a step. One none of whose records can be used is passed over for good, so that no
+        other record comes twice in an epoch; a run whose length is counted in epochs is then a step shorter.
+        """
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.feed.share, self.step + self.passed_over)
+            in_a_row, started = 0, time.perf_counter()
+            while self.step < self.steps and not self.health.should_abort:
+                totals = data_parallel.tally(share := upcoming.result())
+                usable = totals.records > 0
+                if not usable:
+                    self.passed_over, in_a_row = self.passed_over + 1, in_a_row + 1
+                    self.steps -= self.settings.steps is None
+                    if not self.steps or in_a_row == len(self.data.records):
+                        raise self.feed.nothing_usable()
+                if self.step + usable < self.steps:
+                    upcoming = ahead.submit(self.feed.share, self.step + usable + self.passed_over)
+                if usable:
+                    yield share, totals, started
+                    in_a_row, started = 0, time.perf_counter()  # Waiting for data is part of a step's time.
 
     def take_step(
         self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
@@ -341,16 +323,34 @@ class Loop:
 
         state = self.stepper.state()
         state |= random_states(self.assembly.device)
+        state["passed_over"] = torch.tensor(self.passed_over)
+        state["decays"] = self.decays()
         state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
         state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
         return state
+
+    def decays(self) -> Tensor:
+        """Whether weight decay falls on each trained parameter, in their order."""
+        import torch
+
+        return torch.tensor([decays(self.assembly.model, name) for name in self.stepper.parameters])
 
     def restore(self, saved: manifest.Manifest, start: Path) -> None:
         """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
         import torch
 
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
+        own = self.decays()
+        # Runs that began before weight decay spared anything have not recorded what it spares.
+        spared = int((state.get("decays", torch.ones_like(own)) != own).sum())
+        if spared and self.settings.weight_decay:
+            raise CheckpointError(
+                f"weight decay fell on other parameters in the run of '{start}' than it does here: {spared} biases and weights of "
+                "normalisation layers; go on with the Graftwork that it began with, or start a new run with --out"
+            )
         self.step = saved.step
+        self.passed_over = int(state.get("passed_over", 0))
+        self.steps -= self.passed_over if self.settings.steps is None else 0
         self.stepper.restore(state)
         # A process that had no counterpart then starts from the seed, and differs from the others.
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())

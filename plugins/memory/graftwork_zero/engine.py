@@ -105,6 +105,7 @@ class Engine(Stepper):
     def state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self.link_moments()
         state = {}
         for values in list(self.adamw.state.values())[:1]:  # none before the first step; they all count the same steps
             for name, parameter in self.parameters.items():
@@ -123,12 +124,21 @@ class Engine(Stepper):
         sharded = hasattr(optimizer, "fp32_partitioned_groups_flat")
         for flat in optimizer.fp32_partitioned_groups_flat if sharded else optimizer.single_partition_of_fp32_groups:
             self.adamw.state[flat] = {"step": max(steps).clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
-        if not sharded:
-            optimizer._lazy_init_hp_params_optimizer_state()  # so that parameters know their places in these
+        self.link_moments()
         for name, parameter in self.parameters.items():
             for key in MOMENTS:
                 if (value := state.get(f"{name}/{key}")) is not None:
                     set_moment(parameter, key, value.to(self.assembly.device))
+
+    def link_moments(self) -> None:
+        """In stages 1 and 2, let parameters know their places in the moments of their groups.
+
+        DeepSpeed does so after the first update of the first group, when those of the others do not exist yet.
+        """
+        optimizer: Any = self.optimizer
+        if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def set_moment(parameter: Any, key: str, value: Tensor) -> None:

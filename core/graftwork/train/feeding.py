@@ -1,0 +1,69 @@
+"""What a training run is fed: records encoded batch by batch, those that cannot be used left out and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftwork.contracts.batch import Encoded
+from graftwork.contracts.model import Processor
+from graftwork.contracts.plan import RunContext
+from graftwork.data.sampling import Sampler
+from graftwork.data.training_data import TrainingData, cut
+from graftwork.errors import DataError
+from graftwork.train import data_parallel
+
+
+class Feed:
+    """The data of a run, encoded."""
+
+    def __init__(self, run_context: RunContext, processor: Processor, data: TrainingData) -> None:
+        self.settings, self.strict = run_context.train, run_context.strict_data
+        self.processor, self.data = processor, data
+        self.sampler = Sampler(
+            data.lengths,
+            min(self.settings.batch_size, len(data.records)),
+            seed=run_context.seed,
+            by_length=self.settings.group_by_length,
+        )
+
+    def share(self, batch: int) -> data_parallel.Share:
+        """This process's encoded records of a batch, in micro-batches."""
+        encoded = self.encode(data_parallel.strided_slice(self.sampler.batch(batch)))
+        examples, size = [*encoded.values()], self.settings.micro_batch_size or max(1, len(encoded))
+        return data_parallel.Share(
+            [examples[start : start + size] for start in range(0, len(examples), size)],
+            sum(len(self.data.records[index].images) for index in encoded),
+        )
+
+    def first_usable(self) -> list[Encoded]:
+        """All encoded records of the first batch that has any that can be used."""
+        for batch in range(len(self.data.records)):
+            if encoded := self.encode(self.sampler.batch(batch)):
+                return [*encoded.values()]
+        raise self.nothing_usable()
+
+    def shortest_with_images(self) -> Encoded:
+        """The shortest record with an image that can be used; without images where there are none."""
+        records, lengths = self.data.records, self.data.lengths
+        for index in sorted(range(len(records)), key=lambda index: (not records[index].images, lengths[index])):
+            if encoded := self.encode([index]):
+                return encoded[index]
+        raise self.nothing_usable()
+
+    def nothing_usable(self) -> DataError:
+        """What to raise when no record can be encoded."""
+        return DataError("no record of the data can be used", self.data.summary["bad"][-3:])
+
+    def encode(self, indices: Sequence[int]) -> dict[int, Encoded]:
+        """Records, encoded, by index; one whose image cannot be read, or that keeps no label after the cut, is left out
+        and counted once."""
+        encoded = {}
+        for index in indices:
+            record = self.data.records[index]
+            try:
+                encoded[index] = cut(self.processor.encode(record), self.settings.max_length)
+            except DataError as error:
+                if self.strict:
+                    raise
+                self.data.leave_out([f"{record.where or record.id}: {error}"])
+        return encoded
