@@ -28,7 +28,7 @@ from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMet
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Choice, Plan, config_of, folder_of
-from graftwork.errors import AdapterError, WeightsError
+from graftwork.errors import AdapterError, PlanRefused, WeightsError
 from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def build(
     for strategy in assembly.strategies:
         strategy.quantize(assembly)
     structure.model.to(where)
-    for strategy in assembly.strategies:
-        strategy.prepare(assembly)
+    prepare(assembly)
     return assembly
 
 
@@ -232,6 +231,22 @@ def adapt(assembly: Assembly, base_names: Collection[str], *, fresh: bool) -> No
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     assembly.counted = assembly.counts()
+
+
+def prepare(assembly: Assembly) -> None:
+    """Let the memory strategies change the assembled model; PlanRefused where a second one replaces the loss."""
+    replaced = ""
+    for strategy in assembly.strategies:
+        plain = assembly.cross_entropy
+        strategy.prepare(assembly)
+        assembly.cross_entropy = strategy.loss(assembly) or assembly.cross_entropy
+        if assembly.cross_entropy is not plain:
+            if replaced:
+                # A plan that could be seen to do so was refused before: one of these replaces it in `prepare`.
+                raise PlanRefused(
+                    f"'{replaced}' and '{strategy.name}' both compute the loss; remove one of them from memory"
+                )
+            replaced = strategy.name
 
 
 def load_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:
