@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.build.filling import base_tensors, check_keys, fill, roles_not_in
+from graftwork.config.machine import chosen_device
 from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
 from graftwork.contracts.anatomy import (
@@ -55,7 +56,7 @@ def build(
     import torch
 
     model_spec = plan.model_spec
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = chosen_device(device)
     processor = ProcessorSource(processor_folder, may_lack=fake_pretrained)
     on_meta = model_spec.model.weights is not None or trained is not None
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
