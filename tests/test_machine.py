@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from graftwork.config.machine import Machine, detect_machine, unmet_requirement
+import pytest
+import torch
+from tiny_runs import PlanOf
+
+from graftwork.config.machine import Machine, chosen_device, detect_machine, unmet_requirement
 from graftwork.contracts import Requires, missing_requirements
+from graftwork.memory import budget
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_requirements_are_asked_of_metadata() -> None:
@@ -31,3 +43,59 @@ def test_this_machine_is_detected_once() -> None:
 def test_resolving_imports_no_torch() -> None:
     program = "import sys, graftwork.config.resolve, graftwork.config.machine; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """As if there were two CUDA devices of 80 GiB, the second the current one: what PyTorch's own functions set as limits.
+
+    They refuse a device without an index, as on a machine with CUDA; what they would then call in C++ takes notes instead.
+    """
+    set_limits: list[tuple[float, int]] = []
+    properties = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_get_device_properties", lambda index: properties, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: set_limits.append(limit), raising=False)
+    return set_limits
+
+
+@pytest.mark.parametrize(("device", "index"), [(None, 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_budget_is_a_limit_of_the_device_that_is_meant(
+    limits: list[Any], run: PlanOf, device: str | None, index: int
+) -> None:
+    plan = run()
+    budget.enforce(replace(plan, run_context=replace(plan.run_context, budget=20 << 30)), device)
+    assert limits == [(0.25, index)]
+    budget.enforce(plan, device)
+    budget.enforce(replace(plan, run_context=replace(plan.run_context, budget=20 << 30)), "cpu")
+    assert len(limits) == 1
+
+
+def test_pytorch_refuses_a_cuda_device_without_an_index_there(limits: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"(?i)index"):
+        torch.cuda.set_per_process_memory_fraction(0.5, torch.device("cuda"))
+
+
+def test_a_cuda_device_always_has_its_index(limits: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [chosen_device(name) for name in (None, "cuda", "cuda:0", "cpu")] == [
+        torch.device("cuda", 1),
+        torch.device("cuda", 1),
+        torch.device("cuda", 0),
+        torch.device("cpu"),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_device(None) == torch.device("cpu")
+
+
+def test_devices_are_made_of_names_in_one_place() -> None:
+    made = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("core", "plugins")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"torch\.device\((?!\"(meta|cpu)\"\)|\"meta\" if)", file.read_text(encoding="utf-8"))
+    }
+    assert made == {"core/graftwork/config/machine.py"}

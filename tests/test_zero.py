@@ -147,7 +147,9 @@ def test_files_and_settings_that_cannot_work_are_refused(base: Path, write: Writ
 def test_two_strategies_that_take_the_steps_are_refused(base: Path) -> None:
     with pytest.raises(PlanRefused) as caught:
         plan_of(base, base, {"memory": {"use": ["ddp", "fsdp"]}}, DictLookup(*COMPONENTS, Ddp, Fsdp))
-    assert caught.value.details == ("memory: 'ddp' and 'fsdp' all take the steps of a run; use one of them",)
+    assert caught.value.details == (
+        "memory: 'ddp' and 'fsdp' both take the steps of a run; keep one of them, and remove the other from memory",
+    )
 
 
 def test_fsdp_refuses_quantised_weights(base: Path, lookup: DictLookup) -> None:

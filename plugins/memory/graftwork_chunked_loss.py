@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,8 @@ class ChunkedLoss(MemoryStrategy[ChunkedLossSettings]):
         if plan.run_context.train.precision == "fp16":
             yield "its gradients exist before fp16's loss scaling could keep them from vanishing; use bf16 or fp32"
 
-    def prepare(self, assembly: Assembly) -> None:
-        assembly.cross_entropy = partial(cross_entropy, size=self.settings.labels)
+    def loss(self, assembly: Assembly) -> Callable[[Any, Tensor, Tensor], Tensor]:
+        return partial(cross_entropy, size=self.settings.labels)
 
 
 def cross_entropy(model: Any, hidden: Tensor, labels: Tensor, *, size: int) -> Tensor:

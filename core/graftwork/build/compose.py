@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.build.filling import base_tensors, check_keys, fill, roles_not_in
+from graftwork.config.machine import chosen_device
 from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
 from graftwork.contracts.anatomy import (
@@ -28,7 +29,7 @@ from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMet
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Choice, Plan, config_of, folder_of
-from graftwork.errors import AdapterError, WeightsError
+from graftwork.errors import AdapterError, PlanRefused, WeightsError
 from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def build(
     import torch
 
     model_spec = plan.model_spec
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = chosen_device(device)
     processor = ProcessorSource(processor_folder, may_lack=fake_pretrained)
     on_meta = model_spec.model.weights is not None or trained is not None
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
@@ -72,8 +73,7 @@ def build(
     for strategy in assembly.strategies:
         strategy.quantize(assembly)
     structure.model.to(where)
-    for strategy in assembly.strategies:
-        strategy.prepare(assembly)
+    prepare(assembly)
     return assembly
 
 
@@ -243,6 +243,22 @@ def adapt(
             "trained": sum(parameter.numel() for parameter in trained.values()),
         },
     )
+
+
+def prepare(assembly: Assembly) -> None:
+    """Let the memory strategies change the assembled model; PlanRefused where a second one replaces the loss."""
+    replaced = ""
+    for strategy in assembly.strategies:
+        plain = assembly.cross_entropy
+        strategy.prepare(assembly)
+        assembly.cross_entropy = strategy.loss(assembly) or assembly.cross_entropy
+        if assembly.cross_entropy is not plain:
+            if replaced:
+                # A plan that could be seen to do so was refused before: one of these replaces it in `prepare`.
+                raise PlanRefused(
+                    f"'{replaced}' and '{strategy.name}' both compute the loss; remove one of them from memory"
+                )
+            replaced = strategy.name
 
 
 def load_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:

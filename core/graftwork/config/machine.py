@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from graftwork.contracts.component import Requires, missing_packages
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ def detect_machine() -> Machine:
         cores=_cores(),
         memory_bytes=_memory_bytes(),
     )
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of that name, by default CUDA where there is one; a CUDA device always has its index.
+
+    Some functions of `torch.cuda` refuse a device without one.
+    """
+    import torch
+
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _cores() -> int:

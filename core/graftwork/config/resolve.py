@@ -46,6 +46,15 @@ def resolve(
     return plan
 
 
+BROUGHT = {
+    "stepper": "take the steps of a run",
+    "optimizer": "bring the optimizer",
+    "loss": "compute the loss",
+    "full_params": "keep weights in a way of their own",
+}
+"""What a memory strategy may bring instead of core's own, by the hook that it overrides, and what it then does."""
+
+
 @dataclass(frozen=True)
 class _Resolved:
     """A component that was found and whose settings are right."""
@@ -109,7 +118,7 @@ class _Resolver:
         plan = Plan(model_spec, run_context)
         self.check_sites(plan, model, parts)
         for candidate in candidates or [run_context.memory]:
-            self.check_engines([each for each in memory if each.choice in candidate])
+            self.check_collisions([each for each in memory if each.choice in candidate])
             candidate_plan = replace(plan, run_context=replace(run_context, memory=candidate))
             for each in self.resolved:
                 if each.choice.kind == "memory" and each.choice not in candidate:
@@ -235,13 +244,18 @@ class _Resolver:
         found = [kernel for name in names if (kernel := self.find("attention", name, where))]
         return [_choice(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
 
-    def check_engines(self, memory: Iterable[_Resolved]) -> None:
-        """At most one strategy can take the steps."""
-        plain = MemoryStrategy.stepper
-        engines = [each.choice.name for each in memory if cast(Any, type(each.component)).stepper is not plain]
-        if len(engines) > 1:
-            names = " and ".join(map(repr, engines))
-            self.reasons.append(f"memory: {names} all take the steps of a run; use one of them")
+    def check_collisions(self, memory: Sequence[_Resolved]) -> None:
+        """Of what strategies bring instead of core's own, there can be one only."""
+        told: set[str] = set()
+        for hook, clause in BROUGHT.items():
+            plain = getattr(MemoryStrategy, hook)
+            brings = [each for each in memory if getattr(type(each.component), hook) is not plain]
+            found = [each.where.removeprefix("memory.").strip('"') for each in brings]  # as the run file writes them
+            names = " and ".join(map(repr, found))
+            if len(found) > 1 and names not in told:
+                told.add(names)
+                keep = f"keep one of them, and remove {'the other' if len(found) == 2 else 'the others'} from memory"
+                self.reasons.append(f"memory: {names} {'both' if len(found) == 2 else 'all'} {clause}; {keep}")
 
     def check_roles(self, architecture: type[ModelArchitecture[Any]] | None) -> None:
         """The roles that the run names must be the model's."""

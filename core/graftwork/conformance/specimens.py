@@ -132,8 +132,7 @@ def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor]
         assembly.model.get_parameter(name).data = value
     for strategy in assembly.strategies:
         strategy.quantize(assembly)
-    for strategy in assembly.strategies:
-        strategy.prepare(assembly)
+    compose.prepare(assembly)
     return assembly
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -236,7 +236,10 @@ class PeftMethod(Component[S]):
 
 
 class MemoryStrategy(Component[S]):
-    """A way of using less memory that does not change what is trained."""
+    """A way of using less memory that does not change what is trained.
+
+    Two strategies of a run cannot both have their own `optimizer`, `loss`, `stepper` or `full_params`: the plan is refused.
+    """
 
     kind: ClassVar[str] = "memory"
     approximates: ClassVar[Approximation | None] = None
@@ -259,6 +262,10 @@ class MemoryStrategy(Component[S]):
     def optimizer(self, groups: list[dict[str, Any]], settings: TrainSettings) -> Optimizer | None:
         """An optimizer that behaves as AdamW does, for parameter groups that have their learning rates and weight decays; None
         for AdamW."""
+        return None
+
+    def loss(self, assembly: Assembly) -> Callable[[Any, Tensor, Tensor], Tensor] | None:
+        """What `Assembly.cross_entropy` is to be: another way to the same loss; None for the plain one."""
         return None
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper | None:

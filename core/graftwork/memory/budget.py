@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from graftwork.config.machine import Machine
+from graftwork.config.machine import Machine, chosen_device
 from graftwork.config.restore import restore_component
 from graftwork.config.sizes import format_size, parse_size
 from graftwork.contracts.kinds import MemoryStrategy
@@ -277,7 +277,7 @@ def enforce(plan: Plan, device: str | None) -> None:
     """Let PyTorch take no more of a CUDA device than the plan's budget; a CPU has no such limit."""
     import torch
 
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = chosen_device(device)
     if plan.run_context.budget is not None and chosen.type == "cuda":
         total = torch.cuda.get_device_properties(chosen).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, plan.run_context.budget / total), chosen)
