@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
-from graftwork.build.filling import base_tensors, check_keys, fill, roles_not_in
+from graftwork.build.filling import base_tensors, check_keys, check_names, fill, fill_rest, roles_not_in
+from graftwork.build.values import parameters_on_meta, put
 from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
 from graftwork.contracts.anatomy import (
@@ -61,7 +62,9 @@ def build(
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
     available = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
-    fill(model_spec, structure, available, assembly.newly_initialised, dtype, trained)
+    check_names(model_spec, structure, available, assembly.newly_initialised, trained or {})
+    fill_rest(structure.model, available, dtype, trained or {})
+    fill(named_tensors(structure.model), available, dtype, model_spec.model.name)
     base_names = set(available)
     if fake_pretrained:
         untrained = [module for role in assembly.newly_initialised for module in structure.roles[role]]
@@ -123,9 +126,7 @@ def assemble(
         for strategy in strategies:
             building.enter_context(strategy.building())
         if on_meta:
-            from accelerate import init_empty_weights
-
-            building.enter_context(init_empty_weights(include_buffers=False))
+            building.enter_context(parameters_on_meta())
         torch.manual_seed(run_context.seed)
         context = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
         modules = {part: tower.build(config_of(model_spec.parts[part]), context) for part, tower in towers.items()}
@@ -239,4 +240,4 @@ def load_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:
     expected = assembly.state_to_save()
     check_keys(expected, {name: tuple(tensor.shape) for name, tensor in trained.items()})
     for name, tensor in expected.items():
-        tensor.data = trained[name].to(tensor.device)
+        put(tensor, trained[name].to(tensor.device))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.build import compose
+from graftwork.build.values import parameters_on_meta
 from graftwork.contracts.anatomy import BuildContext, PixelSettings, Structure, TowerOutput, named_tensors
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.batch import Batch
@@ -96,13 +97,12 @@ def assemble(
 ) -> Assembly:
     """An assembly around the transformer, built as core builds one, up to where the PEFT method is injected."""
     import torch
-    from accelerate import init_empty_weights
 
     with ExitStack() as building:
         for strategy in strategies:
             building.enter_context(strategy.building())
         if meta:
-            building.enter_context(init_empty_weights(include_buffers=False))
+            building.enter_context(parameters_on_meta())
         model = transformer(dropout).eval()
     nothing = cast(Any, None)  # neither PEFT methods nor memory strategies are given the rest of an assembly
     method = Choice("peft", peft.name, peft.name, "none", "0") if peft else None
