@@ -125,15 +125,19 @@ def fill(
 ) -> None:
     """Give tensors, by the name that they have in the base weights, the values there, in the `dtype`; WeightsError for a value of
     another shape."""
+
+    def value(name: str, shape: tuple[int, ...]) -> Tensor:
+        found = available[name]()
+        if found.shape != shape:
+            raise WeightsError(
+                f"the weights hold '{name}' as {tuple(found.shape)}, and '{architecture_name}' needs {tuple(shape)}; name "
+                "weights that fit the configuration"
+            )
+        return found.to(dtype) if found.is_floating_point() else found
+
     for name, tensor in tensors.items():
         if name in available:
-            value = available[name]()
-            if value.shape != tensor.shape:
-                raise WeightsError(
-                    f"the weights hold '{name}' as {tuple(value.shape)}, and '{architecture_name}' needs "
-                    f"{tuple(tensor.shape)}; name weights that fit the configuration"
-                )
-            put(tensor, value.to(dtype) if value.is_floating_point() else value)
+            put(tensor, value(name, tensor.shape))  # no name may keep what was read while the next is
 
 
 def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:

@@ -56,6 +56,30 @@ def parameters_on_meta() -> Iterator[None]:
         module.register_parameter = register
 
 
+@contextmanager
+def hollow(model: nn.Module, dtype: Any) -> Iterator[list[Any]]:
+    """While entered, parameters on `meta` are on the CPU, where they take no memory and hold NaN; yields them.
+
+    So what is put beside them gets its place, its `dtype` and its own initial values, as beside real ones.
+    """
+    import torch
+
+    waiting = []
+    for parameter in model.parameters():
+        if parameter.is_meta:
+            kind = dtype if parameter.is_floating_point() else parameter.dtype
+            nothing = torch.full((), torch.nan if kind.is_floating_point else 0, dtype=kind).expand(parameter.shape)
+            other = torch.nn.Parameter(nothing, requires_grad=parameter.requires_grad)
+            _swap(parameter, other)
+            waiting.append((parameter, other))
+    try:
+        yield waiting
+    finally:
+        for parameter, other in waiting:
+            other.requires_grad_(parameter.requires_grad)
+            _swap(parameter, other)
+
+
 def initialise(model: nn.Module, later: Container[str] = ()) -> None:
     """Give the tensors that are on `meta`, but those that get values `later`, the ones that their modules start with.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.build import compose
+from graftwork.build.sharding import complete
 from graftwork.build.values import parameters_on_meta
 from graftwork.contracts.anatomy import BuildContext, PixelSettings, Structure, TowerOutput, named_tensors
 from graftwork.contracts.assembly import Assembly
@@ -127,14 +128,9 @@ def assemble(
 
 def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
     """Inject the PEFT method, load `saved` values, and let the memory strategies prepare, as core does."""
-    compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
-    assembly.base_copy = {
-        name: parameter.detach().clone() for name, parameter in assembly.trained().items() if name in assembly.base_keys
-    }
-    for name, value in (saved or {}).items():
-        assembly.model.get_parameter(name).data = value
-    for strategy in assembly.strategies:
-        strategy.quantize(assembly)
+    names = compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
+    sharders = [shard for each in assembly.strategies if (shard := each.sharder(assembly)) is not None]
+    complete(assembly, sharders, saved, names, None)
     for strategy in assembly.strategies:
         strategy.prepare(assembly)
     return assembly
