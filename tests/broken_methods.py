@@ -84,6 +84,15 @@ class TrainsWhatItDoesNotUse(Scale):
         scaled(model)[0].spare = torch.nn.Parameter(torch.ones(1))
 
 
+class MeasuresTheBaseTooEarly(Scale):
+    """Starts from what the base holds, which is not there yet where weights are sharded"""
+
+    def inject(self, model: Any, targets: Sequence[str], *, fresh: bool) -> None:
+        super().inject(model, targets, fresh=fresh)
+        for linear in scaled(model) if fresh else ():
+            linear.factor.data = 1 + 0 * linear.weight.detach().sum(1)
+
+
 class LearnsNothing(Scale):
     """What it trains is multiplied by zero"""
 

@@ -49,6 +49,11 @@ BROKEN = [
         "merging keeps the output and restores the modules",
         "'blocks.0.down.factor' is not as it was",
     ),
+    (
+        methods.MeasuresTheBaseTooEarly,
+        "initial values may wait for the base",
+        "gives 'blocks.0.query.factor' no number .* in 'initialise_from_base'",
+    ),
     (methods.TrainsNeighbours, "only the targets are adapted", "'blocks.1.out' computes something else"),
     (methods.UnfreezesTheHead, "only the targets are adapted", "'head.weight' requires gradients"),
     (methods.ChangesTheBase, "inject leaves the base as it is", "'blocks.0.query.weight' differs"),

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import plan_of
 
 from graftwork.build import compose
-from graftwork.build.filling import check_keys, initialise, place
+from graftwork.build.filling import check_keys
+from graftwork.build.values import put
 from graftwork.contracts import DTYPES, Assembly, DictLookup, named_tensors, within
 from graftwork.errors import AdapterError, WeightsError
 
@@ -197,21 +198,12 @@ def test_tied_tensors_stay_tied() -> None:
 
     model = Tied()
     assert set(named_tensors(model)) == {"embedding.weight", "kept"}
-    place(model, "embedding.weight", torch.ones(3, 2))
-    place(model, "kept", torch.ones(1))
+    put(model.embedding.weight, torch.ones(3, 2))
+    put(model.kept, torch.ones(1))
     assert model.head.weight is model.embedding.weight
     assert model.head.weight.tolist() == torch.ones(3, 2).tolist()
     assert model.kept.tolist() == [1.0]
     assert set(dict(model.named_buffers())) == {"kept", "computed"}
-
-
-def test_initialising_leaves_alone_what_has_values() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
-    before = model[0].weight.clone()
-    initialise(model)
-    assert model[0].weight.equal(before)
-    assert not model[1].weight.is_meta
-    assert model[1].weight.abs().max() <= 2**-0.5
 
 
 def test_a_name_lies_within_a_module_only_at_a_dot() -> None:

@@ -11,6 +11,7 @@ import torch
 from mgm_folders import GOLDEN, QUESTION, TOWER_FOLDERS, config_folder, published, small
 from torch.nn import functional
 
+from graftwork.build.values import parameters_on_meta
 from graftwork.contracts import Batch, BuildContext, Component, Record, Turn, collate
 from graftwork.weights import open_weights
 from graftwork_clip import Clip, ClipSettings
@@ -170,8 +171,6 @@ def test_gradients_reach_connector_mining_and_language_through_frozen_towers() -
 
 
 def test_at_the_published_size_every_part_has_the_published_number_of_parameters(tmp_path: Path) -> None:
-    from accelerate import init_empty_weights
-
     gemma = {"vocab_size": 256000, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18}
     gemma |= {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "image_size_aux": 768}
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -188,7 +187,7 @@ def test_at_the_published_size_every_part_has_the_published_number_of_parameters
     described = {part: (tower, tower.configuration(tmp_path / part)) for part, tower in parts.items()}
     outputs = architecture.describe_towers(config, described)
     assert (outputs["low"].grids, outputs["high"].grids[0]) == (((24, 24),), (192, 192))
-    with init_empty_weights(include_buffers=False):
+    with parameters_on_meta():
         towers = {part: tower.build(described[part][1], BuildContext()) for part, tower in parts.items()}
         structure = architecture.build(config, towers, outputs, BuildContext())
 

@@ -11,6 +11,7 @@ import torch
 from mgm_folders import GOLDEN
 from safetensors.torch import save_file
 
+from graftwork.build.values import parameters_on_meta
 from graftwork.contracts import BuildContext, NoSettings, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import open_weights
@@ -169,9 +170,7 @@ def test_convnext_uses_the_epsilon_of_its_configuration() -> None:
 
 @TOWERS
 def test_a_tower_builds_on_meta_and_then_takes_its_weights(tower: VisionTower[Any], folder: Path) -> None:
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
+    with parameters_on_meta():
         module = tower.build(tower.configuration(folder), BuildContext())
     assert all(parameter.is_meta for parameter in module.parameters())
     named = {tower.module_name(name): tensor() for name, tensor in open_weights(folder).items()}

@@ -156,8 +156,9 @@ def test_fsdp_refuses_quantised_weights(base: Path, lookup: DictLookup) -> None:
     assembly = compose.build(plan_of(base, base), lookup, device="cpu")
     layer = assembly.model.get_submodule("model.layers.0.mlp.up_proj")
     layer.packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    shard = Fsdp(Fsdp.Settings()).sharder(assembly)
     with pytest.raises(PlanRefused) as caught:
-        Fsdp(Fsdp.Settings()).prepare(assembly)
+        shard(assembly.model.get_submodule("model.layers.0"))
     assert str(caught.value) == (
         "'fsdp' shards floating-point weights, and 'model.layers.0.mlp.up_proj.packed' is quantised; use one or the other"
     )
@@ -240,16 +241,21 @@ def test_optimizers_and_quantised_weights_of_other_strategies_are_refused(base: 
     )
     assembly.strategies = []
     assembly.model.packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
-    assert refused(Zero(ZeroSettings(stage=3))) == (
+    shard = Zero(ZeroSettings(stage=3)).sharder(assembly)
+    assert shard is not None
+    with pytest.raises(PlanRefused) as caught:
+        shard(assembly.model)
+    assert str(caught.value) == (
         "'zero' shares out floating-point weights in stage 3, and 'packed' is quantised; use stage 2"
     )
 
 
 @INSTALLED
 @pytest.mark.slow
-def test_what_deepspeed_does_not_know_is_refused(base: Path, tmp_path: Path, write: Write) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_deepspeed_does_not_know_is_refused(base: Path, tmp_path: Path, write: Write, stage: int) -> None:
     lookup = DictLookup(*COMPONENTS, Zero)
-    file = write({"zero_optimization": {"stage": 2, "no_such_key": 1}})
+    file = write({"zero_optimization": {"stage": stage, "no_such_key": 1}})
     plan = plan_of(base, tmp_path, {"memory": {"use": ["zero"], "zero": {"config": str(file)}}}, lookup)
     with pytest.raises(PlanRefused) as caught:
         train(plan, lookup, tmp_path / "out", device="cpu")

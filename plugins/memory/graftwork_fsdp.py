@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +30,24 @@ class Fsdp(MemoryStrategy[NoSettings]):
         if plan.run_context.train.precision == "fp16":
             yield "'fsdp' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
 
-    def prepare(self, assembly: Assembly) -> None:
+    def sharder(self, assembly: Assembly) -> Callable[[nn.Module], None]:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         processes.ensure_group(assembly.device)
         mesh = init_device_mesh(assembly.device.type, (processes.count(),))
         self.model = assembly.model
-        for names in assembly.structure.blocks.values():
-            for name, block in ((name, self.model.get_submodule(name)) for name in names):
-                if packed := next((n for n, p in block.named_parameters() if not p.is_floating_point()), None):
+        blocks = {self.model.get_submodule(n): n for names in assembly.structure.blocks.values() for n in names}
+
+        def shard(module: nn.Module) -> None:
+            if module in blocks:
+                if packed := next((n for n, p in module.named_parameters() if not p.is_floating_point()), None):
                     raise PlanRefused(
-                        f"'fsdp' shards floating-point weights, and '{name}.{packed}' is quantised; use one or the other"
+                        f"'fsdp' shards floating-point weights, and '{blocks[module]}.{packed}' is quantised; use one or the other"
                     )
-                fully_shard(block, mesh=mesh, reshard_after_forward=True)
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+        return shard
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper:
         return ShardedStepper(assembly, settings)

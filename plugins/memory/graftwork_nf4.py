@@ -77,7 +77,8 @@ class Nf4(MemoryStrategy[Nf4Settings]):
         chosen = modules_of(roles, self.settings.on or [role for role in roles if not role.endswith(".head")])
         for name, module in assembly.model.named_modules():
             weight, frozen = f"{name}.weight", type(module) is nn.Linear and not module.weight.requires_grad
-            if frozen and weight in assembly.adaptation.base_keys and within(weight, chosen):
+            wanted = weight in assembly.adaptation.base_keys and within(weight, chosen)
+            if frozen and not module.weight.is_meta and wanted:
                 yield module
 
 

@@ -95,11 +95,16 @@ class Lora(PeftMethod[LoraSettings]):
                 layer.set_adapter([ADAPTER, START])
                 for matrices in (layer.lora_A, layer.lora_B):
                     matrices.float()  # what is trained will be, and the other must cancel it
-                if fresh:
-                    _start_from_principal_components(layer, self.settings.rank)
             for name, parameter in layer.named_parameters():
                 # peft unfreezes every active adapter; what PiSSA started from is to stay.
                 parameter.requires_grad_(f".{ADAPTER}" in f".{name}" and "base_layer" not in name)
+
+    def initialise_from_base(self, module: nn.Module) -> None:
+        for layer in _layers(module):
+            if self.settings.init == "pissa":
+                _start_from_principal_components(layer, self.settings.rank)
+            if self.settings.use_dora:
+                _measure_magnitudes(layer)
 
     def _config(self, linears: Sequence[str]) -> Any:
         from peft import LoraConfig
@@ -179,6 +184,15 @@ def _start_from_principal_components(layer: Any, rank: int) -> None:
         for adapter, sign in ((ADAPTER, 1.0), (START, -1.0)):
             layer.lora_A[adapter].weight[: len(root)] = root[:, None] * vh[:rank]
             layer.lora_B[adapter].weight[:, : len(root)] = sign * u[:, :rank] * root
+
+
+def _measure_magnitudes(layer: Any) -> None:
+    """Set DoRA's magnitudes to the norms of the rows of a layer's weight, which the adapter does not change yet."""
+    import torch
+
+    weight, magnitudes = layer.get_base_layer().weight.detach(), layer.lora_magnitude_vector[ADAPTER]
+    with torch.no_grad():
+        magnitudes.weight.copy_(magnitudes.get_weight_norm(weight, weight.new_zeros(()), layer.scaling[ADAPTER]))
 
 
 def _export(method: Lora, assembly: Assembly, folder: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
-from graftwork.build.filling import base_tensors, check_keys, fill, roles_not_in
+from graftwork.build.filling import base_tensors, check_keys, check_names, fill, fill_rest, roles_not_in
+from graftwork.build.sharding import complete
+from graftwork.build.values import hollow, parameters_on_meta
 from graftwork.config.machine import chosen_device
 from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
@@ -62,17 +65,21 @@ def build(
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
     available, newly_initialised = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
-    fill(model_spec, structure, available, newly_initialised, dtype, trained)
+    check_names(model_spec, structure, available, newly_initialised, trained or {})
+    fill_rest(structure.model, available, dtype, trained or {})
+    filler = partial(fill, available=available, dtype=dtype, architecture_name=model_spec.model.name)
+    sharders = [shard for each in assembly.strategies if (shard := each.sharder(assembly)) is not None]
+    part_by_part = on_meta and bool(sharders)
+    if not part_by_part:
+        filler(named_tensors(structure.model))
     base_names = set(available)
     if fake_pretrained:
         untrained = [module for role in newly_initialised for module in structure.roles[role]]
         base_names = {name for name in named_tensors(structure.model) if not within(name, untrained)}
-    adapt(assembly, base_names, newly_initialised, fresh=trained is None)
+    names = adapt(assembly, base_names, newly_initialised, fresh=trained is None)
     if trained is not None:
-        load_saved_state(assembly, trained)
-    for strategy in assembly.strategies:
-        strategy.quantize(assembly)
-    structure.model.to(where)
+        check_saved_state(assembly, trained)
+    complete(assembly, sharders, trained, names, filler if part_by_part else None)
     prepare(assembly)
     return assembly
 
@@ -121,9 +128,7 @@ def assemble(
         for strategy in strategies:
             building.enter_context(strategy.building())
         if on_meta:
-            from accelerate import init_empty_weights
-
-            building.enter_context(init_empty_weights(include_buffers=False))
+            building.enter_context(parameters_on_meta())
         torch.manual_seed(run_context.seed)
         context = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
         modules = {part: tower.build(config_of(model_spec.parts[part]), context) for part, tower in towers.items()}
@@ -200,12 +205,14 @@ def bind_attention(
 
 def adapt(
     assembly: Assembly, base_names: Collection[str], newly_initialised: tuple[str, ...] = (), *, fresh: bool
-) -> None:
+) -> dict[str, str]:
     """Freeze the model, inject the PEFT method into its roles, and free what the plan also trains (in fp32).
 
     `base_names` are the tensors that the base weights hold, by their names before, and `newly_initialised` the roles that
-    they lack.
+    they lack. Returns the name now to the name before, for each tensor that was there.
     """
+    import torch
+
     model_spec, model, roles = assembly.plan.model_spec, assembly.model, assembly.structure.roles
     model.requires_grad_(False)
     leaves = tuple(n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
@@ -218,7 +225,10 @@ def adapt(
     if assembly.peft:
         chosen = modules_of(roles, model_spec.on)
         targets = [name for name in leaves if name in chosen or within(name, chosen)]
-        assembly.peft.inject(model, targets, fresh=fresh)
+        with hollow(model, getattr(torch, DTYPES[assembly.precision])) if fresh else nullcontext() as waiting:
+            assembly.peft.inject(model, targets, fresh=fresh)
+        if fresh and not waiting:
+            assembly.peft.initialise_from_base(model)
     names = earlier_names(model, before)
     base_keys = frozenset(name for name, earlier in names.items() if earlier in base_names)
     adapter_parameters = frozenset(name for name, _ in model.named_parameters() if name not in names)
@@ -231,18 +241,17 @@ def adapt(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    trained = assembly.trained()
     assembly.adaptation = Adaptation(
         newly_initialised,
         base_keys,
         leaves,
         adapter_parameters,
-        base_copy={name: parameter.detach().clone() for name, parameter in trained.items() if name in base_keys},
         counts={
             "total": sum(parameter.numel() for parameter in model.parameters()),
-            "trained": sum(parameter.numel() for parameter in trained.values()),
+            "trained": sum(parameter.numel() for parameter in assembly.trained().values()),
         },
     )
+    return names
 
 
 def prepare(assembly: Assembly) -> None:
@@ -261,9 +270,6 @@ def prepare(assembly: Assembly) -> None:
             replaced = strategy.name
 
 
-def load_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:
-    """Load a checkpoint's tensors, all of them and nothing else; AdapterError says what does not match."""
-    expected = assembly.state_to_save()
-    check_keys(expected, {name: tuple(tensor.shape) for name, tensor in trained.items()})
-    for name, tensor in expected.items():
-        tensor.data = trained[name].to(tensor.device)
+def check_saved_state(assembly: Assembly, trained: Mapping[str, Tensor]) -> None:
+    """Compare a checkpoint's tensors with those that it must hold; AdapterError says what does not match."""
+    check_keys(assembly.state_to_save(), {name: tuple(tensor.shape) for name, tensor in trained.items()})

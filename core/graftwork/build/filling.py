@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork import weights
+from graftwork.build.values import initialise, put
 from graftwork.contracts.anatomy import Structure, named_tensors, within
 from graftwork.contracts.kinds import ModelArchitecture, VisionTower
 from graftwork.contracts.plan import Choice, ModelSpec, folder_of
@@ -65,22 +66,19 @@ def roles_not_in(
     )
 
 
-def fill(
+def check_names(
     model_spec: ModelSpec,
     structure: Structure,
     available: Mapping[str, LazyTensor],
     fresh: Sequence[str],
-    dtype: Any,
-    added: Mapping[str, Tensor] | None = None,
+    added: Container[str] = (),
 ) -> None:
-    """Fill a built model from its base weights, strictly.
+    """Compare the names of a model's tensors with those of its base weights; WeightsError unless they fit.
 
-    Everything gets the `dtype`. A tensor that the weights lack is allowed only in a fresh role, where a checkpoint has
-    `added` it, or where the run names no weights at all (then the model starts from its own random initialisation).
+    A tensor that the weights lack is allowed only in a fresh role, where a checkpoint has `added` it, or where the run names no
+    weights at all (then the model starts from its own random initialisation).
     """
-
     model = structure.model
-    targets = named_tensors(model)
     for copy, tied in structure.tied_weights.items():
         if copy in available and tied in available and not available[copy]().equal(available[tied]()):
             raise WeightsError(
@@ -99,59 +97,47 @@ def fill(
         if not choice.weights and not model_spec.model.weights
         for name in structure.roles[f"vision.{part}"]
     ]
-    for name in targets.keys() & (added or {}).keys() - available.keys():
-        place(model, name, (added or {})[name])
     missing = [
         name
-        for name in targets.keys() - (added or {}).keys()
-        if name not in available and not within(name, [*untrained, *unnamed])
+        for name in named_tensors(model)
+        if name not in added and name not in available and not within(name, [*untrained, *unnamed])
     ]
     if missing and model_spec.model.weights:
         raise WeightsError(
             f"the weights lack {len(missing)} tensors that '{model_spec.model.name}' needs; name complete weights",
             _some(missing),
         )
-    for name, tensor in targets.items():
-        if name in available:
-            value = available[name]()
-            if value.shape != tensor.shape:
-                raise WeightsError(
-                    f"the weights hold '{name}' as {tuple(value.shape)}, and '{model_spec.model.name}' needs "
-                    f"{tuple(tensor.shape)}; name weights that fit the configuration"
-                )
-            place(model, name, value.to(dtype) if value.is_floating_point() else value)
-    initialise(model)
+
+
+def fill_rest(model: nn.Module, available: Container[str], dtype: Any, added: Mapping[str, Tensor]) -> None:
+    """Give all that the base weights lack its values, in the `dtype`: those that a checkpoint has `added`, or initial ones."""
+    for name, tensor in named_tensors(model).items():
+        if name in added and name not in available:
+            put(tensor, added[name])
+    initialise(model, later=available)
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point() and name not in available:
             tensor.data = tensor.data.to(dtype)
 
 
-def place(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor into a model in place of the one of that name, wherever that one is tied as well."""
-    import torch
+def fill(
+    tensors: Mapping[str, Tensor], available: Mapping[str, LazyTensor], dtype: Any, architecture_name: str
+) -> None:
+    """Give tensors, by the name that they have in the base weights, the values there, in the `dtype`; WeightsError for a value of
+    another shape."""
 
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    old = getattr(owner, leaf)
-    if not isinstance(old, torch.nn.Parameter):
-        setattr(owner, leaf, value)
-        return
-    if not old.is_meta:
-        old.data = value
-        return
-    new = torch.nn.Parameter(value, requires_grad=old.requires_grad)
-    for module in model.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is old:
-                module._parameters[key] = new
+    def value(name: str, shape: tuple[int, ...]) -> Tensor:
+        found = available[name]()
+        if found.shape != shape:
+            raise WeightsError(
+                f"the weights hold '{name}' as {tuple(found.shape)}, and '{architecture_name}' needs {tuple(shape)}; name "
+                "weights that fit the configuration"
+            )
+        return found.to(dtype) if found.is_floating_point() else found
 
-
-def initialise(model: nn.Module) -> None:
-    """Give what is still on `meta` the initial values that its module class gives."""
-    for module in model.modules():
-        if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
-            module.to_empty(device="cpu", recurse=False)
-            cast(Any, module).reset_parameters()
+    for name, tensor in tensors.items():
+        if name in available:
+            put(tensor, value(name, tensor.shape))  # no name may keep what was read while the next is
 
 
 def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftwork.build import compose
-from graftwork.build.filling import check_keys
+from graftwork.build.filling import check_keys, fill
+from graftwork.build.sharding import complete
+from graftwork.build.values import put
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import ROLES, adapt, assemble, calls_of, distance, logits, loss, train, transformer
 from graftwork.contracts.anatomy import named_tensors, within
@@ -127,10 +130,12 @@ def saved_tensors_rebuild_the_adapter(subject: Subject) -> Iterator[str]:
     saved = {name: tensor.detach().clone() for name, tensor in first.state_to_save().items()}
     second = adapt(assemble(peft=subject.ready()), fresh=False)
     try:
-        compose.load_saved_state(second, saved)
+        compose.check_saved_state(second, saved)
     except AdapterError as error:
         yield f"'inject' must add the same tensors each time, and {'; '.join([error.sentence, *error.details])}; do not depend on 'fresh'"
         return
+    for name, tensor in second.state_to_save().items():
+        put(tensor, saved[name])
     if not torch.equal(logits(second), logits(first)):
         yield (
             "what is new or trained must be all that a checkpoint needs, and a model rebuilt from it is "
@@ -185,6 +190,32 @@ def shapes_are_known_without_values(subject: Subject) -> Iterator[str]:
         yield f"'inject' must add the same tensors where parameters are on 'meta', and {'; '.join(error.details)}; ask no values"
 
 
+def initial_values_may_wait_for_the_base(subject: Subject) -> Iterator[str]:
+    """The same where the base gets its values only after `inject`, as with a memory strategy that shards the weights."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = adapted(subject).state_to_save()
+        torch.manual_seed(0)
+        late = assemble(peft=subject.ready(), meta=True)
+        late.device = torch.device("cpu")
+        base = {name: partial(tensor.detach) for name, tensor in named_tensors(transformer()).items()}
+        names = compose.adapt(late, base.keys(), fresh=True)
+    load = partial(fill, available=base, dtype=torch.float32, architecture_name="the transformer")
+    try:
+        complete(late, [lambda module: None], None, names, load)
+    except AdapterError as error:
+        yield error.sentence
+        return
+    for name, tensor in late.state_to_save().items():
+        if name not in expected or not torch.equal(tensor, expected[name]):
+            yield (
+                f"the base may get its values only after 'inject', and '{name}' starts otherwise then; set what depends on them "
+                "in 'initialise_from_base'"
+            )
+
+
 def bf16_weights_under_autocast_work(subject: Subject) -> Iterator[str]:
     """As in a run in bf16: the base is bf16, what is trained is fp32, and autocast joins them."""
     import torch
@@ -234,6 +265,7 @@ CHECKS: tuple[Check, ...] = (
     merging_keeps_the_output_and_restores_the_modules,
     groups_hold_every_parameter_once,
     shapes_are_known_without_values,
+    initial_values_may_wait_for_the_base,
     bf16_weights_under_autocast_work,
     targets_that_cannot_be_adapted_are_refused,
 )

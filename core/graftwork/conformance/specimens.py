@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.build import compose
+from graftwork.build.sharding import complete
+from graftwork.build.values import parameters_on_meta
 from graftwork.contracts.anatomy import BuildContext, PixelSettings, Structure, TowerOutput, named_tensors
 from graftwork.contracts.assembly import Assembly
 from graftwork.contracts.batch import Batch
@@ -96,13 +98,12 @@ def assemble(
 ) -> Assembly:
     """An assembly around the transformer, built as core builds one, up to where the PEFT method is injected."""
     import torch
-    from accelerate import init_empty_weights
 
     with ExitStack() as building:
         for strategy in strategies:
             building.enter_context(strategy.building())
         if meta:
-            building.enter_context(init_empty_weights(include_buffers=False))
+            building.enter_context(parameters_on_meta())
         model = transformer(dropout).eval()
     nothing = cast(Any, None)  # neither PEFT methods nor memory strategies are given the rest of an assembly
     method = Choice("peft", peft.name, peft.name, "none", "0") if peft else None
@@ -127,11 +128,9 @@ def assemble(
 
 def adapt(assembly: Assembly, *, fresh: bool = True, saved: Mapping[str, Tensor] | None = None) -> Assembly:
     """Inject the PEFT method, load `saved` values, and let the memory strategies prepare, as core does."""
-    compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
-    for name, value in (saved or {}).items():
-        assembly.model.get_parameter(name).data = value
-    for strategy in assembly.strategies:
-        strategy.quantize(assembly)
+    names = compose.adapt(assembly, named_tensors(assembly.model).keys(), fresh=fresh)
+    sharders = [shard for each in assembly.strategies if (shard := each.sharder(assembly)) is not None]
+    complete(assembly, sharders, saved, names, None)
     compose.prepare(assembly)
     return assembly
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.attention import kernels
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
+from graftwork.build.values import parameters_on_meta
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.recorder import misfit, recorder
 from graftwork.conformance.weighted import folder_of
@@ -49,10 +50,9 @@ def tower(subject: Subject) -> Tower:
 def build(component: VisionTower[Any], config: Mapping[str, Any], *, meta: bool = False) -> nn.Module:
     """The tower in evaluation mode, always with the same weights."""
     import torch
-    from accelerate import init_empty_weights
 
     register()
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False) if meta else nullcontext():
+    with torch.random.fork_rng(devices=[]), parameters_on_meta() if meta else nullcontext():
         torch.manual_seed(0)
         return component.build(config, BuildContext(ATTN_IMPLEMENTATION)).eval()
 

@@ -212,7 +212,15 @@ class PeftMethod(Component[S]):
 
         `targets` are names of modules that hold parameters themselves (a Linear, a LayerNorm). With `fresh` false the
         values of everything new are loaded right after, so no expensive initialisation is needed, and parameters may
-        live on `meta`. Raises AdapterError when nothing among the targets can be adapted.
+        live on `meta`. The base's own values may come later: leave what depends on them to `initialise_from_base`. Raises
+        AdapterError when nothing among the targets can be adapted.
+        """
+
+    def initialise_from_base(self, module: nn.Module) -> None:
+        """Set the initial values of what `inject` added in a module and that depends on the values of the base there.
+
+        Called after an `inject` that was `fresh`, for the whole model, or for one part of it after another where a memory
+        strategy shards the weights. By default nothing depends on them.
         """
 
     @abstractmethod
@@ -250,7 +258,21 @@ class MemoryStrategy(Component[S]):
         return nullcontext()
 
     def quantize(self, assembly: Assembly) -> None:
-        """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`."""
+        """Store frozen weights smaller, after the PEFT method and before the model moves to `assembly.device`.
+
+        Where a strategy shards the weights, it is called for one part of the model after another: what is still on `meta` has
+        its turn later.
+        """
+
+    def sharder(self, assembly: Assembly) -> Callable[[nn.Module], None] | None:
+        """What leaves of a module's weights this process's share, for a strategy that shards weights; None for any other.
+
+        Where there is one, the model stays on `meta`, and core goes through its parts, each block and then what lies outside of
+        them: it fills a part, moves it to `assembly.device` and hands it to the sharder before it fills the next. So a process
+        never holds more than its share and one part. The model itself comes last; what is sharded already stays as it is.
+        Collective.
+        """
+        return None
 
     def prepare(self, assembly: Assembly) -> None:
         """Change the assembled model in place, on its device and before the optimizer exists."""

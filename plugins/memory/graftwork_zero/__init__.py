@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,23 @@ class Zero(MemoryStrategy[ZeroSettings]):
         if self.settings.offload_parameters and config.stage_of(given, self.settings) < 3:
             yield "only stage 3 can keep weights in main memory; set stage = 3, or leave offload_parameters out"
 
+    def sharder(self, assembly: Assembly) -> Callable[[nn.Module], None] | None:
+        from graftwork_zero import config
+
+        if config.stage_of(config.read(self.settings.config), self.settings) < 3:
+            return None
+        from graftwork_zero.engine import sharder
+
+        return sharder(assembly, self.settings)
+
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper:
         from graftwork_zero.engine import Engine
 
         return Engine(assembly, settings, self.settings)
 
     def footprint(self, alone: Mapping[str, int], processes: int, assembly: Assembly) -> Mapping[str, int]:
-        """Without what DeepSpeed gathers for the module that runs, and its buckets for sending."""
+        """Stages 1 and 2 keep all weights on every process. In stage 3 the largest block is whole while it is loaded; what
+        DeepSpeed gathers ahead of the module that runs, and its buckets for sending, are not in it."""
         from graftwork_zero import config
 
         given = config.read(self.settings.config)
@@ -70,7 +80,10 @@ class Zero(MemoryStrategy[ZeroSettings]):
         away = ["optimizer state"] * config.offloads(given, self.settings, "optimizer")
         away += ["frozen weights", "trained weights"] * config.offloads(given, self.settings, "param")
         kept = {name: -(-size // processes) if name in shared else size for name, size in alone.items()}
-        return kept | dict.fromkeys(away, 0)
+        rows = assembly.structure.blocks.values() if stage > 2 and processes > 1 else ()
+        blocks = [assembly.model.get_submodule(name) for row in rows for name in row]
+        largest = max((sum(parameter.nbytes for parameter in block.parameters()) for block in blocks), default=0)
+        return kept | dict.fromkeys(away, 0) | {"temporaries": kept["temporaries"] + largest}
 
     @contextmanager
     def full_params(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -42,29 +42,17 @@ class Engine(Stepper):
                 "use one or the other"
             )
         given = config.read(zero.config)
-        packed = next((n for n, p in assembly.model.named_parameters() if not p.is_floating_point()), None)
-        if packed and config.stage_of(given, zero) == 3:
-            raise PlanRefused(
-                f"'zero' shares out floating-point weights in stage 3, and '{packed}' is quantised; use stage 2"
-            )
         if clause := config.steps_contradiction(given, zero, settings, processes.count()):
             raise PlanRefused(clause)
-        processes.ensure_group(assembly.device)
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, and by it chooses the device
-        deepspeed = import_deepspeed()
+        deepspeed = start_deepspeed(assembly)
         self.adamw: Any = self.optimizer
-        try:
-            with quiet():
-                self.engine, self.optimizer, *_ = deepspeed.initialize(
-                    model=running_inside(assembly.model),
-                    optimizer=self.adamw,
-                    config=config.combined(given, zero, settings),
-                    dist_init_required=False,
-                )
-        except ValueError as error:  # pydantic's, of what DeepSpeed does not know
-            raise PlanRefused(
-                f"DeepSpeed refuses the configuration '{zero.config}'; correct it", str(error).splitlines()[:4]
-            ) from error
+        with configuring(zero):
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=running_inside(assembly.model),
+                optimizer=self.adamw,
+                config=config.combined(given, zero, settings),
+                dist_init_required=False,
+            )
         self.updated = False
         assembly.run_forward = self.engine
 
@@ -141,6 +129,21 @@ class Engine(Stepper):
             optimizer._lazy_init_hp_params_optimizer_state()
 
 
+def sharder(assembly: Assembly, zero: ZeroSettings) -> Callable[[nn.Module], None]:
+    """What leaves of a module's weights this process's part, as stage 3 keeps them."""
+    settings = config.combined(config.read(zero.config), zero, assembly.plan.run_context.train)
+
+    def shard(module: nn.Module) -> None:
+        if packed := next((n for n, p in assembly.model.named_parameters() if not p.is_floating_point()), None):
+            raise PlanRefused(
+                f"'zero' shares out floating-point weights in stage 3, and '{packed}' is quantised; use stage 2"
+            )
+        with configuring(zero):
+            start_deepspeed(assembly).zero.Init(module=module, config_dict_or_path=settings)
+
+    return shard
+
+
 def set_moment(parameter: Any, key: str, value: Tensor) -> None:
     """Put this process's part of a moment of AdamW where DeepSpeed keeps it."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
@@ -173,6 +176,25 @@ def running_inside(model: nn.Module) -> nn.Module:
 def shape_of(parameter: Any) -> tuple[int, ...]:
     """The shape of a parameter, of which a process may have a part."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def start_deepspeed(assembly: Assembly) -> Any:
+    """DeepSpeed, which finds a group of processes and a device."""
+    processes.ensure_group(assembly.device)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, and by it chooses the device
+    return import_deepspeed()
+
+
+@contextmanager
+def configuring(zero: ZeroSettings) -> Iterator[None]:
+    """While entered, DeepSpeed is quiet, and what it does not know in a configuration is refused."""
+    try:
+        with quiet():
+            yield
+    except ValueError as error:  # pydantic's
+        raise PlanRefused(
+            f"DeepSpeed refuses the configuration '{zero.config}'; correct it", str(error).splitlines()[:4]
+        ) from error
 
 
 def import_deepspeed() -> Any:
