@@ -6,8 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import Sampler, steps_for
-from graftwork.data.training_data import TrainingData, cut, load_training_data
+from graftwork.data.training_data import TrainingData, cut, faults_of, load_training_data
 from graftwork.errors import CheckpointError, DataError, GraftworkError
 from graftwork.memory import budget
-from graftwork.train import data_parallel
+from graftwork.train import data_parallel, progress
 from graftwork.train.health import Health
+from graftwork.train.progress import Measurement
 from graftwork.train.resuming import keep_log, random_states, restore_random_states, resumable
-from graftwork.train.schedule import learning_rate_factor
+from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,10 +170,13 @@ class Loop:
         self.plan, self.assembly, self.data = plan, assembly, data
         self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
+        self.micro_batch_size = self.settings.micro_batch_size or self.settings.batch_size
         self.step = 0
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
-        self.health = Health(assembly.processor.vocabulary, assembly.precision, assembly.architecture.overflows_in)
+        vocabulary, overflows_in = assembly.processor.vocabulary, assembly.architecture.overflows_in
+        self.health = Health(vocabulary, assembly.precision, overflows_in, faults_of(data.records))
+        self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.sampler = Sampler(
             data.lengths,
             min(self.settings.batch_size, len(data.records)),
@@ -199,8 +204,10 @@ class Loop:
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / LOG if processes.is_first() else Path(os.devnull)
         with ThreadPoolExecutor(1) as ahead, file.open("a" if self.step else "w", encoding="utf-8") as log:
+            if self.step == 0:
+                self.measure_progress(ahead)
             upcoming = ahead.submit(self.encode_share, self.step)
-            while self.step < self.steps and not self.health.should_abort:
+            while not self.is_over:
                 started = time.perf_counter()  # Waiting for data is part of a step's time.
                 later = self.step
                 while not (totals := data_parallel.tally(micro_batches := upcoming.result())).records:
@@ -209,27 +216,32 @@ class Loop:
                     upcoming = ahead.submit(self.encode_share, later)
                 if self.step + 1 < self.steps:
                     upcoming = ahead.submit(self.encode_share, self.step + 1)
-                try:
+                with self.out_of_memory_told(f"in step {self.step + 1}"):
                     line = self.take_step(micro_batches, totals, started)
-                except torch.OutOfMemoryError:
-                    early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
-                    raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
                 if self.step % self.settings.log_every == 0 or self.step == self.steps:
                     self.log.append(line)
                     log.write(json.dumps(line) + "\n")
                     log.flush()
-                last = self.step == self.steps or self.health.should_abort
-                if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
+                # A run that began before there were measurements has nothing to be compared with.
+                if self.health.measurements and (self.is_over or self.step in self.measured_steps):
+                    self.measure_progress(ahead)
+                if self.is_over or (self.settings.save_every and self.step % self.settings.save_every == 0):
                     folder = self.save()
         verdict = self.health.verdict()
-        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
+        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further step."""
+        return self.step == self.steps or self.health.should_abort
 
     def encode_share(self, step: int) -> list[list[Encoded]]:
         """This process's encoded records of a step, in micro-batches."""
         examples = self.encode(data_parallel.strided_slice(self.sampler.batch(step)))
-        size = self.settings.micro_batch_size or max(1, len(examples))
-        return [examples[start : start + size] for start in range(0, len(examples), size)]
+        return [
+            examples[start : start + self.micro_batch_size] for start in range(0, len(examples), self.micro_batch_size)
+        ]
 
     def first_usable(self) -> list[Encoded]:
         """All encoded records of the first step that has any that can be used."""
@@ -264,11 +276,37 @@ class Loop:
                 self.data.leave_out([f"{record.where or record.id}: {error}"])
         return encoded
 
+    @contextmanager
+    def out_of_memory_told(self, when: str) -> Iterator[None]:
+        """While entered, a device whose memory runs out raises OutOfMemory, which says when."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
+            raise OutOfMemory(when, early=early) from None
+
+    def measure_progress(self, encoder: Executor) -> None:
+        """Measure the records that are followed through the run; `encoder` is who encodes all records. Collective."""
+        seed, count = self.plan.run_context.seed, len(self.data.records)
+        examples = encoder.submit(progress.followed, count, seed, self.encode).result()
+        with self.out_of_memory_told(f"after step {self.step}"):
+            losses = progress.measure(self.assembly, examples, self.micro_batch_size)
+        travelled = sum(self.rate_factor(step) for step in range(self.step))
+        weights = progress.size_of_weights(self.assembly)
+        self.health.guessing = progress.loss_of_guessing(examples)
+        self.health.measurements.append(Measurement(self.step, travelled, weights, losses))
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate of a step, from 0, as a share of the highest."""
+        return learning_rate_factor(step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
+
     def take_step(
         self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
-        factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
+        factor = self.rate_factor(self.step)
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
@@ -282,7 +320,7 @@ class Loop:
         if not skipped:
             self.stepper.update()
         self.stepper.clear()
-        self.health.update(loss, skipped=skipped)
+        self.health.update(loss, norm, skipped=skipped)
         self.step += 1
         event = StepTaken(
             self.out,
@@ -324,7 +362,7 @@ class Loop:
             step=self.step,
             steps=self.steps,
             golden=self.golden,
-            health=self.health.verdict(),
+            health=self.health.verdict(ended=self.is_over),
             data=self.data.recorded(),
             optimizer=self.state(),
         )
@@ -336,13 +374,9 @@ class Loop:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs besides the trained tensors, as tensors."""
-        import torch
-
         state = self.stepper.state()
         state |= random_states(self.assembly.device)
-        state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
-        state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
-        return state
+        return state | self.health.state()
 
     def restore(self, saved: manifest.Manifest, start: Path) -> None:
         """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
@@ -354,8 +388,7 @@ class Loop:
         # A process that had no counterpart then starts from the seed, and differs from the others.
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         restore_random_states(state, self.assembly.device)
-        self.health.losses = state["losses"].tolist()
-        self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
+        self.health.restore(state)
         self.data.leave_out(saved.data["bad"])
         if processes.is_first():
             self.log = keep_log(self.out / LOG, self.step)
