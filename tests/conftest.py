@@ -10,6 +10,7 @@ import golden_table
 import pytest
 import torch
 from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
+from verdict_runs import TABLE
 
 from graftwork.build import compose
 from graftwork.contracts import DictLookup
@@ -71,9 +72,14 @@ def go(run: PlanOf, lookup: DictLookup, tmp_path: Path) -> Callable[..., Outcome
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how far the numbers are from the published ones."""
+    """Print how far the numbers are from the published ones, and how the verdict judged."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     if lines := golden_table.rows(reports):
         terminalreporter.section("against the published numbers of MGM")
         for line in lines:
             terminalreporter.write_line(line)
+    for report in reports:
+        for name, lines in report.user_properties:
+            if name == TABLE:
+                terminalreporter.section(TABLE)
+                terminalreporter.write_line("\n".join(lines))

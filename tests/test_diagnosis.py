@@ -246,8 +246,8 @@ def test_losses_of_an_overflow_are_no_working_models(run: Path) -> None:
     found = diagnose(run, LOOKUP)
     assert (found.steps, found.verdict and found.verdict.healthy) == (93, False)
     assert (
-        "its losses are not those of a working model: the loss starts at 2.96e+11, and a model that knows nothing has 6.46: the "
-        "weights, the prompt or the precision are wrong"
+        "its losses are not those of a working model: the loss starts at 2.96e+11 and ends at 6.8e+11, and a model that knows nothing "
+        "has 6.46: the weights, the prompt or the precision are wrong"
     ) in found.inconsistent
 
 

@@ -289,7 +289,7 @@ def test_a_run_whose_loss_is_absurd_ends_in_a_plain_verdict_and_a_status_that_is
     assert done.exit_code == 1
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert all(line["loss"] > 1e10 for line in log)
-    assert "unhealthy: the loss starts at" in done.output
+    assert "broke: the loss starts at" in done.output
     assert "the weights, the prompt or the precision are wrong" in done.output
-    assert "Error: the run ended, and its result should not be used; the checkpoint is kept at" in done.output
-    assert "Unhealthy" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Error: the run broke, and its result should not be used; the checkpoint is kept at" in done.output
+    assert "Broke" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -28,7 +28,9 @@ def run(out: Path) -> None:
         graftwork_tensorboard.happened(
             StepTaken(out, step, 2, loss, learning_rate=0.1, gradient_norm=1.5, images=4, tokens=100, seconds=2.0)
         )
-    graftwork_tensorboard.happened(RunEnded(out, 2, healthy=False, reasons=("the loss rose", "no learning")))
+    graftwork_tensorboard.happened(
+        RunEnded(out, 2, healthy=False, reasons=("the loss rose", "no learning"), failure="broke")
+    )
     graftwork_tensorboard.happened(
         Evaluated(out, "easy-vqa", {"adapter": {"accuracy": 0.75}, "base": {"accuracy": 0.5}})
     )
@@ -49,7 +51,7 @@ def test_a_run_is_written_where_tensorboard_reads_it(tmp_path: Path) -> None:
             (event,) = reader.Tensors(tag)
             assert (tag, event.tensor_proto.string_val) == (
                 "verdict/text_summary",
-                [b"unhealthy: the loss rose; no learning"],
+                [b"broke: the loss rose; no learning"],
             )
     assert found["train/loss"] == [(1, 3.0), (2, 2.5)]
     assert found["train/gradient_norm"] == [(1, 1.5), (2, 1.5)]

@@ -43,7 +43,7 @@ def happened(event: Event) -> None:
                 for name, value in scores.items():
                     writer.add_scalar(f"{event.evaluator}/{name}/{variant}", value)
         case RunEnded():
-            verdict = "healthy" if event.healthy else "unhealthy: " + "; ".join(event.reasons)
+            verdict = "healthy" if event.healthy else f"{event.failure}: {'; '.join(event.reasons)}"
             writer.add_text("verdict", verdict, event.step)
     _writers.pop(event.out).close()
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftwork.contracts.verdict import Failure
+
 
 @dataclass(frozen=True)
 class Event:
@@ -72,3 +74,5 @@ class RunEnded(Event):
     step: int
     healthy: bool
     reasons: tuple[str, ...]
+    failure: Failure = ""
+    """How a run failed: it did not learn, or it broke."""

@@ -92,7 +92,8 @@ class Stepper:
         number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
             loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # else nothing that is trained had a part in it
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def gradients(self) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,8 +88,30 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
     return TrainingData(records, lengths, summary)
 
 
+ONE_ANSWER = 0.95
+"""The share of records from which one answer is all that can be learned."""
+
+
+def faults_of(records: Sequence[Record]) -> list[str]:
+    """Why nothing but one answer can be learned from records, as clauses; none for data that is as it should be."""
+    answers = Counter(tuple(turn.text for turn in record.turns if turn.role == "assistant") for record in records)
+    questions = {
+        (tuple(turn.text for turn in record.turns if turn.role == "user"), record.images) for record in records
+    }
+    (answer, count), total = answers.most_common(1)[0], len(records)
+    if len(questions) == len(answers) == 1:
+        return [f"the data is one record, {total} times: there is nothing to learn but that record"]
+    if len(questions) == 1:
+        return [f"all {total} records ask the same of the same image, so that no answer can depend on it"]
+    if count >= ONE_ANSWER * total:
+        return [f"{count} of {total} records have the same answer, '{answer[-1][:40]}', and no other can be learned"]
+    return []
+
+
 def cut(example: Encoded, max_length: int) -> Encoded:
     """The first `max_length` tokens of a record; DataError when no label, or not the whole image, is among them."""
+    if not example.num_label_tokens:
+        raise DataError("nothing is to be learned from a record without a labelled token")
     if len(example.input_ids) <= max_length:
         return example
     if any(example.image_token_mask[max_length:]) or all(label == IGNORED for label in example.labels[:max_length]):

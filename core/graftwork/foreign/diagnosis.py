@@ -110,6 +110,7 @@ class Diagnosis:
             if self.losses
             else None,
             "healthy": self.verdict.healthy if self.verdict else None,
+            "failure": (self.verdict.failure or None) if self.verdict else None,
             "missing": list(import_plan.missing) if import_plan else [],
             "inconsistent": list(self.inconsistent),
             "refused": self.refused or None,

@@ -143,7 +143,7 @@ def finish(
     listen(Message(f"report: {result.report}"))
     if not verdict.healthy:
         raise UnhealthyRun(
-            f"the run ended, and its result should not be used; the checkpoint is kept at '{outcome.checkpoint}'",
+            f"the run {verdict.failure}, and its result should not be used; the checkpoint is kept at '{outcome.checkpoint}'",
             verdict.reasons,
         )
     return result

@@ -7,7 +7,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,15 @@ from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import steps_for
-from graftwork.data.training_data import TrainingData, load_training_data
+from graftwork.data.training_data import TrainingData, faults_of, load_training_data
 from graftwork.errors import CheckpointError, GraftworkError
 from graftwork.memory import budget
-from graftwork.train import data_parallel
+from graftwork.train import data_parallel, progress
 from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
-from graftwork.train.resuming import keep_log, random_states, restore_random_states, resumable
-from graftwork.train.schedule import learning_rate_factor
+from graftwork.train.progress import Measurement
+from graftwork.train.resuming import keep_log, random_states, refuse_other_decay, restore_random_states, resumable
+from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,12 +172,15 @@ class Loop:
         self.plan, self.assembly, self.data = plan, assembly, data
         self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
+        self.micro_batch_size = self.settings.micro_batch_size or self.settings.batch_size
         self.step = 0
         self.passed_over = 0
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
-        self.health = Health(assembly.processor.vocabulary, assembly.precision, assembly.architecture.overflows_in)
+        vocabulary, overflows_in = assembly.processor.vocabulary, assembly.architecture.overflows_in
+        self.health = Health(vocabulary, assembly.precision, overflows_in, faults_of(data.records))
+        self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.log: list[dict[str, Any]] = []
         self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor.pad_id)
@@ -197,61 +202,96 @@ class Loop:
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / LOG if processes.is_first() else Path(os.devnull)
-        saved = self.step
-        line: dict[str, Any] | None = None
-        with file.open("a" if self.step else "w", encoding="utf-8") as log:
+        begun, line = self.step, dict[str, Any]()
+        with ThreadPoolExecutor(1) as encoder, file.open("a" if self.step else "w", encoding="utf-8") as log:
 
             def write(line: dict[str, Any]) -> None:
                 self.log.append(line)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
 
-            for share, totals, started in self.shares():
-                try:
+            if self.step == 0:
+                self.measure_progress(encoder)
+            for share, totals, started in self.shares(encoder):
+                with self.out_of_memory_told(f"in step {self.step + 1}"):
                     line = self.take_step(share.micro_batches, totals, started)
-                except torch.OutOfMemoryError:
-                    early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
-                    raise OutOfMemory(f"in step {self.step + 1}", early=early) from None
                 if self.step % self.settings.log_every == 0:
                     write(line)
+                if self.is_over:
+                    break
+                if self.health.measurements and self.step in self.measured_steps:
+                    self.measure_progress(encoder)
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
-                    folder, saved = self.save(), self.step
-            if line and line not in self.log[-1:]:
-                write(line)
-            if saved != self.step:
+                    self.save()
+            if self.step != begun:
+                if line not in self.log[-1:]:
+                    write(line)
+                # A run that began before there were measurements has nothing to be compared with.
+                if self.health.measurements and self.health.measurements[-1].step != self.step:
+                    self.measure_progress(encoder)
                 folder = self.save()
         verdict = self.health.verdict()
-        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons))
+        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
 
-    def shares(self) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further step."""
+        return self.step == self.steps or self.health.should_abort
+
+    def shares(self, encoder: Executor) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
         """This process's share of each step to come, what all processes have of it, and when it was begun. Collective.
 
         The next batch is encoded during a step. One none of whose records can be used is passed over for good, so that no
         other record comes twice in an epoch; a run whose length is counted in epochs is then a step shorter.
         """
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.feed.share, self.step + self.passed_over)
-            in_a_row, started = 0, time.perf_counter()
-            while self.step < self.steps and not self.health.should_abort:
-                totals = data_parallel.tally(share := upcoming.result())
-                usable = totals.records > 0
-                if not usable:
-                    self.passed_over, in_a_row = self.passed_over + 1, in_a_row + 1
-                    self.steps -= self.settings.steps is None
-                    if not self.steps or in_a_row == len(self.data.records):
-                        raise self.feed.nothing_usable()
-                if self.step + usable < self.steps:
-                    upcoming = ahead.submit(self.feed.share, self.step + usable + self.passed_over)
-                if usable:
-                    yield share, totals, started
-                    in_a_row, started = 0, time.perf_counter()  # Waiting for data is part of a step's time.
+        upcoming = encoder.submit(self.feed.share, self.step + self.passed_over)
+        in_a_row, started = 0, time.perf_counter()
+        while not self.is_over:
+            totals = data_parallel.tally(share := upcoming.result())
+            usable = totals.records > 0
+            if not usable:
+                self.passed_over, in_a_row = self.passed_over + 1, in_a_row + 1
+                self.steps -= self.settings.steps is None
+                if not self.steps or in_a_row == len(self.data.records):
+                    raise self.feed.nothing_usable()
+            if self.step + usable < self.steps:
+                upcoming = encoder.submit(self.feed.share, self.step + usable + self.passed_over)
+            if usable:
+                yield share, totals, started
+                in_a_row, started = 0, time.perf_counter()  # Waiting for data is part of a step's time.
+
+    @contextmanager
+    def out_of_memory_told(self, when: str) -> Iterator[None]:
+        """While entered, a device whose memory runs out raises OutOfMemory, which says when."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
+            raise OutOfMemory(when, early=early) from None
+
+    def measure_progress(self, encoder: Executor) -> None:
+        """Measure the records that are followed through the run; `encoder` is who encodes all records. Collective."""
+        seed, count = self.plan.run_context.seed, len(self.data.records)
+        examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
+        with self.out_of_memory_told(f"after step {self.step}"):
+            losses = progress.measure(self.assembly, examples, self.micro_batch_size)
+        travelled = sum(self.rate_factor(step) for step in range(self.step))
+        weights = progress.size_of_weights(self.assembly)
+        self.health.guessing = progress.loss_of_guessing(examples)
+        self.health.measurements.append(Measurement(self.step, travelled, weights, losses))
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate of a step, from 0, as a share of the highest."""
+        return learning_rate_factor(step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
 
     def take_step(
         self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
-        factor = learning_rate_factor(self.step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
+        factor = self.rate_factor(self.step)
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
@@ -265,7 +305,7 @@ class Loop:
         if not skipped:
             self.stepper.update()
         self.stepper.clear()
-        self.health.update(loss, skipped=skipped)
+        self.health.update(loss, norm, skipped=skipped)
         self.step += 1
         event = StepTaken(
             self.out,
@@ -307,7 +347,7 @@ class Loop:
             step=self.step,
             steps=self.steps,
             golden=self.golden,
-            health=self.health.verdict(),
+            health=self.health.verdict(ended=self.is_over),
             data=self.data.recorded(),
             optimizer=self.state(),
         )
@@ -325,9 +365,7 @@ class Loop:
         state |= random_states(self.assembly.device)
         state["passed_over"] = torch.tensor(self.passed_over)
         state["decays"] = self.decays()
-        state["losses"] = torch.tensor(self.health.losses, dtype=torch.float64)
-        state["skipped"] = torch.tensor([self.health.skipped, self.health.skipped_in_a_row])
-        return state
+        return state | self.health.state()
 
     def decays(self) -> Tensor:
         """Whether weight decay falls on each trained parameter, in their order."""
@@ -340,14 +378,8 @@ class Loop:
         import torch
 
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
-        own = self.decays()
-        # Runs that began before weight decay spared anything have not recorded what it spares.
-        spared = int((state.get("decays", torch.ones_like(own)) != own).sum())
-        if spared and self.settings.weight_decay:
-            raise CheckpointError(
-                f"weight decay fell on other parameters in the run of '{start}' than it does here: {spared} biases and weights of "
-                "normalisation layers; go on with the Graftwork that it began with, or start a new run with --out"
-            )
+        if self.settings.weight_decay:
+            refuse_other_decay(state, self.decays(), start)
         self.step = saved.step
         self.passed_over = int(state.get("passed_over", 0))
         self.steps -= self.passed_over if self.settings.steps is None else 0
@@ -355,8 +387,7 @@ class Loop:
         # A process that had no counterpart then starts from the seed, and differs from the others.
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         restore_random_states(state, self.assembly.device)
-        self.health.losses = state["losses"].tolist()
-        self.health.skipped, self.health.skipped_in_a_row = state["skipped"].tolist()
+        self.health.restore(state)
         self.data.leave_out(saved.data["bad"])
         if processes.is_first():
             self.log = keep_log(self.out / LOG, self.step)

@@ -100,3 +100,15 @@ def restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> 
 
 def _of_process(name: str, rank: int) -> str:
     return f"{name}/{rank}" if rank else name
+
+
+def refuse_other_decay(state: Mapping[str, Tensor], own: Tensor, start: Path) -> None:
+    """CheckpointError where weight decay fell on other parameters in the run that saved `state` than on its `own` here."""
+    import torch
+
+    # Runs that began before weight decay spared anything have not recorded what it spares.
+    if spared := int((state.get("decays", torch.ones_like(own)) != own).sum()):
+        raise CheckpointError(
+            f"weight decay fell on other parameters in the run of '{start}' than it does here: {spared} biases and weights of "
+            "normalisation layers; go on with the Graftwork that it began with, or start a new run with --out"
+        )
