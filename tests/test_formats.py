@@ -15,6 +15,7 @@ from graftwork.cli import main
 from graftwork_registry import Catalog
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+BASE = Path(__file__).parents[1] / "plugins" / "demo" / "graftwork_demo" / "base"
 FORMATS = [1, 2]
 SCORES = {
     "base": {"accuracy": 19 / 60, "colour": 0.0, "shape": 0.0, "yes/no": 0.95},
@@ -29,7 +30,10 @@ def folder_of(version: int) -> Path:
 
 def compare(version: int, out: Path) -> tuple[dict[str, dict[str, float]], str]:
     """The scores of base and adapter, and what was said besides."""
-    command = ["compare", folder_of(version), "--on", "easy-vqa", "--set", "per_group=20", "--json", "--out", out]
+    # A copy, because observers write beside a checkpoint that is evaluated.
+    checkpoint = shutil.copytree(folder_of(version), out / f"run{version}" / "checkpoint-120", dirs_exist_ok=True)
+    command = ["compare", checkpoint, "--on", "easy-vqa", "--set", "per_group=20", "--json", "--out", out]
+    command += ["--base-weights", BASE]
     done = CliRunner().invoke(main, [*map(str, command)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     (comparison,) = json.loads(done.stdout)
