@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import shutil
@@ -18,7 +19,9 @@ from PIL import Image as PILImage
 
 import graftwork as gw
 from graftwork.cli import main
+from graftwork.contracts import RunEnded
 from graftwork.weights import sha256
+from graftwork_mgm.model import VisionLanguage
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 SMALL = {
@@ -81,3 +84,26 @@ def test_mistakes_are_those_of_a_file() -> None:
     assert len(raised.value.details) == 2
     with pytest.raises(gw.GraftworkError, match="there is no variant 'adaptor'; the variants are 'base' and 'adapter'"):
         gw.Checkpoint.ask_variants(None, "x.png", "?", ("adaptor",), max_new_tokens=1)  # type: ignore[arg-type]
+
+
+def test_the_trained_model_is_gone_before_its_checkpoint_is_opened_again(demo: Path) -> None:
+    """Two models at once were not rehearsed."""
+
+    def models() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), VisionLanguage) for each in gc.get_objects())
+
+    before, after = models(), list[int]()
+
+    def listen(event: object) -> None:
+        if after or isinstance(event, RunEnded):
+            after.append(models())
+        if len(after) == 2:
+            raise Enough
+
+    class Enough(Exception):
+        """Nothing more is to be seen."""
+
+    with pytest.raises(Enough):
+        gw.train(gw.load_run("demo.toml", SMALL), "out", on_event=listen)
+    assert after == [before + 1, before]
