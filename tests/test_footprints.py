@@ -91,6 +91,8 @@ def test_fsdp_shares_out_blocks_and_leaves_the_rest_whole(assembly: Assembly) ->
 def test_the_rehearsal_counts_all_weights_on_each_process_but_where_they_are_sharded(
     memory: dict[str, Any], share: float, base: Path, tmp_path: Path
 ) -> None:
+    if memory["use"] == ["zero"]:
+        pytest.importorskip("deepspeed")
     lookup = DictLookup(*COMPONENTS, Ddp, Fsdp, Zero)
 
     def weights(memory: dict[str, Any]) -> int:

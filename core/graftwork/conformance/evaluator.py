@@ -9,8 +9,9 @@ from itertools import groupby, islice, zip_longest
 from typing import Any
 
 from graftwork.conformance.outcome import Check, Skipped, Subject
-from graftwork.contracts.kinds import Evaluator, Score
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record, unit_key
+from graftwork.contracts.score import Score
 
 NONSENSE = "zxqv jkwp"
 """An answer that is right to no question."""

@@ -40,17 +40,15 @@ from graftwork.contracts.kinds import (
     MemoryStrategy,
     ModelArchitecture,
     PeftMethod,
-    Prediction,
-    Score,
     VisionTower,
     Weighted,
     Writer,
-    plain_sum,
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
 from graftwork.contracts.model import Processor, VisionLanguageModel
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
+from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.contracts.setting import setting
 from graftwork.contracts.stepper import Stepper, stepper_for
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -23,6 +20,7 @@ from graftwork.contracts.anatomy import (
 from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor, read_json
 
@@ -309,22 +307,6 @@ class MemoryStrategy(Component[S]):
         return nullcontext()
 
 
-@dataclass(frozen=True)
-class Score:
-    """How good one answer is, from 0 to 1, and the group that it counts for."""
-
-    value: float
-    group: str = ""
-    detail: Any = None
-    """What the evaluator's own `total` has to know beyond that; core does not look into it."""
-
-
-def plain_sum(values: Iterable[float]) -> float:
-    """The values added from left to right, as published scripts did: from Python 3.12 on `sum` makes up for rounding, and the last bit
-    of a score would depend on the interpreter."""
-    return reduce(add, values, 0.0)
-
-
 class Evaluator(Component[S]):
     """A benchmark: questions in a fixed order, and how answers are scored. The loop is core's."""
 
@@ -389,26 +371,3 @@ class DataOperator(Component[S]):
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
         """The records that stay, or new ones; what is dropped as a BadRecord that says why. Same seed, same result."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A question with the answers of each variant."""
-
-    record: Record
-    answers: Mapping[str, str]
-    scores: Mapping[str, Score]
-    tokens: Mapping[str, int]
-    """Generated, by variant."""
-    seconds: float
-    ended: Mapping[str, bool] = field(default_factory=dict)
-    """Whether an answer ended by itself, by variant, or was stopped at `max_new_tokens` or where the model's context ends."""
-
-    @property
-    def group(self) -> str:
-        """The group that the question counts for."""
-        return next(iter(self.scores.values())).group
-
-    def correct(self, variant: str) -> bool:
-        """Whether an answer counts as right where only right and wrong are told apart: a score of at least a half."""
-        return self.scores[variant].value >= 0.5

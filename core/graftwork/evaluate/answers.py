@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.checkpoint import format1
-from graftwork.contracts.kinds import Evaluator, Prediction
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.score import Prediction
 
 
 class AnswerFile:

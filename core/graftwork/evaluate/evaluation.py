@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.contracts.batch import Encoded, collate
-from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
+from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
 from graftwork.evaluate.answers import AnswerFile, BatchResult, line_of, only, predictions

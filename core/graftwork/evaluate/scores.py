@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.kinds import Evaluator, Prediction, plain_sum
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import Record, image_key, unit_key
+from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.evaluate import statistics
 from graftwork.evaluate.statistics import Interval
 
