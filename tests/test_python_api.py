@@ -63,6 +63,8 @@ def test_the_page_runs(demo: Path) -> None:
             exec(compile(block, str(PAGE), "exec"), names)
     result, compared = names["result"], names["compared"]
     assert result.verdict.healthy
+    scored = names["checkpoint"].evaluate("easy-vqa", limit=2, out="scores")
+    assert (scored.folder, scored.result.limit) == (Path("scores"), 2)
     assert [loss for loss in names["losses"] if loss] == [row["loss"] for row in result.log]
     assert "<polyline" in result._repr_html_() and "<table" in result._repr_html_()
     assert "| accuracy |" in str(compared) and "<table" in compared._repr_html_()

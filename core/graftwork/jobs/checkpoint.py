@@ -142,9 +142,18 @@ class Checkpoint:
                 self._listen(Message(f"{sentence}; allow more, unless the model's context ends there", "warning"))
         return answers
 
-    def evaluate(self, evaluator: str, **request: Any) -> Scored:
-        """The scores of one evaluator (see `compare` for the rest). Questions answered before are not asked again."""
-        (scored,) = self.evaluate_all(EvaluationRequest((evaluator,), **request))
+    def evaluate(
+        self,
+        evaluator: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        out: Place | None = None,
+    ) -> Scored:
+        """The scores of one evaluator; the rest is as for `compare`."""
+        where = Path(out) if out else None
+        (scored,) = self.evaluate_all(EvaluationRequest((evaluator,), settings or {}, limit, batch_size, where))
         return scored
 
     def evaluate_all(self, request: EvaluationRequest) -> Iterator[Scored]:

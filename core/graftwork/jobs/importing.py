@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,15 @@ class Inspected:
 
     folder: Path
     manifest: Manifest
-    damage: str = ""
-    """Which of its files are not as they were written, a sentence; empty when all are."""
+
+    @cached_property
+    def damage(self) -> str:
+        """Which of its files are not as they were written, a sentence; empty when all are. Every file is read for it."""
+        try:
+            manifest.check_files(self.manifest, self.folder)
+        except CheckpointError as error:
+            return error.sentence
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain data."""
@@ -55,12 +63,7 @@ def inspect(
     if not (given / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(given)):
         return _diagnose(given, base, parts, search, lookup or installed())
     found = newest(given)
-    read = manifest.read(found)
-    try:
-        manifest.check_files(read, found)
-    except CheckpointError as error:
-        return Inspected(found, read, error.sentence)
-    return Inspected(found, read)
+    return Inspected(found, manifest.read(found))
 
 
 @dataclass(frozen=True)
