@@ -100,7 +100,7 @@ def test_ask_says_when_it_stopped_at_its_limit(trained: Run, lookup: DictLookup,
         assert [line[:9] for line in done.stdout.splitlines()] == ["base:    ", "adapter: "]
         said[most] = done.stderr
         assert said[most] == "".join(
-            f"the {variant}'s answer did not end by itself, and was stopped at {most} tokens; allow more, "
+            f"the {variant}'s answer did not end by itself, and was stopped at {most} token{'s' * (most != 1)}; allow more, "
             "unless the model's context ends there\n"
             for variant, answers in given.items()
             if not answers.ended[0]

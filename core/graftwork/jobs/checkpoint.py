@@ -138,7 +138,7 @@ class Checkpoint:
                 given = answer(assembly, prompt, max_new_tokens=max_new_tokens)
             (answers[variant],), (ended,), (tokens,) = given.texts, given.ended, given.tokens
             if not ended:
-                sentence = f"the {variant}'s answer did not end by itself, and was stopped at {tokens} tokens"
+                sentence = f"the {variant}'s answer did not end by itself, and was stopped at {tokens} token{'s' * (tokens != 1)}"
                 self._listen(Message(f"{sentence}; allow more, unless the model's context ends there", "warning"))
         return answers
 
