@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from graftwork.build import compose
 from graftwork.contracts import DictLookup
 from graftwork.train.loop import Outcome, train
 
-torch.set_num_threads(1)  # sums in one order, and several tests at once do not fight for cores
+# Sums in one order, and several tests at once, and the processes that they start, do not fight for cores.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
