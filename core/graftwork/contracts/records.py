@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; `<image>` stands where an image does."""
+    """One message of a conversation; `<image>` stands where an image does. Only the first may be the system's."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str
 
 

@@ -76,3 +76,5 @@ def data_notes(data: Mapping[str, Any]) -> Iterator[str]:
     """What of the data was not used, and the first few places."""
     yield from notes(data)
     yield from (f"  {line}" for line in data["bad"][:MAX_NAMED])
+    if (more := data["left_out"] - MAX_NAMED) > 0:
+        yield f"  … and {more:,} more"
