@@ -191,6 +191,7 @@ def test_the_interval_of_a_ratio_is_about_fiellers() -> None:
 def test_questions_that_could_not_be_asked_are_in_a_second_denominator() -> None:
     ones = [answered("1", 0, 1), answered("2", 1, 1)]
     comparison = compare(Result(Quiz(), tuple(ones), (BadRecord("file:1", "no image"),) * 2, {}))
+    assert (comparison.read, comparison.questions, comparison.bad) == (4, 2, 2)
     assert comparison.notes[1] == (
         "2 of 4 questions could not be asked; with zero for them the mean score is 25.0% (base) and 50.0% (adapter)."
     )

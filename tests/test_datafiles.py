@@ -78,9 +78,12 @@ def test_an_image_lies_within_its_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").touch()
     assert find_image(tmp_path, "in/a.png") == Image(tmp_path / "in" / "a.png")
-    for name in ["", str(tmp_path / "in" / "a.png"), "../a.png", "in/../../a.png"]:
+    assert find_image(tmp_path, str(tmp_path / "in" / "a.png")) == Image(tmp_path / "in" / "a.png")
+    for name in [str(tmp_path / "in" / "a.png"), "../a.png", "in/../../a.png", f"{tmp_path}/out/../in/a.png"]:
         with pytest.raises(DataError, match="does not lie within"):
-            find_image(tmp_path / "in", name)
+            find_image(tmp_path / "out", name)
+    with pytest.raises(DataError, match="the image's name is empty"):
+        find_image(tmp_path, "")
     for name in ["b.png", "in", "x" * 5000, "a\0b"]:
         with pytest.raises(DataError, match="there is no image"):
             find_image(tmp_path, name)

@@ -14,6 +14,7 @@ from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
 
 from graftwork.conformance import specimens
 from graftwork.contracts import BadRecord, Image, Prediction, Record, Turn
+from graftwork.contracts.records import RecordCounts
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate.comparison import compare
 from graftwork.evaluate.evaluation import Result, evaluate, image_features
@@ -258,6 +259,14 @@ def test_questions_that_cannot_be_asked_are_counted_and_named(tmp_path: Path) ->
     assert "the model reads 512, so there is no room" in result.bad[2].why
     content = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert (content["questions"], content["answered"], len(content["bad"])) == (4, 1, 3)
+    assert result.counts == RecordCounts(4, 1, 3)
+    assert result.unanswered().startswith("3 of 4 questions could not be asked; ")
+
+
+def test_an_answer_that_gets_lost_is_a_bug_and_no_smaller_number_of_questions(tmp_path: Path) -> None:
+    unlike_its_line = replace(QUESTIONS[1], reference=["a list"])  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="of 2 records 1 were used and 0 left out"):
+        run(tmp_path, quiz=Quiz(QUESTIONS[0], unlike_its_line))
 
 
 @pytest.mark.parametrize("broken", [BadRecord("file:1", "no text"), question("bad", "unreadable")])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import plan_of
 
 from graftwork.build import compose
-from graftwork.build.filling import check_keys
+from graftwork.build.filling import check_keys, fill
 from graftwork.build.values import put
 from graftwork.contracts import DTYPES, Assembly, DictLookup, named_tensors, within
 from graftwork.errors import AdapterError, WeightsError
@@ -87,6 +87,71 @@ def test_a_tensor_of_another_shape_is_refused(altered: Any, lookup: DictLookup) 
         f"the weights hold '{QUERY}' as (128, 64), and 'mgm-gemma' needs (128, 128); name weights that fit the "
         "configuration"
     )
+
+
+@pytest.mark.parametrize(("number", "what"), [("nan", "1 NaN and 0"), ("inf", "0 NaN and 1"), ("-inf", "0 NaN and 1")])
+def test_a_number_of_the_base_that_is_not_finite_is_named_with_its_file(
+    base: Path, altered: Any, lookup: DictLookup, number: str, what: str
+) -> None:
+    weight = load_file(base / "model.safetensors")[QUERY]
+    weight[3, 5] = float(number)
+    folder = altered(**{QUERY: weight})
+    assert refusal(folder, lookup).sentence == (
+        f"the weights hold NaN or infinite values, in '{QUERY}' in '{folder / 'model.safetensors'}' ({what} infinite of 16,384); "
+        "fetch them again, or name others"
+    )
+
+
+def test_of_several_tensors_that_are_not_finite_some_are_listed(base: Path, altered: Any, lookup: DictLookup) -> None:
+    stored = load_file(base / "model.safetensors")
+    broken = {name: torch.full_like(stored[name], torch.nan) for name in (CONNECTOR, QUERY)}
+    error = refusal(altered(**broken), lookup)
+    assert " and 1 more tensors; " in error.sentence
+    assert [line.split("'")[1] for line in error.details] == sorted(broken)
+
+
+def test_a_towers_own_folder_is_named_too(base: Path, lookup: DictLookup, tmp_path: Path) -> None:
+    stored, start = load_file(base / "model.safetensors"), "model.vision_tower."
+    tower = {name.removeprefix(start): tensor for name, tensor in stored.items() if name.startswith(start)}
+    name = next(name for name in tower if name.endswith("q_proj.weight"))
+    tower[name] = torch.full_like(tower[name], torch.inf)
+    shutil.copytree(base / "low", tmp_path / "low")
+    save_file(tower, tmp_path / "low" / "model.safetensors")
+    plain = tmp_path / "plain"
+    shutil.copytree(base, plain)
+    (plain / "model.safetensors.index.json").unlink()
+    save_file({n: t for n, t in stored.items() if not n.startswith(start)}, plain / "model.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        built(
+            plain, lookup, changes={"peft": None, "model.parts.low": {"use": "clip", "weights": str(tmp_path / "low")}}
+        )
+    assert f"'{name}' in '{tmp_path / 'low' / 'model.safetensors'}' (" in caught.value.sentence
+
+
+def test_a_number_that_the_precision_cannot_hold_is_no_fault_of_the_file(
+    base: Path, altered: Any, lookup: DictLookup
+) -> None:
+    weight = load_file(base / "model.safetensors")[QUERY]
+    weight[3, 5] = 1e6
+    folder = altered(**{QUERY: weight})
+    built(folder, lookup)
+    with pytest.raises(
+        WeightsError, match=f"values up to 1e\\+06 in '{QUERY}', which float16 cannot hold; set train.prec"
+    ):
+        built(folder, lookup, precision="fp16")
+
+
+def test_a_mask_of_a_module_may_be_infinite_and_not_nan() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("mask", torch.zeros(2))
+    for number in (float("-inf"), float("nan")):
+        values = {"mask": lambda number=number: torch.tensor([0.0, number])}
+        if number == number:
+            fill(named_tensors(module), values, torch.float32, "it")
+            assert module.mask.tolist() == [0, number]
+        else:
+            with pytest.raises(WeightsError, match="NaN or infinite values, in 'mask'; fetch"):
+                fill(named_tensors(module), values, torch.float32, "it")
 
 
 def test_a_role_that_may_be_missing_starts_fresh_and_is_reported(altered: Any, lookup: DictLookup) -> None:

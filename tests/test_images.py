@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
+from PIL import PngImagePlugin, features
 
 from graftwork.contracts import Image
 from graftwork.data import image_digest, image_size, load_image
@@ -65,7 +68,12 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     assert load_image(Image(path)).size == (40, 30)
 
 
-@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"])
+AVIF = pytest.mark.skipif(not features.check_module("avif"), reason="this Pillow has no AVIF")
+
+
+@pytest.mark.parametrize(
+    "format", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP", pytest.param("AVIF", marks=AVIF)]
+)
 def test_every_promised_format_is_opened(format: str) -> None:
     assert load(encode(noise(), format)).size == (40, 30)
 
@@ -84,6 +92,49 @@ def test_files_that_are_no_images_are_refused_in_words(tmp_path: Path) -> None:
     assert refusal(Image(empty)).startswith(f"'{empty}' is not an image")
     assert "cannot be read" in refusal(Image(tmp_path / ("x" * 5000)))
     assert "neither a path nor data" in refusal(Image())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "it is a git-lfs pointer; fetch the file itself with",
+        ),
+        (b"\n<!DOCTYPE html><html>", "it is a web page; download the image again"),
+        (b"<HTML>403 Forbidden", "it is a web page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "it is a HEIC image; convert it to JPEG"),
+        (b"%PDF-1.7", "it is a PDF"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_that(content: bytes, what: str) -> None:
+    formats, _, found = refusal(Image(data=content)).partition(": ")
+    assert formats.startswith(f"'{len(content)} bytes of image data' is not an image in one of the formats BMP, GIF")
+    assert found.startswith(what)
+
+
+def test_without_avif_in_pillow_an_avif_image_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    avif = b"\0\0\0\x1cftypavif" + b"\0" * 40
+    monkeypatch.delattr(PIL, "AvifImagePlugin", raising=False)
+    monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+    said = refusal(Image(data=avif))
+    assert said.endswith(
+        "WEBP: it is an AVIF image, which Pillow reads from version 11.3 on; upgrade it, or convert the image"
+    )
+
+
+@AVIF
+def test_a_damaged_avif_image_is_not_blamed_on_pillow() -> None:
+    whole = encode(noise(200, 200), "AVIF")
+    assert "11.3" not in refusal(Image(data=whole[: len(whole) // 2]))
+    assert "megapixels" in refusal(Image(data=whole), max_pixels=39_999)
+
+
+def test_text_that_is_too_long_for_pillow_is_named_as_that() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    assert "holds far more text than pixels need" in refusal(Image(data=encode(noise(), pnginfo=text)))
 
 
 def test_formats_that_run_other_programs_are_not_opened() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from graftwork.checkpoint.merging import export
 from graftwork.checkpoint.store import Opened, open_checkpoint
 from graftwork.cli import main
-from graftwork.errors import AdapterError, CheckpointError
+from graftwork.errors import AdapterError, CheckpointError, WeightsError
 from graftwork.foreign.diagnosis import diagnose
 from graftwork.foreign.importing import Imported, import_folder
 from graftwork.weights import shapes
@@ -63,6 +63,20 @@ def test_the_command_says_where_there_is_nothing_to_disable(tmp_path: Path) -> N
     assert said.exit_code == 0, said.output
     assert "  adapter    none: all that was trained is new to the base, so there is nothing to disable\n" in said.output
     assert "has an effect" not in said.output
+
+
+def test_numbers_that_are_not_finite_are_named_with_their_file(tmp_path: Path) -> None:
+    base, run = tmp_path / "base", run_folder(tmp_path)
+    shutil.copytree(BASE, base)
+    name, file = "model.layers.0.mlp.up_proj.weight", base / "model-00002-of-00004.safetensors"
+    change(file, lambda each, tensor: tensor / 0 if each == name else tensor)
+    with pytest.raises(WeightsError, match=re.escape(f"in '{name}' in '{file}' (")):
+        bring_in(run, tmp_path / "out", base)
+    adapter = run / "adapter_model.bin"
+    change(adapter, lambda each, tensor: tensor * torch.nan if "layers.0.mlp.up_proj.lora_B" in each else tensor)
+    with pytest.raises(WeightsError, match=rf"up_proj.lora_B.* in '{adapter}' \("):
+        bring_in(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refused_folder_leaves_nothing(tmp_path: Path) -> None:

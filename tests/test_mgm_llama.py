@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,42 @@ def test_a_vicuna_prompt_ends_where_the_answer_begins(tokenizer: Any) -> None:
     assert (made.stop_ids, made.pad_id) == ({2}, 0)
 
 
+SYSTEM_TURN = Turn("system", "Be brief.")
+
+
+def with_system(record: Record, turn: Turn = SYSTEM_TURN) -> Record:
+    """The record with a system turn in front."""
+    return replace(record, turns=(turn, *record.turns))
+
+
+def test_a_vicuna_conversation_has_its_own_system_prompt_in_place_of_the_usual_one(tokenizer: Any) -> None:
+    made, record = processor(tokenizer, "vicuna"), conversation("what?", "red", "this?", "blue")
+    example, plain = made.encode(with_system(record)), made.encode(record)
+    whole = "Be brief. USER: what? ASSISTANT: red</s>USER: this? ASSISTANT: blue</s>"
+    assert example.input_ids == [1, *tokenizer(whole)["input_ids"]]
+    labelled = [[label for label in each.labels if label != IGNORED] for each in (example, plain)]
+    assert labelled[0] == labelled[1]
+    prompt = made.encode(with_system(record).without_answer())
+    assert prompt.num_label_tokens == 0 and example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    for turn, why in [
+        (Turn("system", "See <image>"), "record 'r' has '<image>' in its system turn; move it into a question"),
+        (Turn("system", "Stop.</s>"), "has '</s>' in its text, which would end a turn; remove it"),
+    ]:
+        with pytest.raises(DataError, match=re.escape(why)):
+            made.encode(with_system(record, turn))
+    with pytest.raises(DataError, match="user and assistant do not take turns"):
+        made.encode(with_system(with_system(record)))
+
+
+def test_a_template_without_a_place_for_a_system_turn_refuses_it_by_name(folder: Path) -> None:
+    made = processor(bytes_tokenizer(folder), "gemma")
+    with pytest.raises(DataError) as caught:
+        made.length(with_system(conversation("Q", "A")))
+    assert caught.value.sentence == (
+        "record 'r' has a system turn, and the template 'gemma' has no place for one; move its text into the first question"
+    )
+
+
 def bytes_tokenizer(folder: Path, **names: str) -> Any:
     """The tokenizer of bytes of the example, whose special tokens get other names."""
     write_example(LLAMA, folder)
@@ -253,6 +291,10 @@ def test_a_chatml_conversation_begins_with_no_token_of_its_own(folder: Path) -> 
     whole = "\n".join(f"<|im_start|>{role}\n{said}<|im_end|>" for role, said in turns)
     assert example.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert example.input_ids.count(ends) == 4
+    begun = made.encode(with_system(conversation("Q", "A one", "R", "B")))
+    system = tokenizer("<|im_start|>system\nBe brief.<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    assert begun.input_ids == [*system, *example.input_ids]
+    assert begun.labels == [*[IGNORED] * len(system), *example.labels]
     assert tokenizer.decode([t for t in example.labels if t != IGNORED]) == "A one<|im_end|>B<|im_end|>"
     assert (made.stop_ids, made.pad_id) == ({ends}, ends)
     assert made.decode(tokenizer(" A one<|im_end|>")["input_ids"]) == "A one"

@@ -21,6 +21,9 @@ def talk(*values: str, first: str = "human") -> list[dict[str, str]]:
     return [{"from": roles[number % 2], "value": value} for number, value in enumerate(values)]
 
 
+SYSTEM = {"from": "system", "value": "Be brief."}
+
+
 def read(path: Path, **settings: Any) -> list[Record | BadRecord]:
     return list(LlavaJson(LlavaJsonSettings(path=path, **settings)).records())
 
@@ -106,7 +109,19 @@ def test_a_leading_answer_is_dropped(tmp_path: Path) -> None:
         ({"conversations": ["Q"]}, "turn 1 is a string, not an object"),
         ({"conversations": [{"value": "Q"}]}, "turn 1 is from None, neither 'human' nor 'gpt'"),
         ({"conversations": [{"from": ["human"], "value": "Q"}]}, "turn 1 is from ['human'], neither 'human' nor 'gpt'"),
-        ({"conversations": [{"from": "system", "value": "Q"}]}, "turn 1 is from 'system', neither 'human' nor 'gpt'"),
+        (
+            {"conversations": [{"from": "tool", "value": "Q"}]},
+            "turn 1 is from 'tool', neither 'human' nor 'gpt', nor 'sys",
+        ),
+        ({"conversations": [SYSTEM]}, "the last turn is not an answer of 'gpt'"),
+        ({"conversations": [*talk("Q", "A"), SYSTEM, *talk("Q", "A")]}, "a 'system' turn stands behind other turns"),
+        ({"conversations": [SYSTEM, SYSTEM, *talk("Q", "A")]}, "a 'system' turn stands behind other turns"),
+        (
+            {"image": "x.png", "conversations": [{"from": "system", "value": "<image>"}, *talk("Q", "A")]},
+            "'<image>' stands in the system turn; only questions have images",
+        ),
+        ({"messages": talk("Q", "A")}, "the record has 'messages', which is another format; give 'conversations'"),
+        ({"conversations": [*talk("Q"), {"from": "gpt", "value": 3}]}, "'value' of turn 2 is a number, not a text"),
         ({"conversations": [{"from": "human"}]}, "turn 1 has no text in 'value'"),
         ({"conversations": talk("Q", " ")}, "turn 2 has no text in 'value'"),
         ({"conversations": talk("Q")}, "the last turn is not an answer of 'gpt'"),
@@ -115,9 +130,20 @@ def test_a_leading_answer_is_dropped(tmp_path: Path) -> None:
         ({"conversations": talk("Q", "A") + talk("B", first="gpt")}, "the turns of 'human' and 'gpt' do not alternate"),
         ({"conversations": talk("Q\ud800", "A")}, "turn 1 holds a lone surrogate, which is not text"),
         ({"id": "\udfff", "conversations": talk("Q", "A")}, "id holds a lone surrogate, which is not text"),
-        ({"id": [1], "conversations": talk("Q", "A")}, "'id' is a list, not a string or a number"),
-        ({"id": True, "conversations": talk("Q", "A")}, "'id' is a boolean, not a string or a number"),
+        ({"id": [1], "conversations": talk("Q", "A")}, "'id' is a list, not a string or an integer"),
+        ({"id": True, "conversations": talk("Q", "A")}, "'id' is true, not a string or an integer"),
+        ({"id": 1.5, "conversations": talk("Q", "A")}, "'id' is 1.5, not a string or an integer"),
+        ({"id": float("nan"), "conversations": talk("Q", "A")}, "'id' is NaN, not a string or an integer"),
         ({"image": 1, "conversations": talk("<image>", "A")}, "'image' is a number, not a path"),
+        (
+            {"image": "", "conversations": talk("Q", "A")},
+            "'image' is empty; name the file, or leave it out of a record",
+        ),
+        ({"image": [" "], "conversations": talk("<image>", "A")}, "'image' is empty; name the file, or leave it out"),
+        (
+            {"image": "https://example.org/x.png", "conversations": talk("<image>", "A")},
+            "the image 'https://example.org/x.png' is an address, not a path; download it",
+        ),
         ({"image": "\udfff", "conversations": talk("<image>", "A")}, "image holds a lone surrogate, which is not text"),
         (
             {"image": ["x.png", "y.png"], "conversations": talk("<image>", "A")},
@@ -155,7 +181,47 @@ def test_image_paths_that_leave_the_folder_are_refused(tmp_path: Path, image: st
     assert item.why == f"the image path '{image}' leads out of the image folder; make it relative to that"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("image", ["none.png", "", "\0", "x" * 5000])
+def test_an_absolute_path_below_the_image_folder_is_accepted(tmp_path: Path) -> None:
+    folder, elsewhere, link = tmp_path / "data", tmp_path / "data-2", tmp_path / "link"
+    folder.mkdir(), elsewhere.mkdir(), link.symlink_to(folder)
+    (folder / "x.png").touch(), (elsewhere / "x.png").touch()
+    content = [
+        {"image": str(each / "x.png"), "conversations": talk("<image>", "A")} for each in (folder, link, elsewhere)
+    ]
+    direct, by_link, other = read(write(folder / "data.json", content))
+    assert isinstance(direct, Record) and direct.images == (Image(folder / "x.png"),)
+    assert isinstance(by_link, Record) and by_link.images == (Image(link / "x.png"),)
+    assert isinstance(other, BadRecord) and "leads out of the image folder" in other.why
+    through_link = read(write(tmp_path / "data.json", content[:2]), image_folder=link)
+    assert all(isinstance(each, Record) for each in through_link)
+
+
+@pytest.mark.parametrize(
+    ("image", "hint"),
+    [
+        ("in", "that is a folder; name a file in it"),
+        ("in\\A.png", "with '/' for '\\' it is '{folder}/in/A.png'"),
+        ("in/a.PNG", "there is 'A.png', whose name has other capitals or another Unicode form; use that"),
+        ("in/\u00e9.png", "there is 'e\u0301.png', whose name has other capitals or another Unicode form; use that"),
+        ("in/b.png", "check 'image_folder'"),
+        ("out/a.png", "check 'image_folder'"),
+    ],
+)
+def test_a_missing_image_that_is_nearly_there_is_pointed_at(tmp_path: Path, image: str, hint: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "A.png").touch(), (tmp_path / "in" / "e\u0301.png").touch()
+    item = read_one(tmp_path, {"image": image, "conversations": talk("<image>", "A")})
+    assert isinstance(item, BadRecord)
+    assert item.why == f"there is no image '{tmp_path / image}'; {hint.format(folder=tmp_path)}"
+
+
+def test_a_system_turn_comes_first_and_a_leading_answer_behind_it_is_dropped(tmp_path: Path) -> None:
+    item = read_one(tmp_path, {"conversations": [SYSTEM, *talk("Hello", "Q", "A", first="gpt")]})
+    assert isinstance(item, Record)
+    assert item.turns == (Turn("system", "Be brief."), Turn("user", "Q"), Turn("assistant", "A"))
+
+
+@pytest.mark.parametrize("image", ["none.png", "\0", "x" * 5000])
 def test_a_missing_image_is_noticed(tmp_path: Path, image: str) -> None:
     item = read_one(tmp_path, {"image": image, "conversations": talk("<image>", "A")})
     assert item.why == f"there is no image '{tmp_path / image}'; check 'image_folder'"  # type: ignore[union-attr]

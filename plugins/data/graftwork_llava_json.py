@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from graftwork.contracts import BadRecord, DataSource, Image, MissingFile, Record, Turn, hookimpl, setting
+from graftwork.data import is_file, path_below
 from graftwork.errors import DataError
 
 MAX_BYTES = 8 * 2**30
 """The file is read as a whole; a larger one is more often a mistake than a data set."""
 
-ROLES: dict[str, Literal["user", "assistant"]] = {"human": "user", "gpt": "assistant"}
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {"system": "system", "human": "user", "gpt": "assistant"}
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -49,7 +51,7 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         readers = {".json": _elements, ".jsonl": _lines}
         if path.suffix.lower() not in readers:
             raise DataError(f"'{path}' ends neither in .json (a list) nor in .jsonl (one record a line); rename it")
-        folder = self.settings.image_folder or path.parent
+        folder = ImageFolder(self.settings.image_folder or path.parent)
         left = self.settings.limit
         for item in readers[path.suffix.lower()](path, _text(path)):
             if isinstance(item, BadRecord):
@@ -147,17 +149,23 @@ def _reason(error: Exception) -> str:
 # A record -------------------------------------------------------------------------------------------------------------
 
 
-def _record(content: Any, number: str, where: str, folder: Path, group: str) -> Record:
+def _record(content: Any, number: str, where: str, folder: ImageFolder, group: str) -> Record:
     """The record; DataError says why the content is none."""
     if not isinstance(content, dict):
         raise DataError(f"the record is {_named(content)}, not an object")
     name = content.get("id")
     if name is not None and type(name) not in (str, int):
-        raise DataError(f"'id' is {_named(name)}, not a string or a number")
+        what = json.dumps(name) if isinstance(name, bool | float) else _named(name)
+        raise DataError(f"'id' is {what}, not a string or an integer")
+    if "conversations" not in content and "messages" in content:
+        raise DataError(
+            "the record has 'messages', which is another format; give 'conversations' of 'from' and 'value'"
+        )
     turns = _turns(content.get("conversations"))
     images = _images(content, folder)
-    if any("<image>" in turn.text for turn in turns if turn.role == "assistant"):
-        raise DataError("'<image>' stands in an answer; only questions have images")
+    for role, what in (("assistant", "an answer"), ("system", "the system turn")):
+        if any("<image>" in turn.text for turn in turns if turn.role == role):
+            raise DataError(f"'<image>' stands in {what}; only questions have images")
     places = sum("<image>" in turn.text for turn in turns)
     if places != len(images):
         counts = f"turns with '<image>' in the conversation: {places}, images of the record: {len(images)}"
@@ -170,14 +178,17 @@ def _turns(conversation: Any) -> tuple[Turn, ...]:
     if not isinstance(conversation, list) or not conversation:
         raise DataError("'conversations' is missing or is not a list of turns")
     turns = [_turn(turn, number) for number, turn in enumerate(conversation, start=1)]
-    if turns[0].role == "assistant":  # An answer without a question, which LLaVA drops as well.
+    system = [turns.pop(0)] if turns[0].role == "system" else []
+    if turns and turns[0].role == "assistant":  # An answer without a question, which LLaVA drops as well.
         del turns[0]
     for number, turn in enumerate(turns):
+        if turn.role == "system":
+            raise DataError("a 'system' turn stands behind other turns; only the first may be one")
         if turn.role != ("user", "assistant")[number % 2]:
             raise DataError("the turns of 'human' and 'gpt' do not alternate")
     if not turns or turns[-1].role == "user":
         raise DataError("the last turn is not an answer of 'gpt'")
-    return tuple(turns)
+    return (*system, *turns)
 
 
 def _turn(turn: Any, number: int) -> Turn:
@@ -185,15 +196,17 @@ def _turn(turn: Any, number: int) -> Turn:
         raise DataError(f"turn {number} is {_named(turn)}, not an object")
     role, text = turn.get("from"), turn.get("value")
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"turn {number} is from {role!r}, neither 'human' nor 'gpt'")
-    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"turn {number} is from {role!r}, neither 'human' nor 'gpt', nor 'system'")
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"'value' of turn {number} is {_named(text)}, not a text")
+    if text is None or not text.strip():
         raise DataError(f"turn {number} has no text in 'value'")
     if text.count("<image>") > 1:  # One image, for which upstream keeps one place, at the beginning.
         text = f"<image>\n{text.replace('<image>', '').strip()}"
     return Turn(ROLES[role], _unicode(f"turn {number}", text))
 
 
-def _images(content: dict[str, Any], folder: Path) -> tuple[Image, ...]:
+def _images(content: dict[str, Any], folder: ImageFolder) -> tuple[Image, ...]:
     for key in ("images", "video", "videos"):
         if content.get(key):
             raise DataError(f"'{key}' is not supported; give one image as 'image'")
@@ -201,24 +214,50 @@ def _images(content: dict[str, Any], folder: Path) -> tuple[Image, ...]:
     names = given if isinstance(given, list) else [] if given is None else [given]
     if len(names) > 1:
         raise DataError(f"the record has {len(names)} images; only one is supported")
-    return tuple(_image(name, folder) for name in names)
+    return tuple(map(folder.image, names))
 
 
-def _image(name: Any, folder: Path) -> Image:
-    if not isinstance(name, str):
-        raise DataError(f"'image' is {_named(name)}, not a path")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(
-            f"the image path '{_unicode('image', name)}' leads out of the image folder; make it relative to that"
-        )
-    path = folder / _unicode("image", name)
-    for each in (path, *(folder / other for other in _also_known_as(name))):
-        try:
-            if each.is_file():
+class ImageFolder:
+    """Where images are looked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def image(self, name: Any) -> Image:
+        """The image that a record names; DataError says why there is none."""
+        if not isinstance(name, str):
+            raise DataError(f"'image' is {_named(name)}, not a path")
+        if not name.strip():
+            raise DataError("'image' is empty; name the file, or leave it out of a record about text only")
+        if "://" in name:
+            raise DataError(f"the image '{_unicode('image', name)}' is an address, not a path; download it")
+        path = path_below(self.path, _unicode("image", name))
+        if path is None:
+            raise DataError(f"the image path '{name}' leads out of the image folder; make it relative to that")
+        for each in (path, *(self.path / other for other in _also_known_as(name))):
+            if is_file(each):
                 return Image(each)
-        except OSError:  # Too long a name, or a folder that may not be entered.
-            continue
-    raise DataError(f"there is no image '{path}'; check 'image_folder'")
+        raise DataError(f"there is no image '{path}'; {self._hint(path)}")
+
+    def _hint(self, path: Path) -> str:
+        """What to do about a path at which there is no image."""
+        if "\\" in path.name and is_file(other := Path(str(path).replace("\\", "/"))):
+            return f"with '/' for '\\' it is '{other}'"
+        try:
+            if path.is_dir():
+                return "that is a folder; name a file in it"
+            if path.parent not in self._names:
+                self._names[path.parent] = {_folded(each.name): each.name for each in path.parent.iterdir()}
+        except (OSError, ValueError):
+            return "check 'image_folder'"
+        if found := self._names[path.parent].get(_folded(path.name)):
+            return f"there is '{found}', whose name has other capitals or another Unicode form; use that"
+        return "check 'image_folder'"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _also_known_as(name: str) -> Iterator[str]:

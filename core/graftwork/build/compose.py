@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
-from graftwork.build.filling import base_tensors, check_keys, check_names, fill, fill_rest, roles_not_in
+from graftwork.build.filling import base_tensors, check_keys, check_names, fill, fill_rest, folders_of, roles_not_in
 from graftwork.build.sharding import complete
 from graftwork.build.values import hollow, parameters_on_meta
 from graftwork.config.machine import chosen_device
@@ -67,7 +67,13 @@ def build(
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
     check_names(model_spec, structure, available, newly_initialised, trained or {})
     fill_rest(structure.model, available, dtype, trained or {})
-    filler = partial(fill, available=available, dtype=dtype, architecture_name=model_spec.model.name)
+    filler = partial(
+        fill,
+        available=available,
+        dtype=dtype,
+        architecture_name=model_spec.model.name,
+        folders=folders_of(model_spec),
+    )
     sharders = [shard for each in assembly.strategies if (shard := each.sharder(assembly)) is not None]
     part_by_part = on_meta and bool(sharders)
     if not part_by_part:

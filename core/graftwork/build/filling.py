@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork import weights
@@ -53,6 +54,12 @@ def base_tensors(
     return found
 
 
+def folders_of(model_spec: ModelSpec) -> list[Path]:
+    """Where the base weights of a plan are."""
+    choices = (model_spec.model, *model_spec.parts.values())
+    return [folder for choice in choices if (folder := folder_of(choice))]
+
+
 def roles_not_in(
     architecture: ModelArchitecture[Any], structure: Structure, available: Mapping[str, LazyTensor]
 ) -> tuple[str, ...]:
@@ -81,6 +88,9 @@ def check_names(
     model = structure.model
     for copy, tied in structure.tied_weights.items():
         if copy in available and tied in available and not available[copy]().equal(available[tied]()):
+            for name in (copy, tied):
+                if not all_finite(value := available[name]().float()):  # NaN is unlike itself.
+                    raise not_finite(name, value, value.dtype, folders_of(model_spec))
             raise WeightsError(
                 f"the weights hold '{copy}' unlike '{tied}', and by their configuration these are one tensor; correct the "
                 "configuration"
@@ -121,23 +131,66 @@ def fill_rest(model: nn.Module, available: Container[str], dtype: Any, added: Ma
 
 
 def fill(
-    tensors: Mapping[str, Tensor], available: Mapping[str, LazyTensor], dtype: Any, architecture_name: str
+    tensors: Mapping[str, Tensor],
+    available: Mapping[str, LazyTensor],
+    dtype: Any,
+    architecture_name: str,
+    folders: Iterable[Path] = (),
 ) -> None:
     """Give tensors, by the name that they have in the base weights, the values there, in the `dtype`; WeightsError for a value of
-    another shape."""
+    another shape, and for one that is not finite. `folders` are where the base weights are."""
+    import torch
 
-    def value(name: str, shape: tuple[int, ...]) -> Tensor:
+    def value(name: str, tensor: Tensor) -> Tensor:
         found = available[name]()
-        if found.shape != shape:
+        if found.shape != tensor.shape:
             raise WeightsError(
-                f"the weights hold '{name}' as {tuple(found.shape)}, and '{architecture_name}' needs {tuple(shape)}; name "
+                f"the weights hold '{name}' as {tuple(found.shape)}, and '{architecture_name}' needs {tuple(tensor.shape)}; name "
                 "weights that fit the configuration"
             )
-        return found.to(dtype) if found.is_floating_point() else found
+        if not found.is_floating_point():
+            return found
+        converted = found.to(dtype)
+        # A buffer may hold infinities, as masks do; what is computed with nowhere may.
+        if not all_finite(converted, infinities=not isinstance(tensor, torch.nn.Parameter)):
+            raise not_finite(name, found, dtype, folders)
+        return converted
 
     for name, tensor in tensors.items():
         if name in available:
-            put(tensor, value(name, tensor.shape))  # no name may keep what was read while the next is
+            put(tensor, value(name, tensor))  # no name may keep what was read while the next is
+
+
+def all_finite(value: Tensor, *, infinities: bool = False) -> bool:
+    """Whether there is no NaN, and unless `infinities` are allowed none of those, in one pass that keeps nothing."""
+    import torch
+
+    if not value.numel():
+        return True
+    extremes = torch.stack(torch.aminmax(value.detach()))
+    return not bool(extremes.isnan().any()) if infinities else bool(extremes.isfinite().all())
+
+
+def not_finite(name: str, value: Tensor, dtype: Any, folders: Iterable[Path]) -> WeightsError:
+    """What to raise for a tensor of the base that is not finite in the `dtype`; names it and its file as the folders have them."""
+    if all_finite(value):
+        return WeightsError(
+            f"the weights hold values up to {float(value.abs().max()):.3g} in '{name}', which {str(dtype).removeprefix('torch.')} "
+            "cannot hold; set train.precision to bf16 or fp32"
+        )
+    places = [
+        f"'{original}' in '{file}' ({int(tensor.isnan().sum()):,} NaN and {int(tensor.isinf().sum()):,} infinite of {tensor.numel():,})"
+        for folder in folders
+        for file in weights.tensor_files(folder)
+        for original, read in weights.open_file(file).items()
+        if (tensor := read()).is_floating_point() and not all_finite(tensor := tensor.float())
+    ]
+    first, others = places[0] if places else f"'{name}'", len(places) - 1
+    return WeightsError(
+        f"the weights hold NaN or infinite values, in {first}{f' and {others} more tensors' if others > 0 else ''}; fetch them "
+        "again, or name others",
+        _some(places) if others > 0 else (),
+    )
 
 
 def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:

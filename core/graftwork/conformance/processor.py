@@ -10,7 +10,7 @@ from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import records
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.model import Processor
-from graftwork.contracts.records import Image
+from graftwork.contracts.records import Image, Turn
 from graftwork.errors import DataError
 
 
@@ -87,6 +87,20 @@ def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
             yield f"a prompt must have no labels, and that of '{record.id}' has some; label nothing where the user's turn is last"
 
 
+def a_system_turn_is_used_or_refused(subject: Subject) -> Iterator[str]:
+    """It changes the tokens and no label, or it is a DataError."""
+    processor, record = processor_of(subject), records()[0]
+    try:
+        encoded = processor.encode(replace(record, turns=(Turn("system", "Be brief."), *record.turns)))
+    except DataError:
+        return
+    plain = processor.encode(record)
+    if [label for label in encoded.labels if label != IGNORED] != [label for label in plain.labels if label != IGNORED]:
+        yield "a system turn must have no labels, and with one others are labelled; label every assistant turn alone"
+    if list(encoded.input_ids) == list(plain.input_ids):
+        yield "a system turn must not be lost, and with one the tokens are the same; use it, or raise DataError"
+
+
 def a_prompt_is_how_training_begins(subject: Subject) -> Iterator[str]:
     """The tokens of a prompt are the first tokens of the same record with its answer, and there the labels begin."""
     processor = processor_of(subject)
@@ -146,6 +160,7 @@ CHECKS: tuple[Check, ...] = (
     tokens_labels_and_length_agree,
     pixels_are_what_the_parts_take,
     answers_are_labelled_and_nothing_else,
+    a_system_turn_is_used_or_refused,
     a_prompt_is_how_training_begins,
     decoding_gives_the_text_alone,
     what_cannot_be_read_is_a_data_error,

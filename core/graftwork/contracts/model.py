@@ -47,7 +47,8 @@ class Processor(Protocol):
 
     def encode(self, record: Record) -> Encoded:
         """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
-        turn is labelled. Raises DataError for a record that does not fit the template or an image that cannot be read."""
+        turn is labelled, and no other. Raises DataError for a record that does not fit the template, such as one with a system
+        turn where that has no place for one, or an image that cannot be read."""
         ...
 
     def length(self, record: Record) -> int:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; `<image>` stands where an image does."""
+    """One message of a conversation; `<image>` stands where an image does. Only the first may be the system's."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str
 
 
@@ -65,6 +65,30 @@ class BadRecord:
 
     where: str
     why: str
+
+
+@dataclass(frozen=True)
+class RecordCounts:
+    """How many records, or questions, were read, and what became of them: each was used, or left out and named.
+
+    Whoever says how many were used or left out says it by one of these, so that the numbers fit one another.
+    """
+
+    read: int
+    used: int
+    left_out: int
+
+    def __post_init__(self) -> None:
+        if self.used + self.left_out != self.read or min(self.used, self.left_out) < 0:
+            raise AssertionError(f"of {self.read} records {self.used} were used and {self.left_out} left out")
+
+    @classmethod
+    def recorded(cls, data: Mapping[str, Any]) -> RecordCounts | None:
+        """Those in a checkpoint's facts about its data; None where it is older than they are."""
+        return cls(data["read"], data["records"], data["left_out"]) if "left_out" in data else None
+
+    def __str__(self) -> str:
+        return f"{self.used:,} of {self.read:,} records used, {self.left_out:,} left out"
 
 
 def unit_key(record: Record) -> tuple[str, str]:

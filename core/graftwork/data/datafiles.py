@@ -88,16 +88,31 @@ def member(content: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 def find_image(folder: Path, name: str) -> Image:
     """The image of that name in the folder; DataError when there is none, or the name leads elsewhere."""
-    path = folder / name
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not name:
+        raise DataError("the image's name is empty")
+    if (path := path_below(folder, name)) is None:
         raise DataError(f"the image's name '{name}' does not lie within its folder")
-    try:
-        exists = path.is_file()
-    except (OSError, ValueError):  # Too long a name, or one that holds a NUL.
-        exists = False
-    if not exists:
+    if not is_file(path):
         raise DataError(f"there is no image '{path}'")
     return Image(path)
+
+
+def path_below(folder: Path, name: str) -> Path | None:
+    """The path that a data set means by a name: relative to its folder, or absolute and below that; None if it leads elsewhere."""
+    path = folder / name
+    try:
+        below = path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # A name that no file can have, or a link to itself.
+        below = False
+    return path if below and ".." not in Path(name).parts else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # Too long a name, or one that holds a NUL.
+        return False
 
 
 KINDS: Mapping[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}

@@ -17,10 +17,23 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is opened, whatever the file's name ends in; JPEG includes MPO. No format that starts other programs."""
+"""What is opened, whatever the file's name ends in, beside AVIF where Pillow reads it; JPEG includes MPO. No format that starts
+other programs."""
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 512 * 2**20
+OTHERS = {
+    b"version https://git-lfs": "it is a git-lfs pointer; fetch the file itself with 'git lfs pull'",
+    b"<!doctype html": "it is a web page; download the image again",
+    b"<html": "it is a web page; download the image again",
+    b"<svg": "it is an SVG drawing; save it as a PNG",
+    b"%pdf": "it is a PDF; save its page as a PNG",
+    b"ftypheic": "it is a HEIC image; convert it to JPEG",
+    b"ftypheix": "it is a HEIC image; convert it to JPEG",
+    b"ftypmp42": "it is a video; save a frame of it as an image",
+    b"ftypisom": "it is a video; save a frame of it as an image",
+}
+"""What files often are instead, by how they begin in lower case; an ISO container after the four bytes of its length."""
 
 
 def load_image(image: Image, *, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
@@ -54,7 +67,7 @@ def _opened(image: Image, max_pixels: int) -> Iterator[PILImage.Image]:
 
     too_large = f"'{image}' is larger than the {max_pixels / 1e6:g} megapixels that are opened; scale it down"
     try:
-        with _stream(image) as stream, PILImage.open(stream, formats=FORMATS) as opened:
+        with _stream(image) as stream, PILImage.open(stream, formats=readable_formats()) as opened:
             if opened.width * opened.height > max_pixels:
                 raise DataError(too_large)
             yield opened
@@ -63,9 +76,39 @@ def _opened(image: Image, max_pixels: int) -> Iterator[PILImage.Image]:
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
         raise DataError(too_large) from None
     except UnidentifiedImageError:
-        raise DataError(f"'{image}' is not an image in one of the formats {', '.join(FORMATS)}") from None
+        what = _instead(image)
+        raise DataError(
+            f"'{image}' is not an image in one of the formats {', '.join(readable_formats())}{what}"
+        ) from None
     except Exception as error:  # PIL's decoders raise errors of any type on a damaged file.
+        if "MAX_TEXT_" in str(error):
+            why = "holds far more text than pixels need, such as a workflow; save it without its metadata"
+            raise DataError(f"'{image}' {why}") from error
         raise DataError(f"'{image}' cannot be read ({error}); replace it or leave it out") from error
+
+
+def readable_formats() -> tuple[str, ...]:
+    """The formats that are opened with this Pillow."""
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:  # Pillow before 11.3
+        return FORMATS
+    return (*FORMATS, "AVIF") if AvifImagePlugin.SUPPORTED else FORMATS
+
+
+def _instead(image: Image) -> str:
+    """What a file is that is no image, as a clause, where that can be told."""
+    with _stream(image) as stream:
+        start = stream.read(64).lower().lstrip()
+    if not start:
+        return ": it is empty"
+    if start[4:12] == b"ftypavif" and "AVIF" not in readable_formats():
+        return ": it is an AVIF image, which Pillow reads from version 11.3 on; upgrade it, or convert the image"
+    # An ISO container begins with four bytes of length.
+    starts = (
+        (begins, what) for begins, what in OTHERS.items() if start[4 * (begins[:4] == b"ftyp") :].startswith(begins)
+    )
+    return next((f": {what}" for _, what in starts), "")
 
 
 def _stream(image: Image) -> IO[bytes]:

@@ -17,7 +17,7 @@ MAX_EXAMPLES = 5
 
 
 class StageCount(NamedTuple):
-    """How many records came into a source or operator, went out of it, and were dropped with a reason."""
+    """How many records a source or operator read or made, how many went on, and how many were dropped with a reason."""
 
     name: str
     read: int
@@ -32,6 +32,8 @@ class PipelineResult:
     records: list[Record]
     bad: list[BadRecord]
     counts: list[StageCount]
+    read: int
+    """How many records the sources gave and the operators added."""
 
 
 def read_records(
@@ -51,32 +53,29 @@ def read_records(
     records: list[Record] = []
     bad: list[BadRecord] = []
     counts: list[StageCount] = []
+    read = 0
     for source in sources:
         kept, dropped = _run(source, source.records, strict=strict)
+        counts.append(StageCount(source.name, len(kept) + len(dropped), len(kept), len(dropped)))
         records += kept
         bad += dropped
-        counts.append(StageCount(source.name, len(kept) + len(dropped), len(kept), len(dropped)))
+        read += counts[-1].read
     records = _distinct(records)
     for operator in operators:
         kept, dropped = _run(operator, partial(operator.apply, records, seed=seed, writer=writer))
-        counts.append(StageCount(operator.name, len(records), len(kept), len(dropped)))
+        lost = max(0, len(records) - len(kept) - len(dropped))
+        place, why = f"data operator '{operator.name}'", "it gave back neither a record nor why not; fix the plugin"
+        dropped += [BadRecord(place, why)] * lost
+        counts.append(StageCount(operator.name, len(kept) + len(dropped), len(kept), len(dropped)))
+        read += counts[-1].read - len(records)
         records = _distinct(kept)
         bad += dropped
     if not records:
-        read = sum(count.read for count in counts[: len(sources)])
         losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in counts if count.dropped)
         raise DataError(
             f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _examples(bad)
         )
-    return PipelineResult(records, bad, counts)
-
-
-def summary(result: PipelineResult) -> list[str]:
-    """A line for each stage, and a total."""
-    stages = [
-        f"{name}: {read:,} read, {kept:,} kept, {dropped:,} dropped" for name, read, kept, dropped in result.counts
-    ]
-    return [*stages, f"total: {len(result.records):,} records, {len(result.bad):,} dropped"]
+    return PipelineResult(records, bad, counts, read)
 
 
 def _run(

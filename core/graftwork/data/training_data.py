@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftwork.config.restore import restore_component
@@ -12,31 +12,79 @@ from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Plan
-from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.records import Record, RecordCounts
 from graftwork.data import pipeline
+from graftwork.data.pipeline import StageCount
 from graftwork.errors import DataError
 
 MAX_RECORDED = 100
 """How many bad records a checkpoint lists, so that its manifest stays small."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingData:
-    """The records of a run that fit its context, and what happened to the others."""
+    """The records of a run that fit its context, and what became of all others that were read."""
 
     records: list[Record]
+    """What batches are drawn from. Those that turn out to be unusable stay, so that every batch stays what it is."""
     lengths: list[int]
-    summary: dict[str, Any]
+    read: int
+    bad: list[str]
+    """A line for each record that was left out before training."""
+    stages: list[StageCount]
+    """Who left them out."""
+    too_long: int = 0
+    """How many of them are longer than the run's limit."""
+    cut: frozenset[int] = frozenset()
+    """Which of `records` lose the end of their answer."""
+    unusable: dict[int, str] = field(default_factory=dict)
+    """Which of `records` could not be encoded when their batch came: their lines by their places."""
 
-    def leave_out(self, bad: Iterable[str]) -> None:
-        """Count records that turned out to be unusable, each once."""
-        known = self.summary["bad"]
-        known += [line for line in bad if line not in known]
+    def leave_out(self, unusable: Mapping[int, str]) -> None:
+        """Leave out records that could not be encoded; each counts once."""
+        self.unusable = {**unusable, **self.unusable}
+
+    def leave_out_again(self, places: Sequence[int], recorded: Mapping[str, Any]) -> None:
+        """Leave out what a run had left out in training when it saved the checkpoint that holds these `recorded` facts."""
+        lines = recorded["bad"][recorded["left_out"] - len(places) :]
+        lines += [f"{place_of(self.records[index])}: left out earlier in this run" for index in places[len(lines) :]]
+        self.leave_out(dict(zip(places, lines, strict=True)))
+
+    @property
+    def usable(self) -> list[Record]:
+        """The records but for those that could not be encoded."""
+        return [record for index, record in enumerate(self.records) if index not in self.unusable]
+
+    @property
+    def counts(self) -> RecordCounts:
+        """How many records were read, used and left out, as far as is known by now."""
+        return RecordCounts(self.read, len(self.records) - len(self.unusable), len(self.bad) + len(self.unusable))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What became of the records, as plain data."""
+        counts, cut, stages = self.counts, len(self.cut - self.unusable.keys()), [*self.stages]
+        if self.unusable:
+            stages.append(StageCount("training", len(self.records), counts.used, len(self.unusable)))
+        stages.append(StageCount("total", counts.read, counts.used, counts.left_out))
+        groups = Counter(record.group for record in self.usable if record.group)
+        return {
+            "read": counts.read,
+            "records": counts.used,
+            "left_out": counts.left_out,
+            "left_out_in_training": len(self.unusable),
+            "bad": [*self.bad, *(self.unusable[index] for index in sorted(self.unusable))],
+            "too_long": self.too_long + cut,
+            "too_long_were": "cut" if cut else "left out",
+            "answers_cut": cut,
+            "stages": [stage._asdict() for stage in stages],
+            "groups": dict(sorted(groups.items())),
+        }
 
     def recorded(self) -> dict[str, Any]:
-        """The summary for a checkpoint: the number of bad records, and the first of them."""
-        bad = self.summary["bad"]
-        return {**self.summary, "bad": bad[:MAX_RECORDED], "bad_in_all": len(bad)}
+        """The summary for a checkpoint, with the first lines alone of those on what was left out."""
+        summary = self.summary
+        return {**summary, "bad": summary["bad"][:MAX_RECORDED], "bad_in_all": summary["left_out"]}
 
 
 def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
@@ -48,44 +96,45 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
         seed=run_context.seed,
         strict=run_context.strict_data,
     )
-    max_length, records, lengths, long, bad = run_context.train.max_length, [], [], [], list(result.bad)
+    max_length, strict = run_context.train.max_length, run_context.strict_data
+    records, lengths, cut, unfit, long = list[Record](), list[int](), set[int](), list[str](), list[str]()
     for record in result.records:
         try:
             length = processor.length(record)
         except DataError as error:
-            bad.append(BadRecord(record.where, str(error)))
-            if run_context.strict_data:
+            if strict:
                 raise
+            unfit.append(f"{place_of(record)}: {error}")
             continue
         if length > max_length:
-            long.append(f"{record.where or record.id}: {length} tokens")
-            if run_context.strict_data:
-                raise DataError(
-                    f"{record.where or record.id}: the record has {length} tokens, train.max_length is {max_length}"
-                )
+            if strict:
+                raise DataError(f"{place_of(record)}: the record has {length} tokens, train.max_length is {max_length}")
             if run_context.train.too_long == "skip":
+                long.append(f"{place_of(record)}: {length} tokens, and train.max_length is {max_length}")
                 continue
+            cut.add(len(records))
         records.append(record)
         lengths.append(min(length, max_length))
+    bad = [*(f"{dropped.where}: {dropped.why}" for dropped in result.bad), *unfit, *long]
     if not records:
+        others = len(bad) - len(long)
         raise DataError(
-            f"no record is left to train on: {len(result.records)} were read, {len(long)} are longer than "
-            f"train.max_length = {max_length} tokens",
-            [*long[:3], *(f"{dropped.where}: {dropped.why}" for dropped in bad[:3])],
+            f"no record is left to train on: {result.read} were read, {len(long)} are longer than "
+            f"train.max_length = {max_length} tokens" + (f", {others} could not be used" if others else ""),
+            [*long[:3], *bad[: min(others, 3)]],
         )
-    groups: dict[str, int] = {}
-    for record in records:
-        groups[record.group] = groups.get(record.group, 0) + 1
-    summary = {
-        "records": len(records),
-        "bad": [f"{dropped.where}: {dropped.why}" for dropped in bad],
-        "too_long": len(long),
-        "answers_cut": len(long) if run_context.train.too_long == "cut" else 0,
-        "too_long_were": "cut" if run_context.train.too_long == "cut" else "left out",
-        "stages": [count._asdict() for count in result.counts],
-        "groups": {group: count for group, count in sorted(groups.items()) if group},
-    }
-    return TrainingData(records, lengths, summary)
+    fit = len(result.records) - len(unfit)
+    stages = [
+        *result.counts,
+        *([StageCount("processor", len(result.records), fit, len(unfit))] if unfit else []),
+        *([StageCount("train.max_length", fit, len(records), len(long))] if long else []),
+    ]
+    return TrainingData(records, lengths, result.read, bad, stages, len(long), frozenset(cut))
+
+
+def place_of(record: Record) -> str:
+    """Where a record was read, or else which one it is."""
+    return record.where or record.id
 
 
 ONE_ANSWER = 0.95

@@ -36,7 +36,10 @@ class Comparison:
     metric: str
     percent: bool
     """Whether scores lie from 0 to 1 and are shown in per cent."""
+    read: int
+    """Questions that were read: those that were asked, and those that could not be."""
     questions: int
+    """Those that were asked, of both."""
     images: int
     """How many images, or questions without one, were drawn from for the intervals."""
     bad: int
@@ -104,9 +107,10 @@ def compare(result: Result, trained_groups: Collection[str] | None = None) -> Co
         evaluator=result.evaluator.name,
         metric=result.evaluator.metric,
         percent=percent,
-        questions=len(result.answered),
+        read=result.counts.read,
+        questions=result.counts.used,
         images=images,
-        bad=len(result.bad),
+        bad=result.counts.left_out,
         limit=result.limit,
         rows=rows,
         flips=flips,

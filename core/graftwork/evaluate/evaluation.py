@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork import processes
 from graftwork.contracts.batch import Encoded, collate
 from graftwork.contracts.kinds import Evaluator
-from graftwork.contracts.records import BadRecord, Record, image_key, unit_key
+from graftwork.contracts.records import BadRecord, Record, RecordCounts, image_key, unit_key
 from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
@@ -48,6 +48,11 @@ class Result:
     limit: int | None = None
     """The first so many whole questions were asked and no others; None where all were."""
 
+    @property
+    def counts(self) -> RecordCounts:
+        """How many questions were read, answered and left out."""
+        return RecordCounts(len(self.answered) + len(self.bad), len(self.answered), len(self.bad))
+
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table of scores, the metric first."""
@@ -62,8 +67,7 @@ class Result:
     @property
     def mean_of_all(self) -> dict[str, float]:
         """By variant, the mean score of all questions, where those that could not be asked score zero."""
-        count = len(self.answered) + len(self.bad)
-        variants = self.answered[0].answers
+        count, variants = self.counts.read, self.answered[0].answers
         return {variant: plain_sum(one.scores[variant].value for one in self.answered) / count for variant in variants}
 
     def unanswered(self) -> str:
@@ -73,15 +77,17 @@ class Result:
         means = " and ".join(
             f"{format_score(mean, 0 <= mean <= 1)} ({variant})" for variant, mean in self.mean_of_all.items()
         )
-        count = len(self.answered) + len(self.bad)
-        return f"{len(self.bad):,} of {count:,} questions could not be asked; with zero for them the mean score is {means}."
+        return f"{self.could_not_be_asked()}; with zero for them the mean score is {means}."
+
+    def could_not_be_asked(self) -> str:
+        """How many of how many questions could not be asked."""
+        return f"{self.counts.left_out:,} of {self.counts.read:,} questions could not be asked"
 
     def limited(self) -> str:
         """That only the first questions were asked; empty where all were."""
         if self.limit is None:
             return ""
-        count = len(self.answered) + len(self.bad)
-        return f"By a limit, the scores are of the first {self.limit:,} whole questions alone ({count:,} prompts)."
+        return f"By a limit, the scores are of the first {self.limit:,} whole questions alone ({self.counts.read:,} prompts)."
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -112,8 +118,8 @@ class Result:
         return {
             "evaluator": self.evaluator.name,
             "metric": self.evaluator.metric,
-            "questions": len(self.answered) + len(self.bad),
-            "answered": len(self.answered),
+            "questions": self.counts.read,
+            "answered": self.counts.used,
             "limit": self.limit,
             "mean_with_unanswered_as_zero": self.mean_of_all,
             "answers_not_ended": self.not_ended,
@@ -193,6 +199,7 @@ def evaluate(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
     kept = tuple(only(done[record.id], variants) for record in records if record.id in done)
+    RecordCounts(len(records) + malformed, len(kept), len(bad))  # every question that was read is answered or named
     limited = limit if len({unit_key(record) for record in records}) == limit else None
     result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file), limited)
     if processes.is_first():

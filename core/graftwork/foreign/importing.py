@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from graftwork import weights
 from graftwork.build import compose
-from graftwork.build.filling import base_tensors
+from graftwork.build.filling import all_finite, base_tensors, not_finite
 from graftwork.checkpoint import store, verification
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.resolve import resolve
@@ -227,6 +227,9 @@ class _Importing:
                 [*(f"no place: {name}" for name in lost[:5]), *(f"missing: {name}" for name in missing[:5])],
             )
         values = {name: sources[name]() for name in expected}
+        for name, value in values.items():
+            if value.is_floating_point() and not all_finite(value.float()):
+                raise not_finite(name, value, value.dtype, [self.folder])
         return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
 
     def fingerprint(self) -> str:

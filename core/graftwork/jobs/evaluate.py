@@ -138,8 +138,7 @@ def run_evaluation(
         say=lambda sentence: listen(Message(sentence)),
     )
     if result.bad:
-        total = len(result.answered) + len(result.bad)
-        listen(Message(f"{len(result.bad)} of {total} questions could not be asked:", "warning"))
+        listen(Message(f"{result.could_not_be_asked()}:", "warning"))
         for bad in result.bad[:MAX_NAMED]:
             listen(Message(f"  {bad.where}: {bad.why}", "warning"))
     return result

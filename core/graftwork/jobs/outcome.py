@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.config.sizes import format_size
 from graftwork.contracts.plan import Plan
+from graftwork.contracts.records import RecordCounts
 
 if TYPE_CHECKING:
     from graftwork.memory.budget import CandidateSearch
@@ -36,18 +37,7 @@ def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[s
 
 def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quantized: Sequence[str] = ()) -> list[str]:
     """Sentences that a reader of the report must not miss."""
-    sentences = []
-    if data["bad"]:
-        sentences.append(f"{len(data['bad']):,} records could not be used, {data['records']:,} were.")
-    if data["too_long"]:
-        sentences.append(
-            f"{data['too_long']:,} records are longer than train.max_length, and were {data['too_long_were']}."
-        )
-    if cut := data.get("answers_cut"):
-        sentences.append(
-            f"{cut:,} answers were cut, so that where they end was not learned, and what the model learned of them may go on for "
-            'ever; train.too_long = "skip" leaves such records out.'
-        )
+    sentences = [*_left_out(data)]
     if newly_initialised:
         sentences.append(
             f"The base weights lack {', '.join(newly_initialised)}: what is called the base here has them as trained in this run."
@@ -59,7 +49,32 @@ def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quanti
     return sentences
 
 
+def _left_out(data: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on the records that were not used, or not to their end."""
+    counts, number = RecordCounts.recorded(data), data.get("bad_in_all", len(data["bad"]))
+    if counts and counts.left_out:
+        by = ", ".join(f"{row['dropped']:,} by {row['name']}" for row in data["stages"][:-1] if row["dropped"])
+        yield f"{counts.left_out:,} of {counts.read:,} records could not be used, {counts.used:,} were; left out: {by}."
+    elif number and not counts:
+        yield f"{number:,} records could not be used."
+    if late := data.get("left_out_in_training"):
+        yield (
+            f"{late:,} of them were found only in training: their batches were smaller, and the number of steps is that of the "
+            "data with them. Images that are read before (by a data operator) are left out before steps are counted."
+        )
+    if long := data["too_long"]:
+        records = "record is" if long == 1 else "records are"
+        yield f"{long:,} {records} longer than train.max_length: {data['too_long_were']}."
+    if cut := data.get("answers_cut"):
+        yield (
+            f"{cut:,} answers were cut, so that where they end was not learned, and what the model learned of them may go on for "
+            'ever; train.too_long = "skip" leaves such records out.'
+        )
+
+
 def data_notes(data: Mapping[str, Any]) -> Iterator[str]:
     """What of the data was not used, and the first few places."""
     yield from notes(data)
     yield from (f"  {line}" for line in data["bad"][:MAX_NAMED])
+    if (more := data["left_out"] - MAX_NAMED) > 0:
+        yield f"  … and {more:,} more"

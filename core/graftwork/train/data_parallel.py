@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from graftwork import processes
@@ -19,6 +19,8 @@ class Share:
     micro_batches: Sequence[Sequence[Encoded]]
     images: int
     """Of its records; a model may look at each in several views or tiles."""
+    unusable: Mapping[int, str] = field(default_factory=dict)
+    """A line for each of its records that could not be encoded, by its place in the data."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Tally:
     tokens: int
     micro_batches: int
     """Of the process that has the most."""
+    unusable: Mapping[int, str] = field(default_factory=dict)
 
 
 def strided_slice(indices: Sequence[int]) -> list[int]:
@@ -47,6 +50,7 @@ def tally(share: Share) -> Tally:
         images=share.images,
         tokens=sum(len(e.input_ids) for e in examples),
         micro_batches=len(share.micro_batches),
+        unusable=share.unusable,
     )
     found = processes.all_gather_object(mine)
     return Tally(
@@ -55,6 +59,7 @@ def tally(share: Share) -> Tally:
         images=sum(each.images for each in found),
         tokens=sum(each.tokens for each in found),
         micro_batches=max(each.micro_batches for each in found),
+        unusable={index: line for each in found for index, line in each.unusable.items()},
     )
 
 

@@ -8,7 +8,7 @@ from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import RunContext
 from graftwork.data.sampling import Sampler
-from graftwork.data.training_data import TrainingData, cut
+from graftwork.data.training_data import TrainingData, cut, place_of
 from graftwork.errors import DataError
 from graftwork.train import data_parallel
 
@@ -28,11 +28,12 @@ class Feed:
 
     def share(self, batch: int) -> data_parallel.Share:
         """This process's encoded records of a batch, in micro-batches."""
-        encoded = self.encode(data_parallel.strided_slice(self.sampler.batch(batch)))
+        encoded, unusable = self._encode(data_parallel.strided_slice(self.sampler.batch(batch)))
         examples, size = [*encoded.values()], self.settings.micro_batch_size or max(1, len(encoded))
         return data_parallel.Share(
             [examples[start : start + size] for start in range(0, len(examples), size)],
             sum(len(self.data.records[index].images) for index in encoded),
+            unusable,
         )
 
     def first_usable(self) -> list[Encoded]:
@@ -57,7 +58,13 @@ class Feed:
     def encode(self, indices: Sequence[int]) -> dict[int, Encoded]:
         """Records, encoded, by index; one whose image cannot be read, or that keeps no label after the cut, is left out
         and counted once."""
-        encoded = {}
+        encoded, unusable = self._encode(indices)
+        self.data.leave_out(unusable)
+        return encoded
+
+    def _encode(self, indices: Sequence[int]) -> tuple[dict[int, Encoded], dict[int, str]]:
+        """Records, encoded, and a line for each that cannot be, by index."""
+        encoded, unusable = dict[int, Encoded](), dict[int, str]()
         for index in indices:
             record = self.data.records[index]
             try:
@@ -65,5 +72,5 @@ class Feed:
             except DataError as error:
                 if self.strict:
                     raise
-                self.data.leave_out([f"{record.where or record.id}: {error}"])
-        return encoded
+                unusable[index] = f"{place_of(record)}: {error}"
+        return encoded, unusable

@@ -249,6 +249,7 @@ class Loop:
         in_a_row, started = 0, time.perf_counter()
         while not self.is_over:
             totals = data_parallel.tally(share := upcoming.result())
+            self.data.leave_out(totals.unusable)
             usable = totals.records > 0
             if not usable:
                 self.passed_over, in_a_row = self.passed_over + 1, in_a_row + 1
@@ -338,8 +339,7 @@ class Loop:
     def save(self) -> Path:
         """Save a complete checkpoint of this step, and remove the oldest."""
         folder = self.out / f"checkpoint-{self.step}"
-        for bad in processes.all_gather_object(self.data.summary["bad"]):
-            self.data.leave_out(bad)
+        self.health.data_faults = faults_of(self.data.usable)
         store.save(
             self.assembly,
             folder,
@@ -364,6 +364,7 @@ class Loop:
         state = self.stepper.state()
         state |= random_states(self.assembly.device)
         state["passed_over"] = torch.tensor(self.passed_over)
+        state["left_out"] = torch.tensor(sorted(self.data.unusable), dtype=torch.int64)
         state["decays"] = self.decays()
         return state | self.health.state()
 
@@ -388,7 +389,8 @@ class Loop:
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         restore_random_states(state, self.assembly.device)
         self.health.restore(state)
-        self.data.leave_out(saved.data["bad"])
+        if "left_out" in state:
+            self.data.leave_out_again(state["left_out"].tolist(), saved.data)
         if processes.is_first():
             self.log = keep_log(self.out / LOG, self.step)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class Template:
     """How a conversation is written."""
 
+    name: str
     user: str
     """A user's turn, with `{}` for its text, up to where the answer begins."""
     answer: str
@@ -18,29 +19,39 @@ class Template:
     between: str = ""
     """What stands between the end of an answer and the next turn."""
     system: str = ""
-    """What stands before the first turn."""
+    """What stands before the first turn of a conversation without a system turn."""
+    system_turn: str | None = None
+    """A system turn, with `{}` for its text; None where the template has no place for one."""
     begins: bool = True
     """Whether the beginning-of-sequence token stands first always, or only where the tokenizer puts it there itself."""
 
 
 TEMPLATES = {
-    "gemma": Template(
-        user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
-        answer="{}<end_of_turn>\n",
-    ),
-    "vicuna": Template(
-        system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. ",
-        user="USER: {} ASSISTANT:",
-        answer=" {}",
-    ),
-    "chatml": Template(
-        user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        answer="{}",
-        end="<|im_end|>",
-        between="\n",
-        begins=False,
-    ),
+    template.name: template
+    for template in (
+        Template(
+            name="gemma",
+            user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+            answer="{}<end_of_turn>\n",
+        ),
+        Template(
+            name="vicuna",
+            system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+            "detailed, and polite answers to the user's questions. ",
+            system_turn="{} ",
+            user="USER: {} ASSISTANT:",
+            answer=" {}",
+        ),
+        Template(
+            name="chatml",
+            system_turn="<|im_start|>system\n{}<|im_end|>\n",
+            user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            answer="{}",
+            end="<|im_end|>",
+            between="\n",
+            begins=False,
+        ),
+    )
 }
 
 

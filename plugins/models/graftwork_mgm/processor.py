@@ -12,7 +12,7 @@ import numpy
 import torch
 from PIL import Image as PILImage
 
-from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput
+from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput, Turn
 from graftwork.data import MAX_PIXELS, load_image
 from graftwork.errors import DataError, WeightsError
 from graftwork_mgm.backbones import Template
@@ -129,11 +129,11 @@ class MgmProcessor:
         """Token ids, image positions and labels, every image spread over its tokens."""
         template = self.template
         ids, labels = list(self.start), [IGNORED] * len(self.start)
-        texts = self._texts(record)
+        system, texts = self._system(record), self._texts(record)
         for number, (user, answer) in enumerate(zip_longest(texts[::2], texts[1::2])):
             # A later turn is tokenised behind the end of the answer before, and that token dropped: some tokenizers
             # put a space before the first word of a text, but not before one that follows a token.
-            before, known = (self.end + template.between, 1) if number else (template.system, 0)
+            before, known = (self.end + template.between, 1) if number else (system, 0)
             asked = before + template.user.replace("{}", user)
             prompt = turn = self._ids(asked)[known:]
             if answer is not None:
@@ -151,14 +151,28 @@ class MgmProcessor:
             [IGNORED if token == IMAGE else label for token, label in spread],
         )
 
+    def _system(self, record: Record) -> str:
+        """What stands before the first turn: the record's own system turn as the template writes one, else the template's own."""
+        system, _ = _split(record)
+        if not system:
+            return self.template.system
+        if self.template.system_turn is None:
+            raise DataError(
+                f"record '{record.id}' has a system turn, and the template '{self.template.name}' has no place for one; move its "
+                "text into the first question"
+            )
+        if PLACE in system[0].text:
+            raise DataError(f"record '{record.id}' has '{PLACE}' in its system turn; move it into a question")
+        return self.template.system_turn.replace("{}", system[0].text)
+
     def _texts(self, record: Record) -> list[str]:
         """The texts of the turns from the user's first one, users and answers alternating, images put in front."""
-        turns = record.turns[1:] if record.turns and record.turns[0].role == "assistant" else record.turns
+        system, turns = _split(record)
         if not turns or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
             raise DataError(
                 f"in record '{record.id}' user and assistant do not take turns; correct the record or leave it out"
             )
-        if control := next((c for c in self.controls for turn in turns if c in turn.text), None):
+        if control := next((c for c in self.controls for turn in (*system, *turns) if c in turn.text), None):
             raise DataError(f"record '{record.id}' has '{control}' in its text, which would end a turn; remove it")
         texts = [turn.text for turn in turns]
         texts = [f"{PLACE}\n{text.replace(PLACE, '').strip()}".strip() if PLACE in text else text for text in texts]
@@ -174,6 +188,13 @@ class MgmProcessor:
             self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in text.split(PLACE)
         )
         return [*first, *(token for part in others for token in (IMAGE, *part))]
+
+
+def _split(record: Record) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """A record's system turn, if it has one, and its turns from the user's first one."""
+    system = record.turns[:1] if record.turns and record.turns[0].role == "system" else ()
+    turns = record.turns[len(system) :]
+    return system, turns[1:] if turns and turns[0].role == "assistant" else turns
 
 
 def load_tokenizer(folder: Path, slow: str) -> Any:
