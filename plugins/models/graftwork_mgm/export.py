@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from graftwork.contracts import VisionTower
 from graftwork.errors import CheckpointError
-from graftwork.weights import open_weights, read_json, tensor_files
+from graftwork.weights import LazyTensor, open_weights, read_json, tensor_files
 from graftwork_mgm import KEYS, NESTED, PUBLISHED, TOWERS, TRAINED
 from graftwork_mgm.backbones import Backbone
 
@@ -91,12 +91,21 @@ def refuse_what_upstream_lacks(backbone: Backbone, assembly: Assembly) -> None:
 
 def is_own(assembly: Assembly, part: str, folder: Path) -> bool:
     """Whether the model's tower of a part is, bit for bit, the one in a folder."""
-    tower, prefix = assembly.towers[part], TOWERS[part]
-    own = {
-        translated: tensor for name, tensor in open_weights(folder).items() if (translated := tower.module_name(name))
-    }
-    state = assembly.model.get_submodule(prefix).state_dict()
-    return all(name in own and own[name]().float().equal(tensor.float()) for name, tensor in state.items())
+    own, state = own_tensors(assembly, part, folder), assembly.model.get_submodule(TOWERS[part]).state_dict()
+    return all(own[name]().float().equal(tensor.float()) for name, tensor in state.items())
+
+
+def fits(assembly: Assembly, part: str, folder: Path) -> bool:
+    """Whether a folder has every tensor of a part's tower in its shape."""
+    own, state = own_tensors(assembly, part, folder), assembly.model.get_submodule(TOWERS[part]).state_dict()
+    return all(name in own and own[name]().shape == tensor.shape for name, tensor in state.items())
+
+
+def own_tensors(assembly: Assembly, part: str, folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a tower's own folder by the built tower's names."""
+    tower = assembly.towers[part]
+    named = ((tower.module_name(name), tensor) for name, tensor in open_weights(folder).items())
+    return {name: tensor for name, tensor in named if name}
 
 
 def too_large(assembly: Assembly) -> Iterator[str]:
@@ -143,10 +152,9 @@ def tower_folder(part: str, assembly: Assembly) -> str:
             f"folder with {option}"
         )
     size = assembly.outputs[part].pixels.size
-    if (theirs := tower.describe(tower.configuration(folder), size)) != assembly.outputs[part]:
+    if tower.describe(tower.configuration(folder), size) != assembly.outputs[part] or not fits(assembly, part, folder):
         raise CheckpointError(
-            f"'{folder}' is another {PARTS[part]} than the model has ({theirs.widths} wide, and the model's {assembly.outputs[part].widths}); "
-            f"name the right one with {option}"
+            f"'{folder}' holds another {PARTS[part]} than the model's {part} part; name the right one with {option}"
         )
     return choice.folder
 
