@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exports_table import rows
 from foreign_folders import NAMES, change, edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP, QUESTION
 from safetensors.torch import load_file
@@ -305,3 +306,10 @@ def test_an_adapter_in_a_vision_tower_says_where_peft_finds_it(base: Path, looku
         f"{count} of its {count} layers lie in vision towers, under their names in Graftwork's model: peft finds them there, and not "
         "in another program's"
     ]
+
+
+@pytest.mark.slow
+def test_everybody_who_reads_a_format_computes_the_same(tmp_path: Path) -> None:
+    measured = list(rows(tmp_path))
+    assert len(measured) == 6
+    assert {reader: error for _, reader, _, error, _ in measured if error > 1e-4} == {}
