@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from graftwork.errors import CheckpointError
 from graftwork.foreign.diagnosis import diagnose
 from graftwork.foreign.importing import import_folder
 from graftwork.train.loop import train
+from graftwork_mgm import MgmGemma, MgmSettings
+from graftwork_mgm.backbones import GEMMA
+from graftwork_mgm.export import refuse_what_upstream_lacks, too_large
 
 
 def tower_folders(folder: Path) -> dict[str, Path]:
@@ -219,6 +223,39 @@ def test_a_model_without_a_high_part_is_refused(towers: dict[str, Path], tmp_pat
         "upstream's loader cannot open this model: it has no high part ('NoneType' object has no attribute 'is_loaded'). Merge it "
         "instead"
     )
+
+
+@pytest.mark.parametrize(
+    ("language", "towers", "reason"),
+    [
+        ({"head_dim": 32}, {}, "its heads are 128 wide together, and the model is 64"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, {}, "its rope_scaling is 'llama3'"),
+        ({"mlp_bias": True}, {}, "its feed-forward layers have biases"),
+        ({}, {"high": "efficientnet-lite"}, "its high part is 'efficientnet-lite', and upstream has only ConvNeXt"),
+    ],
+)
+def test_what_upstreams_code_does_not_build_is_refused(
+    language: dict[str, Any], towers: dict[str, str], reason: str
+) -> None:
+    sizes = {"num_attention_heads": 4, "head_dim": 16, "hidden_size": 64, **language}
+    model = SimpleNamespace(config={"language": sizes})
+    named = {
+        part: SimpleNamespace(name=name)
+        for part, name in ({"low": "clip", "high": "openclip-convnext"} | towers).items()
+    }
+    plan = SimpleNamespace(model_spec=SimpleNamespace(model=model))
+    assembly: Any = SimpleNamespace(plan=plan, towers=named, architecture=MgmGemma(MgmSettings()))
+    with pytest.raises(CheckpointError) as caught:
+        refuse_what_upstream_lacks(GEMMA, assembly)
+    assert caught.value.sentence == f"upstream's loader cannot open this model: {reason}. Merge it instead"
+
+
+def test_weights_that_fp16_does_not_hold_are_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    assembly: Any = SimpleNamespace(model=model)
+    assert list(too_large(assembly)) == []
+    model.weight.data[0, 0] = -7e4
+    assert list(too_large(assembly)) == ["it computes in fp16, in which the weights overflow: the largest is 7e+04"]
 
 
 def test_what_upstream_would_not_find_in_a_towers_folder_is_refused(
