@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -192,7 +193,9 @@ def test_merge_stores_in_the_precision_that_is_asked_for(trained: Run, tmp_path:
 def test_export_writes_what_peft_reads(trained: Run, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
     said = fine("export", trained.out, out, "--to", "peft")
-    assert said == f"{out} holds the checkpoint as 'peft': adapter_config.json, adapter_model.safetensors\n"
+    first, read_back = said.splitlines()
+    assert first == f"{out} holds the checkpoint as 'peft': adapter_config.json, adapter_model.safetensors"
+    assert re.fullmatch(r"  read back by peft [\d.]+: logits differ by .*; the adapter moves them by \d.*", read_back)
     assert error("export", trained.out, out, "--to", "peft") == f"Error: '{out}' exists already; name a new folder\n"
 
 

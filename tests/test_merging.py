@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
 
 from graftwork.build import compose
-from graftwork.checkpoint.merging import CERTIFICATE, Certificate, export, merge
+from graftwork.checkpoint.certificate import Certificate
+from graftwork.checkpoint.merging import CERTIFICATE, export, merge
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
 from graftwork.contracts import DTYPES, Assembly, Batch, DictLookup
 from graftwork.errors import CheckpointError

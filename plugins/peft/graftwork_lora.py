@@ -151,6 +151,15 @@ class Lora(PeftMethod[LoraSettings]):
     def exports(self) -> Mapping[str, Any]:
         return {"peft": partial(_export, self)}
 
+    def open_exported(self, to: str, model: nn.Module, folder: Path) -> str:
+        """Plain peft's own reader, around the built model."""
+        import peft
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what peft asks transformers' models, and this is none
+            peft.PeftModel.from_pretrained(model, str(folder))
+        return f"peft {peft.__version__}"
+
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The LoRA adapter that peft, or code that uses it, saved in a folder."""
         file = next((name for name in FILES if name in folder.files), None)
@@ -195,8 +204,9 @@ def _measure_magnitudes(layer: Any) -> None:
         magnitudes.weight.copy_(magnitudes.get_weight_norm(weight, weight.new_zeros(()), layer.scaling[ADAPTER]))
 
 
-def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
-    """Write a folder that plain peft loads onto the same base: adapter_config.json and adapter_model.safetensors."""
+def _export(method: Lora, assembly: Assembly, folder: Path) -> list[str]:
+    """Write a folder that plain peft loads onto the same base: adapter_config.json and adapter_model.safetensors. Returns what peft
+    will make of it."""
     import torch
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -234,6 +244,16 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
+    encoders = assembly.structure.image_encoder
+    vision = [
+        name for name in layers if any(not encoder or f"{name}.".startswith(f"{encoder}.") for encoder in encoders)
+    ]
+    if not vision:
+        return []
+    return [
+        f"{len(vision)} of its {len(layers)} layers lie in vision towers, under their names in Graftwork's model: peft finds them "
+        "there, and not in another program's"
+    ]
 
 
 class _Reading:

@@ -10,7 +10,7 @@ from graftwork import weights
 from graftwork.build.values import initialise, put
 from graftwork.contracts.anatomy import Structure, named_tensors, within
 from graftwork.contracts.kinds import ModelArchitecture, VisionTower
-from graftwork.contracts.plan import Choice, ModelSpec, folder_of
+from graftwork.contracts.plan import Choice, ModelSpec, config_of, folder_of
 from graftwork.errors import AdapterError, WeightsError
 from graftwork.weights import LazyTensor
 
@@ -35,7 +35,8 @@ def base_tensors(
     *,
     shapes_only: bool,
 ) -> dict[str, LazyTensor]:
-    """The tensors of all base weights of a plan under the built model's names; the model's own folder wins.
+    """The tensors of all base weights of a plan under the built model's names; the model's own folder wins, but for the parts of
+    which the architecture says that theirs does.
 
     With `shapes_only` a folder may hold configurations without weights."""
     found: dict[str, LazyTensor] = {}
@@ -49,8 +50,12 @@ def base_tensors(
         for name, tensor in opened(model_spec.parts[part]).items():
             if translated := tower.module_name(name):
                 found[f"{prefix}.{translated}"] = tensor
+    own = architecture.parts_with_own_weights(config_of(model_spec.model))
+    apart = [name for part in own if part in towers for name in structure.roles[f"vision.{part}"]]
+    apart = [module for module in apart if any(within(name, [module]) for name in found)]
     if whole := opened(model_spec.model):
-        found.update(architecture.tensors(whole, towers))
+        held = architecture.tensors(whole, towers)
+        found.update({name: tensor for name, tensor in held.items() if not within(name, apart)})
     return found
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graftwork import weights
 from graftwork.build import compose, filling
 from graftwork.checkpoint import verification
+from graftwork.checkpoint.certificate import (
+    Certificate,
+    ReadBack,
+    check,
+    kept_by_logits,
+    kept_by_weight,
+    kept_by_weights,
+)
 from graftwork.checkpoint.store import Opened, put_in_place, read_golden_inputs, unfinished
+from graftwork.config.restore import restore_component
 from graftwork.contracts.anatomy import DTYPES, earlier_names, named_tensors
 from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.kinds import ModelArchitecture
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef, folder_of
 from graftwork.errors import CheckpointError
@@ -24,27 +35,18 @@ if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
 CERTIFICATE = "certificate.json"
+CARRIED = (
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+"""Files of a base that stay true when its weights change, and that no architecture writes. Tokenizers are written anew, as the
+checkpoint's processor has them."""
 PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What shows that merged weights are the checkpoint: a check_keys of tensors, and equal logits."""
-
-    checkpoint: str
-    """The checkpoint's sha256."""
-    precision: str
-    """What the merged weights are stored in."""
-    tensors: int
-    """In the merged model; as many as in the unmerged one without what the method added."""
-    changed: int
-    """How many of them differ from the base."""
-    new: int
-    """How many of them the base lacks."""
-    unchanged: int
-    error: float
-    """The largest difference between a logit of the merged and of the unmerged model on the golden inputs, both in fp32."""
-    tolerance: float
 
 
 def merge(
@@ -53,7 +55,7 @@ def merge(
     lookup: Lookup,
     *,
     precision: str | None = None,
-    write: Callable[[Assembly, Path], None] | None = None,
+    write: Callable[[Assembly, Path], Sequence[str] | None] | None = None,
 ) -> Certificate:
     """Fold a checkpoint's adapter into its base and write the whole model into `out`, with a certificate.
 
@@ -69,7 +71,7 @@ def merge(
             "checkpoint without as_trained"
         )
     golden = read_golden_inputs(opened.folder, opened.manifest)
-    wanted, _ = verification.golden_logits(assembly, golden)
+    wanted, off = verification.golden_logits(assembly, golden)
     before = named_tensors(assembly.model)
     with assembly.disable_adapter():
         base = {
@@ -78,36 +80,44 @@ def merge(
     if assembly.peft:
         assembly.peft.merge(assembly.model)
     stored = precision or _stored_precision(assembly.plan)
-    merged = _round(assembly.model, stored)
-    changed = new = 0
-    names = earlier_names(assembly.model, before)
-    for name, tensor in named_tensors(assembly.model).items():
-        original = base.get(names.get(name, ""))
-        new += original is None
-        changed += original is not None and not original.equal(tensor)
+    originals = {
+        name: base[earlier] for name, earlier in earlier_names(assembly.model, before).items() if earlier in base
+    }
+    shares = _round(assembly.model, stored, originals)
+    merged = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in named_tensors(assembly.model).items()
+    }
+    changed = sum(not originals[name].equal(tensor) for name, tensor in merged.items() if name in originals)
     with unfinished(out) as work:
-        (write or assembly.architecture.write)(assembly, work)
-        again = _reopen(assembly.plan, work, lookup)
+        notes = (write or assembly.architecture.write)(assembly, work) or ()
+        carried, not_carried = _carry(assembly.plan, work)
+        again = _reopen(assembly.plan, work, lookup, named_parts=write is not None)
         read = named_tensors(again.model)
         filling.check_keys(merged, {name: tuple(tensor.shape) for name, tensor in read.items()})
         if different := [name for name, tensor in merged.items() if not tensor.equal(read[name])]:
             raise CheckpointError(f"merging failed: {len(different)} tensors read back differently", different[:5])
         got, _ = verification.golden_logits(again, golden)
+        largest, distance = float(wanted.abs().max()), float((wanted - off).abs().max())
+        weights_kept, weakest = kept_by_weights(shares)
         certificate = Certificate(
             checkpoint=opened.sha256,
             precision=stored,
             tensors=len(read),
             changed=changed,
-            new=new,
-            unchanged=len(read) - changed - new,
+            new=len(merged) - len(originals),
+            unchanged=len(originals) - changed,
             error=float((got - wanted).abs().max()),
-            tolerance=verification.TOLERANCE[stored] * max(1.0, opened.manifest.golden.largest),
+            tolerance=verification.tolerance(stored, largest, distance),
+            distance=distance,
+            kept=kept_by_logits(wanted, off, got),
+            weights_kept=weights_kept,
+            weakest=weakest,
+            carried=carried,
+            not_carried=not_carried,
+            notes=[*notes],
         )
-        if not certificate.error <= certificate.tolerance:
-            raise CheckpointError(
-                f"merging failed: the merged model's logits differ by {certificate.error:.3g}, at most "
-                f"{certificate.tolerance:.3g} is rounding; nothing was written"
-            )
+        check(certificate, largest)
         (work / CERTIFICATE).write_text(json.dumps(asdict(certificate), indent=1) + "\n", encoding="utf-8")
         put_in_place(work, out)
     return certificate
@@ -121,31 +131,57 @@ def _stored_precision(plan: Plan) -> str:
     return found.pop() or "fp32" if len(found) == 1 else "fp32"
 
 
-def _round(model: Any, precision: str) -> dict[str, Tensor]:
-    """Round every tensor of a model to a precision; returns them in fp32 as they will be read back."""
+def _round(model: Any, precision: str, originals: Mapping[str, Tensor]) -> dict[str, float]:
+    """Round every tensor of a model to a precision; returns, for each that differs from its original, the share of the change
+    that is left."""
     import torch
 
-    dtype = getattr(torch, DTYPES[precision])
-    rounded = {}
+    dtype, shares = getattr(torch, DTYPES[precision]), {}
     for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-        rounded[name] = tensor.data.float() if tensor.is_floating_point() else tensor.data
-    return rounded
+        if not tensor.is_floating_point():
+            continue
+        whole = tensor.data
+        tensor.data = whole.to(dtype)
+        if name in originals and not originals[name].equal(whole):
+            shares[name] = kept_by_weight(originals[name], whole, tensor.data)
+    return shares
 
 
-def _reopen(plan: Plan, folder: Path, lookup: Lookup) -> Assembly:
-    """A merged folder, built as the base of a run would be, in fp32 and on the CPU."""
+def _carry(plan: Plan, folder: Path) -> tuple[list[str], list[str]]:
+    """Copy what a base's folder holds besides weights and the architecture does not write; the files' names, and those of files
+    that have no counterpart in the merged folder."""
+    base = folder_of(plan.model_spec.model)
+    if base is None:
+        return [], []
+    weight_files = {file.name for file in weights.tensor_files(base)}
+    there = sorted(f.name for f in base.iterdir() if f.is_file() and not f.name.endswith(".index.json"))
+    absent = [name for name in there if name not in weight_files and not (folder / name).exists()]
+    carried = [name for name in absent if name in CARRIED]
+    for name in carried:
+        shutil.copyfile(base / name, folder / name)
+    return carried, [name for name in absent if name not in CARRIED]
+
+
+def _reopen(plan: Plan, folder: Path, lookup: Lookup, *, named_parts: bool) -> Assembly:
+    """A written folder, built as the base of a run would be, in fp32 and on the CPU, with what it says itself of its model. With
+    `named_parts` the parts' own folders are named, as whoever opens the format takes weights from them."""
     model_spec = plan.model_spec
 
-    def bare(choice: Choice) -> Choice:
-        return replace(choice, weights=None, folder=None)
+    def part(choice: Choice) -> Choice:
+        own = choice.folder if named_parts else None
+        return replace(choice, weights=WeightsRef(given=own, path=own) if own else None, folder=own)
 
-    model = replace(model_spec.model, weights=WeightsRef(given=str(folder), path=str(folder)), folder=str(folder))
+    architecture = cast(ModelArchitecture[Any], restore_component(model_spec.model, lookup))
+    model = replace(
+        model_spec.model,
+        weights=WeightsRef(given=str(folder), path=str(folder)),
+        folder=str(folder),
+        config=dict(architecture.configuration(folder)),
+    )
     whole = replace(
         model_spec,
         model=model,
-        parts={p: bare(c) for p, c in model_spec.parts.items()},
+        parts={p: part(c) for p, c in model_spec.parts.items()},
         peft=None,
         on=(),
         also_train=(),
@@ -153,24 +189,51 @@ def _reopen(plan: Plan, folder: Path, lookup: Lookup) -> Assembly:
     return compose.build(replace(plan, model_spec=whole), lookup, device="cpu", precision="fp32")
 
 
-def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str = "fp32") -> Certificate | None:
+def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str = "fp32") -> Certificate | ReadBack:
     """Write a checkpoint in a foreign format into the new folder `out`.
 
-    A format of the PEFT method holds the adapter. One of the architecture holds the whole model: the adapter is folded in,
-    and what was written is certified as `merge` does.
+    A format of the PEFT method holds the adapter, and is read back by the tool that it is of. One of the architecture holds the
+    whole model: the adapter is folded in, and what was written is certified as `merge` does, with the parts from where that
+    tool takes them.
     """
     refuse_existing(out)
     assembly = opened.assembly
-    adapter_parameters, of_model = assembly.peft.exports() if assembly.peft else {}, assembly.architecture.exports()
+    adapter_formats, of_model = assembly.peft.exports() if assembly.peft else {}, assembly.architecture.exports()
     if to in of_model:
         return merge(opened, out, lookup, precision=precision, write=of_model[to])
-    if to not in adapter_parameters:
-        known = ", ".join(sorted([*adapter_parameters, *of_model])) or "none"
+    if to not in adapter_formats:
+        known = ", ".join(sorted([*adapter_formats, *of_model])) or "none"
         raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
     with unfinished(out) as work:
-        adapter_parameters[to](assembly, work)
+        notes = adapter_formats[to](assembly, work) or ()
+        read_back = _read_back(opened, to, work, lookup, notes)
         put_in_place(work, out)
-    return None
+    return read_back
+
+
+def _read_back(opened: Opened, to: str, folder: Path, lookup: Lookup, notes: Sequence[str]) -> ReadBack:
+    """What the tool of a format computes with an exported adapter on the plain base; CheckpointError unless it is the same."""
+    assembly = opened.assembly
+    golden = read_golden_inputs(opened.folder, opened.manifest)
+    wanted, off = verification.golden_logits(assembly, golden)
+    spec = replace(assembly.plan.model_spec, peft=None, on=(), also_train=())
+    plain = compose.build(replace(assembly.plan, model_spec=spec), lookup, device="cpu", precision="fp32")
+    reader = assembly.peft.open_exported(to, plain.model, folder) if assembly.peft else ""
+    got, _ = verification.golden_logits(plain, golden)
+    distance = float((wanted - off).abs().max())
+    read_back = ReadBack(
+        reader=reader,
+        error=float((got - wanted).abs().max()),
+        tolerance=verification.tolerance("fp32", float(wanted.abs().max()), distance),
+        distance=distance,
+        notes=[*notes],
+    )
+    if reader and not read_back.error <= read_back.tolerance:
+        raise CheckpointError(
+            f"exporting failed: with what was written {reader} gives other logits, by {read_back.error:.3g} where the adapter moves "
+            f"them by {distance:.3g}; nothing was written: merge it instead"
+        )
+    return read_back
 
 
 def refuse_existing(out: Path) -> None:

@@ -48,9 +48,10 @@ class Opened:
     def note(self) -> str:
         """What a person should know of how it was opened, as a sentence; empty when there is nothing to say."""
         missing = [name for name in self.manifest.golden.quantized if name not in self.assembly.quantized]
-        if not missing:
-            return ""
-        return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
+        if missing:
+            return f"Trained on a base that {' and '.join(missing)} rounded; the base is whole here, so outputs differ a little."
+        undecided = self.verification.cannot_tell
+        return undecided and f"Not verified: {undecided}."
 
     @property
     def sha256(self) -> str:
@@ -249,7 +250,7 @@ def open_checkpoint(
     """Open a checkpoint, or the newest one of a run, strictly: files, base weights, every tensor, and the golden inputs.
 
     `base` and `parts` name the folders of the base weights when they are no longer where they were; they must be the
-    recorded ones. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
+    recorded ones. Of a part whose weights are not in a folder of its own, `parts` says where other code will find one. `attention` chooses other kernels than training used. With `as_trained` the memory strategies that
     rounded its weights do so again, where they work here; otherwise the base is whole. Raises CheckpointError, AdapterError,
     WeightsError.
     """
@@ -319,7 +320,10 @@ def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str,
 
     def found(choice: Choice, given: Path | None, option: str) -> Choice:
         if not choice.weights:
-            return choice
+            if given and not given.is_dir():
+                raise WeightsError(f"there is no folder '{given}'; correct {option}")
+            # Nothing is read from it here: an export names it for whoever takes a part from a folder of its own.
+            return replace(choice, folder=str(given.resolve())) if given else choice
         place = find_weights(choice.weights, folder, given, option)
         return replace(choice, weights=replace(choice.weights, path=str(place)), folder=str(place))
 

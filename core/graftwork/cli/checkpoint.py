@@ -21,8 +21,8 @@ from graftwork.contracts.records import RecordCounts
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graftwork.checkpoint.certificate import Certificate
     from graftwork.checkpoint.manifest import Manifest
-    from graftwork.checkpoint.merging import Certificate
     from graftwork.jobs.checkpoint import Checkpoint
     from graftwork.jobs.importing import Inspected
 
@@ -150,10 +150,13 @@ def verify(session: Session, /, checkpoint: Path, as_json: bool, **options: Any)
         return
     console = open_console()
     tensors, verification = opened.manifest.tensors, opened.verification
-    console.print(f"[bold]{opened.folder}[/bold] is verified.")
+    undecided = verification.cannot_tell
+    console.print(f"[bold]{opened.folder}[/bold] is {'complete, and not verified' if undecided else 'verified'}.")
     console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
     console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")
-    if verification.comparable:
+    if undecided:
+        console.print(f"  logits    {undecided.removeprefix('the logits ')}", soft_wrap=True)
+    elif verification.comparable:
         console.print(
             f"  logits    differ by {verification.error:.3g} from those recorded; at most {verification.tolerance:.3g} is rounding"
         )
@@ -186,9 +189,16 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
         f"  tensors   {certificate.tensors}: {certificate.changed} changed, {certificate.unchanged} as in the base, "
         f"{certificate.new} that the base lacks; none dropped"
     )
+    effect = f"; the adapter moves them by {certificate.distance:.3g}" if certificate.distance else ""
     console.print(
-        f"  logits    differ by {certificate.error:.3g} from the unmerged model; at most {certificate.tolerance:.3g} is rounding"
+        f"  logits    differ by {certificate.error:.3g} from the unmerged model, {certificate.tolerance:.3g} is allowed{effect}"
     )
+    if certificate.share:
+        console.print(f"  kept      {certificate.share}", soft_wrap=True)
+    if certificate.carried:
+        console.print(f"  carried   {', '.join(certificate.carried)}, from the base", soft_wrap=True)
+    if certificate.not_carried:
+        console.print(f"  left      {', '.join(certificate.not_carried)}, in the base's folder", soft_wrap=True)
 
 
 @click.command()
@@ -210,3 +220,9 @@ def export(session: Session, /, checkpoint: Path, out: Path, to: str, precision:
     console.print(f"[bold]{out}[/bold] holds the checkpoint as '{to}': {files}")
     if exported.certificate:
         print_certificate(console, exported.certificate)
+    if (read_back := exported.read_back) and read_back.reader:
+        console.print(
+            f"  read back by {read_back.reader}: logits differ by {read_back.error:.3g}; the adapter moves them by {read_back.distance:.3g}"
+        )
+    for line in exported.notes:
+        console.print(f"  {line}", soft_wrap=True)

@@ -49,7 +49,9 @@ def import_command(
         lookup=session.catalog,
     )
     console, diagnosis, imported, facts = open_console(), result.diagnosis, result.imported, result.verification
-    console.print(f"[bold]{out}[/bold] is a verified checkpoint of '{folder}': {diagnosis.description}", soft_wrap=True)
+    undecided = facts["cannot_tell"]
+    kind = "complete checkpoint, not verified," if undecided else "verified checkpoint"
+    console.print(f"[bold]{out}[/bold] is a {kind} of '{folder}': {diagnosis.description}", soft_wrap=True)
     for what, place in diagnosis.places.items():
         name = "base" if what == "base" else f"{what} part"
         if what in imported.stored_parts:
@@ -58,9 +60,12 @@ def import_command(
             console.print(f"  {name:9}  {place.found or 'not found: the checkpoint holds everything'}", soft_wrap=True)
     held = "all that the base lacks or that differs from it" if diagnosis.places["base"].found else "the whole model"
     console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
-    console.print(
-        f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
-    )
+    if undecided:
+        console.print(f"  logits     {undecided.removeprefix('the logits ')}", soft_wrap=True)
+    else:
+        console.print(
+            f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
+        )
     if facts["distance"]:
         console.print(f"  adapter    has an effect: it moves the logits by up to {facts['distance']:.3g}")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -123,8 +123,9 @@ class Component(ABC, Generic[S]):
         `MissingFile`."""
         return ()
 
-    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
-        """The formats of other tools that a PEFT method or a model writes: name to a function of (Assembly, empty folder).
+    def exports(self) -> Mapping[str, Callable[[Any, Path], Sequence[str] | None]]:
+        """The formats of other tools that a PEFT method or a model writes: name to a function of (Assembly, empty folder), which
+        may return clauses on what that tool will make of it, and raises CheckpointError for what it would not open.
 
         A method is given the model with its adapter in place, a model itself with the adapter folded in."""
         return {}

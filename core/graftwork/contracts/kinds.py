@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -176,6 +176,11 @@ class ModelArchitecture(Weighted[S]):
 
         A tensor of the folder that the model does not use is left out only if that is known to be right."""
 
+    def parts_with_own_weights(self, config: Mapping[str, Any]) -> Collection[str]:
+        """The parts that, where a run names weights for them, take those even if the model's own folder holds such a part too;
+        of the others the model's own folder counts. By default none."""
+        return ()
+
     @abstractmethod
     def processor(
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
@@ -228,6 +233,11 @@ class PeftMethod(Component[S]):
     @abstractmethod
     def merge(self, model: nn.Module) -> None:
         """Fold what `inject` added into the base's own tensors, and restore the module structure of before `inject`."""
+
+    def open_exported(self, to: str, model: nn.Module, folder: Path) -> str:
+        """Let the tool of a format of `exports` put what was exported onto the plain built `model`, in place; the tool's name and
+        version, or nothing where it cannot be asked. What the model computes then is compared with the checkpoint."""
+        return ""
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""

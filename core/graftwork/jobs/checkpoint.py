@@ -31,7 +31,7 @@ from graftwork.jobs.verify import open_for
 from graftwork.report import write_report
 
 if TYPE_CHECKING:
-    from graftwork.checkpoint.merging import Certificate
+    from graftwork.checkpoint.certificate import Certificate, ReadBack
     from graftwork.checkpoint.store import Opened
 
 MAX_NEW_TOKENS = 64
@@ -82,6 +82,14 @@ class Exported:
     folder: Path
     certificate: Certificate | None
     """What shows that a whole model equals the checkpoint; None where only the adapter was written."""
+    read_back: ReadBack | None
+    """What the other tool made of the adapter; None where the whole model was written."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the other tool will make of it, a clause each."""
+        shown = self.certificate or self.read_back
+        return shown.notes if shown else ()
 
 
 class Checkpoint:
@@ -213,8 +221,11 @@ class Checkpoint:
         A whole model is stored in fp32 by default, so that it can be imported again without loss.
         """
         from graftwork.checkpoint import merging
+        from graftwork.checkpoint.certificate import ReadBack
 
         merging.refuse_existing(Path(out))
         opened = self._open(device="cpu", precision="fp32")
-        certificate = merging.export(opened, to, Path(out), self.lookup, precision=precision or "fp32")
-        return Exported(Path(out), certificate)
+        shown = merging.export(opened, to, Path(out), self.lookup, precision=precision or "fp32")
+        if isinstance(shown, ReadBack):
+            return Exported(Path(out), None, shown)
+        return Exported(Path(out), shown, None)

@@ -122,12 +122,17 @@ def finish(
         own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
         (facts, *_) = processes.all_gather_object(own_facts)
         verification = {"reopened in a fresh process": True, **facts}
-        listen(
-            Message(
-                f"verified: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
-                f"(at most {facts['tolerance']:.3g} is rounding)"
+        if undecided := facts["cannot_tell"]:
+            listen(
+                Message(f"not verified: {outcome.checkpoint} was reopened in a fresh process; {undecided}", "warning")
             )
-        )
+        else:
+            listen(
+                Message(
+                    f"verified: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
+                    f"(at most {facts['tolerance']:.3g} is rounding)"
+                )
+            )
         answers = compare_all(plan, lookup, outcome.checkpoint, out, listen)
     result = TrainResult(
         out,

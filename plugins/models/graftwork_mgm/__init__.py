@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
 KEYS = {"low": "mm_vision_tower", "high": "mm_vision_tower_aux"}
 """Which key of an MGM folder's config.json names each part's tower."""
+TRAINED = {"low": "optimize_vision_tower", "high": "optimize_vision_tower_aux"}
+"""Which key says that a part's tower was trained, so that the folder's own weights of it count."""
 NESTED = {"low": "vision_tower.", "high": ""}
 """What published names have between the tower's place and its own names."""
 
@@ -121,7 +123,9 @@ class Mgm(ModelArchitecture[MgmSettings]):
             if rope.get("rope_type", "default") != "default":
                 language["rope_scaling"] = rope
         language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
-        return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen}
+        # Absent where nothing is said of a high part, and in checkpoints of before this was asked.
+        high = {"high_from": "here" if whole.get(TRAINED["high"]) else "its folder"} if whole.get(KEYS["high"]) else {}
+        return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen, **high}
 
     def example(self, folder: Path) -> None:
         """A plain language model of two layers, and a tokenizer of bytes."""
@@ -233,6 +237,10 @@ class Mgm(ModelArchitecture[MgmSettings]):
                 found[f"{TOWERS[part]}.{translated}"] = tensor
         return found
 
+    def parts_with_own_weights(self, config: Mapping[str, Any]) -> Collection[str]:
+        """As upstream's loader does: CLIP is an MGM folder's, and the ConvNeXt its own folder's unless the MGM folder trained it."""
+        return ("high",) if config.get("high_from") == "its folder" else ()
+
     def processor(
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
     ) -> Processor:
@@ -254,7 +262,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
             config["language"]["vocab_size"],
         )
 
-    def exports(self) -> Mapping[str, Callable[[Any, Path], None]]:
+    def exports(self) -> Mapping[str, Callable[[Any, Path], Sequence[str] | None]]:
         """`mgm`: a whole folder for upstream's loader."""
         from graftwork_mgm.export import write_for_upstream
 

@@ -72,6 +72,8 @@ class Backbone:
     """Whether the head is the embeddings; None where that is for the configuration to say."""
     template: str
     """The template that its published models were trained with."""
+    folder_name: str
+    """What upstream's loader wants in the name of a folder to take it for this family."""
 
 
 GEMMA = Backbone(
@@ -82,6 +84,7 @@ GEMMA = Backbone(
     architecture="MGMGemmaForCausalLM",
     tied=True,
     template="gemma",
+    folder_name="'mgm' and '2b' in it, and not '8x7b'",
 )
 LLAMA = Backbone(
     model="LlamaModel",
@@ -91,6 +94,7 @@ LLAMA = Backbone(
     architecture="MGMLlamaForCausalLM",
     tied=None,
     template="vicuna",
+    folder_name="'mgm' in it, and neither '2b' nor '8x7b'",
 )
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

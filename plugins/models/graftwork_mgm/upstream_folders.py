@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, RequiredTower, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor, tensor_files
-from graftwork_mgm import KEYS, TOWERS
+from graftwork_mgm import KEYS, TOWERS, TRAINED
 from graftwork_mgm.backbones import REQUIRED
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 LORA, STAGE_1 = "non_lora_trainables.bin", "mm_projector.bin"
 """Where upstream keeps what it trained besides an adapter, and what it trained in stage 1."""
 LOST = "restore it from where it was trained: nothing else holds what the run learned there"
-TRAINED = {"low": "optimize_vision_tower", "high": "optimize_vision_tower_aux"}
 WIDTHS = {"low": "mm_hidden_size", "high": "mm_hidden_size_aux"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 ADDED_TOKENS = 3
