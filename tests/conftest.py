@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import golden_table
 import pytest
 import torch
+from hub_stand_in import Hub, served
 from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
 from verdict_runs import TABLE
 
@@ -72,6 +73,13 @@ def go(run: PlanOf, lookup: DictLookup, tmp_path: Path) -> Callable[..., Outcome
         return train(run(changes), lookup, tmp_path / "out", device="cpu", **options)
 
     return train_changed
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in of the Hugging Face hub, and an empty cache in `hf`."""
+    with served(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

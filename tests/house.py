@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("processes", "weights"),
+    ("hub",),
     ("contracts",),
     ("attention",),
     ("config",),

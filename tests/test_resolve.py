@@ -267,7 +267,7 @@ def test_every_reason_is_said_at_once_with_its_path(folder: Path) -> None:
     assert str(caught.value).splitlines() == [
         "'run.toml' cannot work, for 14 reasons",
         "  model.wieghts: there is no such setting; did you mean 'weights'?",
-        f"  model.weights: there is no folder '{folder}/bsae', and 'bsae' is no hub id (owner/name); correct the path",
+        f"  model.weights: there is no folder '{folder}/bsae', and 'bsae' is no hub id (owner/name or owner/name@revision); correct the path",
         "  model.parts.lwo: 'tiny' has no such part; did you mean 'low'?",
         "  model.parts.low.layers: found 0, wanted integer ≥ 1",
         "  model.parts.high: 'eye' needs a folder of weights or of configurations: set 'weights' or 'config'",

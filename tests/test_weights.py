@@ -1,4 +1,4 @@
-"""Folders of weights: found, read safely, and told apart."""
+"""Folders of weights: read safely, and told apart."""
 
 from __future__ import annotations
 
@@ -37,46 +37,6 @@ def refusal(call: Any, *args: Any, **options: Any) -> str:
 
 ONE = {"a": torch.tensor([1.0, 2.0])}
 TWO = {"b": torch.tensor([[3.0]])}
-
-
-# Where they are -------------------------------------------------------------------------------------------------------
-
-
-def test_a_path_is_relative_to_the_folder_of_who_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here" / "base").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert weights.locate("base", tmp_path / "here", where="model.weights") == tmp_path / "here" / "base"
-    assert weights.locate(str(tmp_path / "here"), tmp_path, where="model.weights") == tmp_path / "here"
-
-
-def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path: Path) -> None:
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert weights.locate("owner/name", tmp_path, where="model.weights") == tmp_path / "owner" / "name"
-
-
-def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
-    said = refusal(weights.locate, "model_zoo/gemma/2b", tmp_path, where="model.weights")
-    assert said == (
-        f"model.weights: there is no folder '{tmp_path}/model_zoo/gemma/2b', and 'model_zoo/gemma/2b' is no hub id "
-        "(owner/name); correct the path"
-    )
-
-
-def test_a_file_where_a_folder_is_wanted_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"")
-    assert "'model.bin' is a file" in refusal(weights.locate, "model.bin", tmp_path, where="model.weights")
-
-
-def test_a_hub_id_that_is_not_in_the_cache_is_refused_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    said = refusal(weights.locate, "owner/name", tmp_path, where="model.weights", fetch=False)
-    assert said.startswith(
-        f"model.weights: there is no folder '{tmp_path}/owner/name', and the hub id 'owner/name' could not be fetched ("
-    )
-    assert said.endswith("; correct the path, or fetch the model first")
-    assert "\n" not in said
 
 
 # What is in them ------------------------------------------------------------------------------------------------------

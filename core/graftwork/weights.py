@@ -1,11 +1,11 @@
-"""Folders of weights: where they are, what they hold, and a hash that identifies them."""
+"""Folders of weights: what they hold, and a hash that identifies them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,47 +18,10 @@ if TYPE_CHECKING:
 LazyTensor = Callable[[], "Tensor"]
 """A tensor in a file, read when called."""
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-WANTED_FROM_HUB = ["*.safetensors", "*.json", "*.model", "*.txt"]
-
-
-def locate(given: str, folder: Path, *, where: str, fetch: bool = True) -> Path:
-    """The folder that `given` names: a path relative to `folder`, an absolute one, or a Hugging Face hub id.
-
-    A path always wins over a hub id. With `fetch` a hub id that is not in the local cache is downloaded (safetensors,
-    JSON and tokenizer files only). Raises WeightsError with the path that was tried.
-    """
-    if not given:
-        raise WeightsError(f"{where}: is empty; name a folder or a hub id")
-    path = absolute(Path(given), folder)
-    if path.is_dir():
-        return path.resolve()
-    if path.exists():
-        raise WeightsError(f"{where}: '{given}' is a file ('{path}'); name the folder that holds it")
-    if not HUB_ID.fullmatch(given):
-        raise WeightsError(
-            f"{where}: there is no folder '{path}', and '{given}' is no hub id (owner/name); correct the path"
-        )
-    return _from_hub(given, path, where, fetch)
-
-
-def _from_hub(given: str, path: Path, where: str, fetch: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(given, allow_patterns=WANTED_FROM_HUB, local_files_only=True))
-    except Exception as error:
-        reason = error
-    if fetch:
-        try:
-            return Path(snapshot_download(given, allow_patterns=WANTED_FROM_HUB))
-        except Exception as error:
-            reason = error
-    message = str(reason).strip().split("\n")[0] or type(reason).__name__
-    raise WeightsError(
-        f"{where}: there is no folder '{path}', and the hub id '{given}' could not be fetched ({type(reason).__name__}: "
-        f"{message}); correct the path, or fetch the model first"
-    )
+FORMS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+"""The files that hold a folder's tensors where no index names them; the first form of which there is one is read."""
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+NO_WEIGHTS = ("training_args.bin", "optimizer.pt")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -75,18 +38,28 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The files of `folder` that hold its tensors: those an index names, else all safetensors, else all pickles."""
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            names = read_json(folder / index).get("weight_map")
-            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-                raise WeightsError(f"'{folder / index}' has no usable weight_map; fetch the folder again")
-            return [inside(folder, name) for name in sorted(set(names.values()))]
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
-        found = sorted(file for file in folder.glob(pattern) if file.name not in ("training_args.bin", "optimizer.pt"))
-        if found:
-            return found
-    return []
+    """The files of `folder` that hold its tensors (see `tensor_names`)."""
+    names = [file.name for file in folder.iterdir() if not file.is_dir()] if folder.is_dir() else []
+    chosen, index = tensor_names(names, folder.joinpath)
+    return [inside(folder, name) if index else folder / name for name in chosen]
+
+
+def tensor_names(names: Collection[str], place: Callable[[str], Path]) -> tuple[list[str], str]:
+    """Which files of a folder hold its tensors: those an index names, else all safetensors, else all pickles; and the index.
+
+    `place` says where an index is, to read it. A whole `model.safetensors` wins over an index of pickles.
+    """
+    for index in INDEXES[:1] if "model.safetensors" in names else INDEXES:
+        if index in names:
+            file = place(index)
+            shards = read_json(file).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+                raise WeightsError(f"'{file}' has no usable weight_map; fetch the folder again")
+            return sorted(set(shards.values())), index
+    for form in FORMS:
+        if found := sorted(name for name in names if fnmatchcase(name, form) and name not in NO_WEIGHTS):
+            return found, ""
+    return [], ""
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -285,6 +285,7 @@ class _Reading:
             modules=frozenset(self.layers),
             others=self.others,
             base=config.get("base_model_name_or_path") or "",
+            revision=config.get("revision") or "",
             inconsistent=("it has an adapter_model.bin as well, which peft does not read beside safetensors",) * both,
             refused=self.refusal(),
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork import __version__, processes, weights
+from graftwork import __version__, hub, processes, weights
 from graftwork.build import compose, filling
 from graftwork.checkpoint import format1, manifest, verification
 from graftwork.checkpoint.manifest import Manifest
@@ -334,22 +334,38 @@ def locate_base(plan: Plan, folder: Path, base: Path | None, parts: Mapping[str,
 
 
 def find_weights(ref: WeightsRef, folder: Path, given: Path | None, option: str) -> Path:
-    """Where recorded base weights are: at `given`, where they were seen from the checkpoint, or where they were."""
+    """Where recorded base weights are: at `given`, a folder or a hub id, else where they were seen from the checkpoint, else
+    where they were, else at their commit on the hub. Their hash must be the recorded one; the commit may be another."""
+    if given and not given.exists() and hub.ID.fullmatch(str(given)):
+        given = hub.locate(str(given), Path.cwd(), where=option.partition(" ")[0])
     places = [given] if given else [folder / ref.relative, Path(ref.path)]
     there = [place.resolve() for place in places if place.is_dir()]
     for place in there:
         with suppress(WeightsError):  # another folder that is incomplete
             if weights.fingerprint(place) == ref.sha256:
                 return place
+    tried = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
+    reason = ""
+    if not (there or given):
+        # A snapshot's path says which one it was, whatever the run named it by; the hub may have dropped its commit since.
+        for name in filter(hub.ID.fullmatch, dict.fromkeys((hub.id_of(Path(ref.path)), ref.given))):
+            try:
+                place = hub.snapshot(name)
+            except WeightsError as error:
+                reason = reason or f", and {error.sentence}"
+                continue
+            if weights.fingerprint(place) == ref.sha256:
+                return place
+            there.append(place)
     if there:
         raise WeightsError(
-            f"'{there[0]}' does not hold the base weights that the checkpoint was trained on ('{ref.given}', sha256 "
-            f"{ref.sha256[:12]}…); name the right folder with {option}"
+            f"'{there[0]}'{_at(hub.commit_of(there[0]))} does not hold the base weights that the checkpoint was trained on "
+            f"('{ref.given}'{_at(ref.commit)}, sha256 {ref.sha256[:12]}…); name the right folder with {option}"
         )
-    if not given:
-        with suppress(WeightsError):
-            place = weights.locate(ref.given, folder, where="base")
-            if weights.HUB_ID.fullmatch(ref.given) and weights.fingerprint(place) == ref.sha256:
-                return place
-    tried = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
-    raise WeightsError(f"the base weights '{ref.given}' are not at {tried}; name their folder with {option}")
+    raise WeightsError(
+        f"the base weights '{ref.given}'{_at(ref.commit)} are not at {tried}{reason}; name their folder with {option}"
+    )
+
+
+def _at(commit: str) -> str:
+    return f" at commit {commit}" * bool(commit)

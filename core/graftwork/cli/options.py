@@ -14,7 +14,11 @@ DEVICE = click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; b
 def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where the base and the towers of a folder of other code are."""
     base = click.option(
-        "base", "--base", type=click.Path(path_type=Path), metavar="DIR", help="What it was trained from."
+        "base",
+        "--base",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="What it was trained from: a folder, or a hub id.",
     )
     part = click.option(
         "parts", "--part", multiple=True, metavar="NAME=DIR", help="The tower of one part, such as low=DIR."
@@ -46,7 +50,11 @@ JSON = click.option("as_json", "--json", is_flag=True, help="Print JSON.")
 def base_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where base weights are now."""
     base = click.option(
-        "base", "--base-weights", type=click.Path(path_type=Path), metavar="DIR", help="Where the base weights are now."
+        "base",
+        "--base-weights",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where the base weights are now: a folder, or a hub id.",
     )
     part = click.option(
         "parts", "--part", multiple=True, metavar="NAME=DIR", help="Where the weights of one part are now."

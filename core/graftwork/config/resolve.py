@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from graftwork import weights
+from graftwork import hub, weights
 from graftwork.config import settings
 from graftwork.config.machine import Machine, unmet_requirement
 from graftwork.config.runfile import EMPTY, RESERVED_KEYS, RunFile, Selection
@@ -181,7 +181,7 @@ class _Resolver:
             except WeightsError as error:
                 self.refuse(*_lines(where, error))
                 return None
-            ref = WeightsRef(selection.weights or "", str(base)) if base else None
+            ref = WeightsRef(selection.weights or "", str(base), commit=hub.commit_of(base)) if base else None
             choice = replace(choice, weights=ref, config=config, folder=str(folder) if folder else None)
         self.resolved.append(_Resolved(where, choice, instance))
         return self.resolved[-1]
@@ -204,7 +204,7 @@ class _Resolver:
             return None
         where = join(selection.where, key)
         try:
-            return weights.locate(given, self.run.folder, where=where, fetch=self.fetch)
+            return hub.locate(given, self.run.folder, where=where, fetch=self.fetch, tensors=key == "weights")
         except WeightsError as error:
             path = weights.absolute(Path(given), self.run.folder)
             if key == "weights" and selection.config and self.missing_files is not None and not path.exists():

@@ -75,7 +75,7 @@ class ModelTable:
     """The keys of `[model]` beside the model's settings."""
 
     use: str = field(metadata={"help": "The model architecture"})
-    weights: str | None = setting(None, "The base weights: a folder, or a Hugging Face hub id")
+    weights: str | None = setting(None, "The base weights: a folder, or a Hugging Face hub id, owner/name[@revision]")
     config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
 
 
@@ -84,7 +84,9 @@ class PartTable:
     """The keys of `[model.parts.PART]` beside the tower's settings."""
 
     use: str = setting("", "The vision tower; by default the model's choice; 'none' leaves an optional part empty")
-    weights: str | None = setting(None, "The tower's weights: a folder, or a Hugging Face hub id")
+    weights: str | None = setting(
+        None, "The tower's weights: a folder, or a Hugging Face hub id, owner/name[@revision]"
+    )
     config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
 
 

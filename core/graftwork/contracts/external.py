@@ -75,6 +75,8 @@ class Adapter:
     """What was saved with it and is not the method's own, by names in the model that was adapted."""
     base: str = ""
     """The path or hub id that it names as its base."""
+    revision: str = ""
+    """The branch, tag or commit of that hub id that it names."""
     inconsistent: tuple[str, ...] = ()
     refused: str = ""
     """Why it cannot be used, and what would help: a sentence; empty when it can."""

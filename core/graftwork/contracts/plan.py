@@ -23,6 +23,8 @@ class WeightsRef:
     """The folder relative to the checkpoint that records it, for when both move together."""
     sha256: str = ""
     """Of the tensor files (see `graftwork.weights.fingerprint`); empty until the weights were read."""
+    commit: str = ""
+    """The hub's commit that the folder is a snapshot of; empty where it is no snapshot."""
 
 
 @dataclass(frozen=True)

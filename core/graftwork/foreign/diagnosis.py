@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from graftwork import weights
+from graftwork import hub, weights
 from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
 from graftwork.contracts.kinds import ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
@@ -149,7 +149,7 @@ class _Diagnosing:
             return self.adapter_only(method, adapter)
         if import_plan is None:
             return Diagnosis(self.folder.path, self.unknown(), refused=self.unreadable())
-        recorded = (adapter.base if adapter else "") or import_plan.base
+        recorded = (base_of(adapter) if adapter else "") or import_plan.base
         return self.build_diagnosis(
             architecture, method, import_plan, adapter, self.places(architecture, import_plan, recorded)
         )
@@ -210,12 +210,15 @@ class _Diagnosing:
     def place(
         self, what: str, recorded: str, given: Path | None, fits: Callable[[Path], str], guess: Callable[[Path], str]
     ) -> Place:
+        def fits_recorded(place: Path) -> str:
+            return hub.other_revision(place, recorded) or fits(place)
+
         if given is None:
-            found, instead = self.search.find(recorded, fits, guess)
+            found, instead = self.search.find(recorded, fits_recorded, guess)
             return Place(what, recorded, found, instead=instead)
         option = "--base" if what == BASE else f"--part {what}"
-        where = weights.locate(str(given), Path.cwd(), where=option)
-        if reason := fits(where):
+        where = hub.locate(str(given), Path.cwd(), where=option)
+        if reason := fits_recorded(where):
             raise WeightsError(f"{option}: '{given}' is not what '{self.folder.path}' was trained with: {reason}")
         return Place(what, recorded, where, given=True)
 
@@ -253,7 +256,7 @@ class _Diagnosing:
             _, found = self.import_plan(ExternalFolder(place), None)
             return "" if found else "no installed model reads it"
 
-        place = self.place(BASE, adapter.base, self.base, fits, fits)
+        place = self.place(BASE, base_of(adapter), self.base, fits, fits)
         if place.found is None:
             return self.build_diagnosis("", method, None, adapter, {BASE: place}, description)
         architecture, of_base = self.import_plan(ExternalFolder(place.found), None)
@@ -276,7 +279,9 @@ class _Diagnosing:
             inconsistent=(),
         )
         parts = {
-            part: place for part, place in self.places(architecture, import_plan, adapter.base).items() if part != BASE
+            part: place
+            for part, place in self.places(architecture, import_plan, base_of(adapter)).items()
+            if part != BASE
         }
         return self.build_diagnosis(architecture, method, import_plan, adapter, {BASE: place, **parts})
 
@@ -309,10 +314,13 @@ class _Diagnosing:
         broken_paths = [
             "base" if place.what == BASE else f"{place.what} part"
             for place in places.values()
-            if place.recorded and not Path(place.recorded).is_dir() and not weights.HUB_ID.fullmatch(place.recorded)
+            if place.recorded and not Path(place.recorded).is_dir() and not hub.ID.fullmatch(place.recorded)
         ]
         if broken_paths:
             faults.append(f"the paths that it records lead nowhere from here: {', '.join(broken_paths)}")
+        base = places[BASE].found if BASE in places else None
+        if adapter and adapter.revision and base and not hub.commit_of(base):
+            faults.append(f"it was trained on revision '{adapter.revision}' of its base, and '{base}' records none")
         if verdict and not verdict.healthy:
             faults += [f"its losses are not those of a working model: {reason}" for reason in verdict.reasons]
         refused = (adapter.refused if adapter else "") or (import_plan.refused if import_plan else "")
@@ -354,6 +362,11 @@ class _Diagnosing:
         """Why a folder that no component knows cannot be imported."""
         models = ", ".join(self.lookup.names("model")) or "none"
         return f"no installed model or method reads it (models: {models}); name another folder, or install a plugin that reads it"
+
+
+def base_of(adapter: Adapter) -> str:
+    """The path or hub id that an adapter names as its base, with the revision that it names."""
+    return hub.with_revision(adapter.base, adapter.revision)
 
 
 LEFT_BY_TRAINER = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}

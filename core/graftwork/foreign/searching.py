@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from graftwork import weights
+from graftwork import hub
 from graftwork.errors import WeightsError
 
 DEPTH = 6
@@ -34,8 +35,11 @@ class Search:
         """The folder that `recorded` means, where what it holds `fits`; else the only one below the folders to search that
         is a good `guess`, whatever it is called. None with what was found instead, a clause.
         """
-        mismatch = ""
-        for place in dict.fromkeys(self._named(recorded)):
+        mismatch, of_hub = "", hub.ID.fullmatch(recorded)
+        if of_hub and of_hub["revision"]:
+            with suppress(WeightsError):  # a folder says of itself no revision
+                return hub.snapshot(recorded, fetch=False), ""
+        for place in dict.fromkeys(self._named(of_hub["name"] if of_hub else recorded)):
             if place.is_dir():
                 if not (reason := fits(place)):
                     return place.resolve(), ""
@@ -45,11 +49,12 @@ class Search:
             return found[0], ""
         if found:
             return None, f"{len(found)} folders could be it: " + ", ".join(f"'{place}'" for place in found)
-        if weights.HUB_ID.fullmatch(recorded):
+        if of_hub:
             try:
-                return weights.locate(recorded, self.folder, where="base", fetch=False), ""
+                return hub.snapshot(recorded, fetch=False), ""
             except WeightsError:
-                mismatch = mismatch or "it is not in the cache of the Hugging Face hub"
+                fetch = f"'{recorded}' with --base or --part fetches it"
+                mismatch = mismatch or f"it is not, or not whole, in the cache of the Hugging Face hub; {fetch}"
         return None, mismatch
 
     def _named(self, recorded: str) -> Iterator[Path]:
