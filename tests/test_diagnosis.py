@@ -195,8 +195,13 @@ def test_an_adapter_that_is_worth_nothing_is_refused(
     [
         ({"r": 8}, "its matrices have rank 16, and adapter_config.json says 8; restore it"),
         (
-            {"alpha_pattern": {"q_proj": 4}},
-            "its adapter_config.json sets alpha_pattern, which 'lora' does not have; merge it with peft, and train from that",
+            {"kasa_config": {"beta": 1e-4}},
+            "its adapter_config.json sets kasa_config, which 'lora' does not have; merge it with peft, and train from that",
+        ),
+        (
+            {"lora_bias": True},
+            "its adapter_config.json sets lora_bias, which 'lora' does not have (lora_bias: its updates have biases of their own); "
+            "merge it with peft, and train from that",
         ),
         (
             {"init_lora_weights": "pissa_niter_4"},

@@ -209,7 +209,7 @@ def test_a_tensor_without_a_place_is_an_error(tmp_path: Path) -> None:
     assert caught.value.sentence == (
         f"'{run}' does not fit 'mgm-gemma': 1 of its tensors have no place in the model, 0 are missing; nothing was saved"
     )
-    assert caught.value.details == ("no place: model.extra",)
+    assert caught.value.details == ("no place: base_model.model.model.extra",)
 
 
 def test_a_missing_tensor_of_the_connector_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,10 +23,61 @@ FORMS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """The files that hold a folder's tensors where no index names them; the first form of which there is one is read."""
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 NO_WEIGHTS = ("training_args.bin", "optimizer.pt")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one in git's large file storage."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, read when called."""
+
+    file: Path
+    name: str
+    read: Callable[[], Tensor] = field(compare=False, repr=False)
+
+    def __call__(self) -> Tensor:
+        return self.read()
+
+
+@dataclass(frozen=True)
+class DerivedTensor:
+    """A tensor that is made of others when called. Who makes one so keeps the account of the files: where it is used, so are
+    its sources."""
+
+    sources: tuple[LazyTensor, ...]
+    make: Callable[..., Tensor]
+    """Given the sources' values."""
+
+    def __call__(self) -> Tensor:
+        return self.make(*(source() for source in self.sources))
+
+
+def sources_of(tensor: LazyTensor) -> Iterator[StoredTensor]:
+    """The tensors of files that a tensor is, or is made of."""
+    if isinstance(tensor, StoredTensor):
+        yield tensor
+    elif isinstance(tensor, DerivedTensor):
+        for source in tensor.sources:
+            yield from sources_of(source)
+
+
+def agreeing(name: str, one: LazyTensor, other: LazyTensor) -> DerivedTensor:
+    """A tensor that is stored twice; read, it is a WeightsError unless both have one value."""
+
+    def make(value: Tensor, again: Tensor) -> Tensor:
+        if not value.float().equal(again.float()):
+            places = " and ".join(f"'{stored.file}'" for each in (one, other) for stored in sources_of(each))
+            raise WeightsError(
+                f"'{name}' is stored twice, in {places}, with different values; remove the one that is stale"
+            )
+        return value
+
+    return DerivedTensor((one, other), make)
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; WeightsError when it is missing or is not one."""
+    refuse_pointer(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -35,6 +87,20 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"'{file}' holds a {type(content).__name__}, not a JSON object; fetch the folder again")
     return content
+
+
+def refuse_pointer(file: Path) -> None:
+    """WeightsError for a file that only stands for one in git's large file storage."""
+    try:
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return  # who reads it says so
+    if is_pointer:
+        raise WeightsError(
+            f"'{file}' is a git-lfs pointer and not the file itself, which was never fetched; run 'git lfs pull' in its folder, or "
+            "fetch the folder again"
+        )
 
 
 def tensor_files(folder: Path) -> list[Path]:
@@ -72,9 +138,9 @@ def inside(folder: Path, name: str) -> Path:
     return file
 
 
-def open_weights(folder: Path) -> dict[str, LazyTensor]:
+def open_weights(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder by name, read when called. Pickles are read with `weights_only`, never otherwise."""
-    tensors: dict[str, LazyTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in tensor_files(folder):
         names = open_file(file)
         for twice in tensors.keys() & names.keys():
@@ -85,12 +151,12 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def open_file(file: Path) -> dict[str, LazyTensor]:
+def open_file(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name, read when called; pickles as `open_weights` reads them."""
     if file.suffix == ".safetensors":
-        return {name: partial(_read, file, name) for name in shapes_in(file)}
+        return {name: StoredTensor(file, name, partial(_read, file, name)) for name in shapes_in(file)}
     loaded = _unpickle(str(file))
-    return {name: partial(loaded.__getitem__, name) for name in loaded}
+    return {name: StoredTensor(file, name, partial(loaded.__getitem__, name)) for name in loaded}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -106,6 +172,7 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a safetensors file, from its header; WeightsError for a damaged file."""
+    refuse_pointer(file)
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -137,6 +204,7 @@ def _read(file: Path, name: str) -> Tensor:
 def _unpickle(file: str) -> dict[str, Tensor]:
     import torch
 
+    refuse_pointer(Path(file))
     try:
         with Path(file).open("rb") as stream:
             zipped = stream.read(4) == b"PK\x03\x04"  # what torch wrote before 1.6 cannot be mapped

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import AttentionSite, BuildContext, PixelSettings, TowerOutput, VisionTower, hookimpl, setting
+from graftwork.contracts import (
+    OF_TRANSFORMERS,
+    AttentionSite,
+    BuildContext,
+    PixelSettings,
+    TowerOutput,
+    VisionTower,
+    hookimpl,
+    refuse_unknown_settings,
+    setting,
+)
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json
 
@@ -30,6 +40,30 @@ DEFAULTS = {
     "initializer_factor": 1.0,
 }
 """What a CLIP configuration means where it is silent."""
+OTHER_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+"""How names begin of what a whole CLIP has besides its image encoder."""
+WITHOUT_EFFECT = frozenset(
+    {
+        *(
+            "projection_dim",
+            "logit_scale_init_value",
+            "vision_config",
+            "vision_config_dict",
+            "text_config",
+            "text_config_dict",
+        ),
+        *("tie_word_embeddings", "image_mean", "initializer_factor", "dropout"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    }
+)
+"""Keys that say nothing of the image encoder: of the other half, and of what joins them."""
+OF_PIXELS = ("image_mean", "image_std", "image_processor_type", "feature_extractor_type", "processor_class")
+PREPROCESSING = {
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+"""How images become pixels here, whatever a preprocessor_config.json says: bicubically, to numbers from 0 to 1."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -55,7 +89,11 @@ class Clip(VisionTower[ClipSettings]):
         assert folder is not None
         if whole.get("model_type", "clip") not in ("clip", "clip_vision_model"):
             raise WeightsError(f"'{folder}' holds a '{whole['model_type']}', and 'clip' reads CLIP; name a CLIP folder")
-        vision = whole.get("vision_config", whole)
+        # As transformers reads it: the older of the two nested tables counts where there are both.
+        vision = {**whole.get("vision_config", whole), **(whole.get("vision_config_dict") or {})}
+        known = {*DEFAULTS, *WITHOUT_EFFECT, *OF_TRANSFORMERS}
+        for table in (whole, vision):
+            refuse_unknown_settings(folder / "config.json", table, known, self.name)
         config = {key: vision.get(key, default) for key, default in DEFAULTS.items()}
         if not 0 <= self._depth(config) <= config["num_hidden_layers"]:
             raise WeightsError(
@@ -64,6 +102,8 @@ class Clip(VisionTower[ClipSettings]):
             )
         file = folder / "preprocessor_config.json"
         pixels = read_json(file) if file.is_file() else {}
+        same = [key for key in ("size", "crop_size") if _sides(pixels.get(key)) <= {config["image_size"]}]
+        refuse_unknown_settings(file, pixels, {*OF_PIXELS, *same}, self.name, lambda: PREPROCESSING)
         return {
             **config,
             "image_mean": pixels.get("image_mean", vision.get("image_mean", list(MEAN))),
@@ -119,12 +159,21 @@ class Clip(VisionTower[ClipSettings]):
         """From the names of CLIP and CLIP-vision folders, old and new, and of towers inside a larger model."""
         name = name.removeprefix("vision_tower.").removeprefix("vision_model.")
         known = name.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm."))
-        return f"vision_model.{name}" if known and not name.endswith("position_ids") else None
+        return f"vision_model.{name}" if known else None
+
+    def unused(self, name: str) -> str:
+        """The other half of CLIP."""
+        return "the text encoder of CLIP" if name.startswith(OTHER_HALF) else ""
 
     def _depth(self, config: Mapping[str, Any]) -> int:
         """How many layers the selected state has passed."""
         layer: int = self.settings.select_layer
         return layer if layer >= 0 else config["num_hidden_layers"] + 1 + layer
+
+
+def _sides(size: Any) -> set[int]:
+    """The lengths in a size, which is a number or a table of some."""
+    return set(size.values()) if isinstance(size, Mapping) else {size} - {None}
 
 
 @hookimpl

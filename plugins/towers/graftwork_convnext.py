@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import BuildContext, NoSettings, PixelSettings, TowerOutput, VisionTower, hookimpl
+from graftwork.contracts import (
+    OF_TRANSFORMERS,
+    BuildContext,
+    NoSettings,
+    PixelSettings,
+    TowerOutput,
+    VisionTower,
+    hookimpl,
+    refuse_quantized,
+    refuse_unknown_settings,
+)
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json, shapes
 
@@ -23,6 +33,18 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     "convnext_xxlarge": {"hidden_sizes": [384, 768, 1536, 3072], "depths": [3, 4, 30, 3], "patch_size": 4},
 }
 """The sizes of timm's models, for folders without weights."""
+OWN_SETTINGS = (
+    *("hidden_sizes", "depths", "patch_size", "norm_eps", "drop_path_rate", "image_size", "image_mean", "image_std"),
+    *("architecture", "num_classes", "num_features", "global_pool", "num_stages", "stage_names"),
+)
+"""What a config.json says of a ConvNeXt that is followed, or that is of its head."""
+OF_VISION = (
+    *("timm_model_name", "image_size", "timm_drop_path"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop"),
+)
+"""The same of OpenCLIP's `vision_cfg`: the trunk, and the head that is not built."""
+PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest", "mode": "RGB", "fill_color": 0}
+"""How images become pixels here, which is what OpenCLIP does by default."""
 NAMES = (
     ("stem.0.", "embeddings.patch_embeddings."),
     ("stem.1.", "embeddings.layernorm."),
@@ -33,6 +55,12 @@ NAMES = (
     ("stages.{}.blocks.{}.gamma", "stages.{}.layers.{}.layer_scale_parameter"),
 )
 """How names begin in timm, and in transformers."""
+HEAD = ("visual.trunk.head.", "visual.trunk.norm_pre.", "visual.head.")
+OTHER_HALF = (
+    *("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale"),
+    *("logit_bias", "attn_mask", "text."),
+)
+"""How names begin in an OpenCLIP folder of what comes after the stages, and of what reads text."""
 SWAPPED = tuple((new, old) for old, new in NAMES)
 
 
@@ -50,6 +78,7 @@ class OpenClipConvNext(VisionTower[NoSettings]):
             return super().configuration(folder)
         explicit, clip = (_json_if_there(folder / name) for name in ("config.json", "open_clip_config.json"))
         vision = clip.get("model_cfg", {}).get("vision_cfg", {})
+        self._refuse_unknown(folder, explicit, clip)
         sizes: Mapping[str, Any] | None = explicit
         if "hidden_sizes" not in explicit:
             sizes = sizes_of(shapes(folder)) or PUBLISHED.get(vision.get("timm_model_name"))
@@ -71,6 +100,30 @@ class OpenClipConvNext(VisionTower[NoSettings]):
             "image_mean": explicit.get("image_mean", pixels.get("mean", list(MEAN))),
             "image_std": explicit.get("image_std", pixels.get("std", list(STD))),
         }
+
+    def _refuse_unknown(self, folder: Path, explicit: Mapping[str, Any], clip: Mapping[str, Any]) -> None:
+        """WeightsError for a setting in one of a folder's files that is not followed."""
+
+        def of_transformers() -> Mapping[str, Any]:
+            from transformers import ConvNextConfig
+
+            defaults: Mapping[str, Any] = ConvNextConfig().to_dict()
+            return defaults
+
+        refuse_quantized(folder / "config.json", explicit)
+        refuse_unknown_settings(
+            folder / "config.json", explicit, {*OWN_SETTINGS, *OF_TRANSFORMERS}, self.name, of_transformers
+        )
+        model = clip.get("model_cfg", {})
+        for table, understood in (
+            (clip, ("model_cfg", "preprocess_cfg")),
+            (model, ("embed_dim", "vision_cfg", "text_cfg", "init_logit_scale", "init_logit_bias", "custom_text")),
+            (model.get("vision_cfg", {}), OF_VISION),
+            (clip.get("preprocess_cfg", {}), ("mean", "std", "size")),
+        ):
+            refuse_unknown_settings(
+                folder / "open_clip_config.json", table, understood, self.name, lambda: PREPROCESSING
+            )
 
     def example(self, folder: Path) -> None:
         """Four stages of one or two blocks for images of 64 pixels."""
@@ -125,6 +178,12 @@ class OpenClipConvNext(VisionTower[NoSettings]):
         """From the names of open_clip folders, of timm's trunk inside a larger model, and of the module."""
         name = name.removeprefix("visual.trunk.").removeprefix("vision_")
         return rename(name, NAMES) or (name if rename(name, SWAPPED) else None)
+
+    def unused(self, name: str) -> str:
+        """The head of the trunk, and the other half of CLIP."""
+        if name.startswith(HEAD):
+            return "the head of OpenCLIP's image encoder"
+        return "the text encoder of OpenCLIP" if name.startswith(OTHER_HALF) else ""
 
     def published_name(self, name: str) -> str:
         """timm's name in an MGM folder: `vision_stem.*`, `vision_stages.*`."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts import BuildContext, PixelSettings, TowerOutput, VisionTower, hookimpl, setting
+from graftwork.contracts import (
+    OF_TRANSFORMERS,
+    BuildContext,
+    PixelSettings,
+    TowerOutput,
+    VisionTower,
+    hookimpl,
+    refuse_unknown_settings,
+    setting,
+)
 from graftwork.weights import read_json
 
 if TYPE_CHECKING:
@@ -52,6 +61,8 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
         """The size of the images, which a folder that a model was written to says as well."""
         file = folder / "config.json" if folder else None
         recorded = read_json(file) if file and file.is_file() else {}
+        if file and recorded:
+            refuse_unknown_settings(file, recorded, {"image_size", *OF_TRANSFORMERS}, self.name)
         return {"image_size": self.settings.image_size or recorded.get("image_size", TRAINED_SIZE)}
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
@@ -120,8 +131,12 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
         return EfficientNetTower()
 
     def module_name(self, name: str) -> str | None:
-        """The names are the published ones; the classifier's tensors are not used."""
+        """The names are the published ones."""
         return name if PUBLISHED.match(name) else None
+
+    def unused(self, name: str) -> str:
+        """The classifier."""
+        return "the classifier of EfficientNet" if name.startswith(("_conv_head.", "_bn1.", "_fc.")) else ""
 
 
 @hookimpl

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.attention.kernels import Binding, bind
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
-from graftwork.build.filling import base_tensors, check_keys, check_names, fill, fill_rest, folders_of, roles_not_in
+from graftwork.build.copies import account_for
+from graftwork.build.filling import (
+    BaseWeights,
+    check_complete,
+    check_keys,
+    fill,
+    fill_rest,
+    folders_of,
+    open_base,
+    roles_not_in,
+)
 from graftwork.build.sharding import complete
 from graftwork.build.values import hollow, parameters_on_meta
 from graftwork.config.machine import chosen_device
@@ -33,7 +43,6 @@ from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Choice, Plan, config_of, folder_of
 from graftwork.errors import AdapterError, PlanRefused, WeightsError
-from graftwork.weights import LazyTensor
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +72,11 @@ def build(
     processor = ProcessorSource(processor_folder, may_lack=fake_pretrained)
     on_meta = model_spec.model.weights is not None or trained is not None
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
-    available, newly_initialised = base_weights(assembly, shapes_only=False)
+    base, newly_initialised = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
-    check_names(model_spec, structure, available, newly_initialised, trained or {})
+    assembly.base_files = account_for(base, structure, model_spec)
+    available = base.tensors
+    check_complete(model_spec, structure, available, newly_initialised, trained or {})
     fill_rest(structure.model, available, dtype, trained or {})
     filler = partial(
         fill,
@@ -96,8 +107,8 @@ def build_shape(plan: Plan, lookup: Lookup, *, processor_folder: Path | None = N
 
     processor = ProcessorSource(processor_folder, may_lack=True)
     assembly = assemble(plan, lookup, torch.device("meta"), None, processor, on_meta=True)
-    available, newly_initialised = base_weights(assembly, shapes_only=True)
-    adapt(assembly, available.keys(), newly_initialised, fresh=False)
+    base, newly_initialised = base_weights(assembly, shapes_only=True)
+    adapt(assembly, base.tensors.keys(), newly_initialised, fresh=False)
     return assembly
 
 
@@ -154,11 +165,11 @@ def assemble(
     )
 
 
-def base_weights(assembly: Assembly, *, shapes_only: bool) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+def base_weights(assembly: Assembly, *, shapes_only: bool) -> tuple[BaseWeights, tuple[str, ...]]:
     """The base's tensors under the model's names, and the roles that they lack."""
     spec, architecture, structure = assembly.plan.model_spec, assembly.architecture, assembly.structure
-    available = base_tensors(spec, architecture, assembly.towers, structure, shapes_only=shapes_only)
-    return available, roles_not_in(architecture, structure, available)
+    base = open_base(spec, architecture, assembly.towers, structure, shapes_only=shapes_only)
+    return base, roles_not_in(architecture, structure, base.tensors)
 
 
 class NoProcessor:
@@ -250,6 +261,7 @@ def adapt(
     assembly.adaptation = Adaptation(
         newly_initialised,
         base_keys,
+        names,
         leaves,
         adapter_parameters,
         counts={

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork import weights
 from graftwork.build.values import initialise, put
 from graftwork.contracts.anatomy import Structure, named_tensors, within
-from graftwork.contracts.kinds import ModelArchitecture, VisionTower
+from graftwork.contracts.kinds import ModelArchitecture, VisionTower, Weighted
 from graftwork.contracts.plan import Choice, ModelSpec, config_of, folder_of
 from graftwork.errors import AdapterError, WeightsError
-from graftwork.weights import LazyTensor
+from graftwork.weights import LazyTensor, StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+TWICE = "the model has this tower from another folder"
+"""Why a tensor of a tower is left out that two folders hold."""
 
 
 class Shaped(Protocol):
@@ -27,36 +32,70 @@ class Shaped(Protocol):
         ...
 
 
-def base_tensors(
+@dataclass(frozen=True)
+class BaseWeights:
+    """What the folders of a plan's base weights hold."""
+
+    tensors: dict[str, LazyTensor] = field(default_factory=dict)
+    """By names in the built model, and what it has no place for by its own."""
+    found: tuple[StoredTensor, ...] = ()
+    """Every tensor of every file."""
+    unused: dict[StoredTensor, str] = field(default_factory=dict)
+    """Why a tensor is left out, where that is known."""
+
+
+def open_base(
     model_spec: ModelSpec,
     architecture: ModelArchitecture[Any],
     towers: Mapping[str, VisionTower[Any]],
     structure: Structure,
     *,
     shapes_only: bool,
-) -> dict[str, LazyTensor]:
-    """The tensors of all base weights of a plan under the built model's names; the model's own folder wins, but for the parts of
-    which the architecture says that theirs does.
+) -> BaseWeights:
+    """The tensors of all base weights of a plan; the model's own folder wins, but for the parts of which the architecture says that
+    theirs does.
 
     With `shapes_only` a folder may hold configurations without weights."""
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
+    found: list[StoredTensor] = []
+    unused: dict[StoredTensor, str] = {}
 
-    def opened(choice: Choice) -> Mapping[str, LazyTensor]:
+    def opened(choice: Choice, component: Weighted[Any]) -> Mapping[str, LazyTensor]:
         folder = folder_of(choice)
-        return weights.open_weights(folder) if folder and (weights.tensor_files(folder) or not shapes_only) else {}
+        if not folder or (shapes_only and not weights.tensor_files(folder)):
+            return {}
+        held = weights.open_weights(folder)
+        found.extend(held.values())
+        unused.update(
+            {
+                tensor: f"{why}, which '{component.name}' does not use"
+                for name, tensor in held.items()
+                if (why := component.unused(name))
+            }
+        )
+        return held
 
+    own: dict[str, str] = {}
     for part, tower in towers.items():
         (prefix,) = structure.roles[f"vision.{part}"]
-        for name, tensor in opened(model_spec.parts[part]).items():
+        for name, tensor in opened(model_spec.parts[part], tower).items():
+            own[part] = prefix
             if translated := tower.module_name(name):
-                found[f"{prefix}.{translated}"] = tensor
-    own = architecture.parts_with_own_weights(config_of(model_spec.model))
-    apart = [name for part in own if part in towers for name in structure.roles[f"vision.{part}"]]
-    apart = [module for module in apart if any(within(name, [module]) for name in found)]
-    if whole := opened(model_spec.model):
-        held = architecture.tensors(whole, towers)
-        found.update({name: tensor for name, tensor in held.items() if not within(name, apart)})
-    return found
+                tensors[f"{prefix}.{translated}"] = tensor
+    parts = [part for part in architecture.parts_with_own_weights(config_of(model_spec.model)) if part in towers]
+    apart = [name for part in parts for name in structure.roles[f"vision.{part}"]]
+    apart = [module for module in apart if any(within(name, [module]) for name in tensors)]
+    if whole := opened(model_spec.model, architecture):
+        for name, tensor in architecture.tensors(whole, towers).items():
+            other = tensor if within(name, apart) else tensors.get(name)
+            if other is not None:
+                unused.update(dict.fromkeys(weights.sources_of(other), TWICE))
+            if not within(name, apart):
+                tensors[name] = tensor
+    for name, source in structure.untied.items():
+        if source in tensors:
+            tensors.setdefault(name, tensors[source])
+    return BaseWeights(tensors, tuple(found), unused)
 
 
 def folders_of(model_spec: ModelSpec) -> list[Path]:
@@ -78,33 +117,19 @@ def roles_not_in(
     )
 
 
-def check_names(
+def check_complete(
     model_spec: ModelSpec,
     structure: Structure,
     available: Mapping[str, LazyTensor],
     fresh: Sequence[str],
     added: Container[str] = (),
 ) -> None:
-    """Compare the names of a model's tensors with those of its base weights; WeightsError unless they fit.
+    """Compare the names of a model's tensors with those of its base weights; WeightsError where some are missing.
 
     A tensor that the weights lack is allowed only in a fresh role, where a checkpoint has `added` it, or where the run names no
     weights at all (then the model starts from its own random initialisation).
     """
     model = structure.model
-    for copy, tied in structure.tied_weights.items():
-        if copy in available and tied in available and not available[copy]().equal(available[tied]()):
-            for name in (copy, tied):
-                if not all_finite(value := available[name]().float()):  # NaN is unlike itself.
-                    raise not_finite(name, value, value.dtype, folders_of(model_spec))
-            raise WeightsError(
-                f"the weights hold '{copy}' unlike '{tied}', and by their configuration these are one tensor; correct the "
-                "configuration"
-            )
-    if extra := sorted(available.keys() - model.state_dict(keep_vars=True).keys() - structure.tied_weights.keys()):
-        raise WeightsError(
-            f"the weights hold {len(extra)} tensors that '{model_spec.model.name}' has no place for; name the right weights",
-            _some(extra),
-        )
     untrained = [name for role in fresh for name in structure.roles[role]]
     unnamed = [
         name
@@ -120,7 +145,7 @@ def check_names(
     if missing and model_spec.model.weights:
         raise WeightsError(
             f"the weights lack {len(missing)} tensors that '{model_spec.model.name}' needs; name complete weights",
-            _some(missing),
+            first_few(missing),
         )
 
 
@@ -194,11 +219,12 @@ def not_finite(name: str, value: Tensor, dtype: Any, folders: Iterable[Path]) ->
     return WeightsError(
         f"the weights hold NaN or infinite values, in {first}{f' and {others} more tensors' if others > 0 else ''}; fetch them "
         "again, or name others",
-        _some(places) if others > 0 else (),
+        first_few(places) if others > 0 else (),
     )
 
 
-def _some(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:
+def first_few(names: Sequence[str], prefix: str = "", most: int = 5) -> list[str]:
+    """The first names, as the details of an error, and how many more there are."""
     shown = [prefix + name for name in names[:most]]
     return [*shown, f"{prefix}… and {len(names) - most} more"] if len(names) > most else shown
 
@@ -217,5 +243,5 @@ def check_keys(expected: Mapping[str, Shaped], found: Mapping[str, tuple[int, ..
     raise AdapterError(
         f"the adapter does not fit its model: {matched} of {len(expected)} expected tensors match, {len(missing)} are "
         f"missing, {len(extra)} are unknown, {len(shaped)} have another shape; nothing was loaded",
-        [*_some(missing, "missing: "), *_some(extra, "unknown: "), *_some(shaped, "shape: ")],
+        [*first_few(missing, "missing: "), *first_few(extra, "unknown: "), *first_few(shaped, "shape: ")],
     )

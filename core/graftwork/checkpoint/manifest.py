@@ -11,6 +11,7 @@ from typing import Any
 
 from graftwork.checkpoint import format1
 from graftwork.checkpoint.verification import GoldenFacts
+from graftwork.contracts.accounting import FileAccount
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
@@ -58,6 +59,8 @@ class Manifest:
     data: dict[str, Any] = field(default_factory=dict)
     """How many records were used, and the groups that they belong to."""
     provenance: dict[str, str] = field(default_factory=dict)
+    accounts: dict[str, FileAccount] = field(default_factory=dict)
+    """What became of every tensor in the files that were read: of base weights and, for an import, of the other code's folder."""
     format: int = FORMAT
     """As it was written; everything else here has the words of the present format."""
 

@@ -17,6 +17,7 @@ from graftwork.build import compose, filling
 from graftwork.checkpoint import format1, manifest, verification
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.restore import restore_component
+from graftwork.contracts.accounting import Accounts
 from graftwork.contracts.component import missing_requirements
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef
@@ -71,12 +72,13 @@ def save(
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, str] | None = None,
+    accounts: Accounts | None = None,
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
     It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
-    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance. Raises
-    CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
+    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance, and
+    `accounts` to those of the base weights' files. Raises CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
     """
     from safetensors.torch import save_file
 
@@ -110,6 +112,7 @@ def save(
             attention=assembly.kernel_usage(),
             data=dict(data),
             provenance={**provenance(), **(origin or {})},
+            accounts={**assembly.base_files, **(accounts or {})},
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)

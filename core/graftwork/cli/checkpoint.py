@@ -15,7 +15,7 @@ from graftwork.cli import Session
 from graftwork.cli.console import open_console, print_facts, print_json, progress_console
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import FOLDER, JSON, PRECISION, base_options, parse_parts, place_options
-from graftwork.cli.printing import print_diagnosis
+from graftwork.cli.printing import print_accounts, print_diagnosis
 from graftwork.contracts.records import RecordCounts
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def print_checkpoint(console: Console, given: Path, found: Inspected) -> None:
     """What a checkpoint of Graftwork is; an exit status of 1 when its files are not as they were written."""
     console.print(f"[bold]{found.folder}[/bold]: a Graftwork checkpoint\n")
     print_facts(console, checkpoint_facts(found.manifest))
+    print_accounts(console, found.manifest.accounts)
     if found.damage:
         console.print(f"\n[red]Not intact:[/red] {found.damage}")
         raise SystemExit(1)

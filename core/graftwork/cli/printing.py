@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from graftwork.cli.console import make_table, print_facts
@@ -10,6 +10,7 @@ from graftwork.cli.console import make_table, print_facts
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graftwork.contracts.accounting import FileAccount
     from graftwork.evaluate.comparison import Comparison
     from graftwork.evaluate.evaluation import Result
     from graftwork.foreign.diagnosis import Diagnosis
@@ -65,6 +66,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
             console.print(f"\n[bold]{title}[/bold]")
             for line in lines:
                 console.print(f"  - {line}")
+    print_accounts(console, diagnosis.accounts)
     if diagnosis.refused:
         console.print(f"\n[red]It cannot be imported:[/red] {diagnosis.refused}.")
     else:
@@ -72,6 +74,16 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         console.print(f"  {diagnosis.command}", soft_wrap=True)
         if diagnosis.import_plan and diagnosis.import_plan.is_full_model and not diagnosis.places["base"].found:
             console.print("With --base DIR it can be compared with the language model that it was trained from.")
+
+
+def print_accounts(console: Console, accounts: Mapping[str, FileAccount]) -> None:
+    """What became of every tensor in the files that were read."""
+    if accounts:
+        console.print("\n[bold]Tensors[/bold]")
+    for file, account in accounts.items():
+        console.print(f"  {file}: {account.line()}", soft_wrap=True, highlight=False, markup=False)
+        for line in account.reasons():
+            console.print(f"    - {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def diagnosis_facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,12 @@ from graftwork.contracts.component import (
     missing_requirements,
     unsupported,
 )
+from graftwork.contracts.configuration import (
+    OF_TRANSFORMERS,
+    refuse_quantized,
+    refuse_unknown_settings,
+    unknown_settings,
+)
 from graftwork.contracts.hookspecs import hookimpl
 from graftwork.contracts.kinds import (
     KINDS,
@@ -63,7 +69,7 @@ if TYPE_CHECKING:
         RunStarted,
         StepTaken,
     )
-    from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
+    from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, Rows, broken
     from graftwork.contracts.plan import (
         Choice,
         ModelSpec,
@@ -81,7 +87,9 @@ LATE = {
     **dict.fromkeys(
         ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "StepTaken"), "events"
     ),
-    **dict.fromkeys(("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "broken"), "external"),
+    **dict.fromkeys(
+        ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "Rows", "broken"), "external"
+    ),
     **dict.fromkeys(
         ("Choice", "ModelSpec", "Plan", "RunContext", "TrainSettings", "WeightsRef", "config_of", "folder_of"), "plan"
     ),
@@ -101,6 +109,7 @@ __all__ = [
     "HISTORY",
     "IGNORED",
     "KINDS",
+    "OF_TRANSFORMERS",
     "SUPPORTED",
     "Adaptation",
     "Adapter",
@@ -142,6 +151,7 @@ __all__ = [
     "Record",
     "RequiredTower",
     "Requires",
+    "Rows",
     "RunContext",
     "RunEnded",
     "RunStarted",
@@ -174,9 +184,12 @@ __all__ = [
     "modules_of",
     "named_tensors",
     "plain_sum",
+    "refuse_quantized",
+    "refuse_unknown_settings",
     "setting",
     "stepper_for",
     "summed_loss",
+    "unknown_settings",
     "unsupported",
     "within",
 ]

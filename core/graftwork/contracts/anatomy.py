@@ -95,7 +95,10 @@ class Structure:
     """The modules that `encode_images` runs; the empty name, the whole model, is always right. Where nothing in them is
     trained, an image is encoded once for the base and the adapter."""
     tied_weights: Mapping[str, str] = field(default_factory=dict)
-    """Names that weights may hold although the built model has no such tensor, to the tensor that they must equal."""
+    """Names that weights may hold although the built model has no such tensor, to the tensor, or the computed buffer, that they
+    must equal."""
+    untied: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of the built model that are tied in its base, to those whose values they have there."""
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from graftwork.contracts.accounting import Accounts
 from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors, within
 from graftwork.contracts.kinds import AttentionKernel, MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.loss import cross_entropy
@@ -27,6 +28,8 @@ class Adaptation:
     """Roles that the base weights lack."""
     base_keys: frozenset[str] = frozenset()
     """Names, in the built model, of the tensors that the base weights hold."""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    """The name now to the name before the PEFT method was injected, for each tensor that was there."""
     leaves: tuple[str, ...] = ()
     """The modules that held parameters themselves before the PEFT method was injected."""
     adapter_parameters: frozenset[str] = frozenset()
@@ -66,6 +69,8 @@ class Assembly:
     precision: str
     adaptation: Adaptation = field(default_factory=lambda: Adaptation())
     """What the base weights hold and what was added to them; set once, when the PEFT method is injected."""
+    base_files: Accounts = field(default_factory=dict)
+    """What became of every tensor in the files of its base weights."""
     cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
     """From the model, hidden states `[labels, width]` and labels to the summed loss; a memory strategy may replace it."""
     run_forward: Callable[[Callable[[], Any]], Any] = lambda work: work()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import weights
-from graftwork.weights import LazyTensor
+from graftwork.weights import LazyTensor, StoredTensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,8 @@ class ExternalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.read: dict[str, dict[str, StoredTensor]] = {}
+        """The files that were asked for their tensors, and these: what has to be accounted for."""
 
     @cached_property
     def files(self) -> frozenset[str]:
@@ -33,9 +35,11 @@ class ExternalFolder:
         """A JSON object in it; empty where there is no such file, WeightsError where it is no JSON object."""
         return weights.read_json(self.path / name) if name in self.files else {}
 
-    def tensors(self, name: str) -> dict[str, LazyTensor]:
+    def tensors(self, name: str) -> dict[str, StoredTensor]:
         """The tensors of one of its files; of a pickle only if it holds nothing else."""
-        return weights.open_file(self.path / name)
+        if name not in self.read:
+            self.read[name] = weights.open_file(self.path / name)
+        return self.read[name]
 
     def shards(self) -> list[Path]:
         """The files of a whole model in it, as transformers names them; WeightsError where an index names a missing one."""
@@ -60,6 +64,23 @@ class ExternalFolder:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Other values for some rows of a tensor."""
+
+    indices: tuple[int, ...]
+    values: LazyTensor
+
+    def put_into(self, tensor: LazyTensor) -> LazyTensor:
+        """The tensor with these rows."""
+        import torch
+
+        def make(values: Any, whole: Any) -> Any:
+            return whole.to(values.dtype).index_copy(0, torch.tensor(self.indices), values)
+
+        return weights.DerivedTensor((self.values, tensor), make)
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter in a foreign folder, as the PEFT method that can use it reads it."""
 
@@ -72,7 +93,11 @@ class Adapter:
     modules: frozenset[str]
     """The modules that it adapts."""
     others: Mapping[str, LazyTensor] = field(default_factory=dict)
-    """What was saved with it and is not the method's own, by names in the model that was adapted."""
+    """What was saved with it and is not the method's own, by the names that the base's weights have for it."""
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    """Rows of tensors that were trained, by the names of the whole tensors in the base's weights."""
+    apart: frozenset[str] = frozenset()
+    """Those of `others` that were trained as copies: what is tied to them in the base did not follow."""
     base: str = ""
     """The path or hub id that it names as its base."""
     revision: str = ""

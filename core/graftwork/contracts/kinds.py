@@ -18,6 +18,7 @@ from graftwork.contracts.anatomy import (
     positions_of,
 )
 from graftwork.contracts.component import Approximation, Component, S, Support
+from graftwork.contracts.configuration import refuse_quantized
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.score import Prediction, Score, plain_sum
@@ -58,7 +59,14 @@ class Weighted(Component[S]):
             raise WeightsError(
                 f"'{self.name}' needs a folder of weights or of configurations: set 'weights' or 'config'"
             )
-        return read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
+        refuse_quantized(folder / "config.json", config)
+        return config
+
+    def unused(self, name: str) -> str:
+        """What a tensor of that name in a weights file belongs to, a noun phrase, where it is known to be no part of this component:
+        `the text encoder of CLIP`. Empty for one that it uses, and for one that it does not know: these are refused."""
+        return ""
 
     def example(self, folder: Path) -> None:
         """Write into an empty folder what `configuration`, and a model's `processor`, read, of a size that builds at once.
@@ -120,7 +128,8 @@ class VisionTower(Weighted[S]):
 
     @abstractmethod
     def module_name(self, name: str) -> str | None:
-        """The built module's name for a tensor of that name in a weights file; None for one that it does not use."""
+        """The built module's name for a tensor of that name in a weights file; None for one that it does not use, of which
+        `unused` says what it is."""
 
     def published_name(self, name: str) -> str:
         """The name that published weights give to the built module's tensor `name`; the inverse of `module_name`."""
@@ -174,7 +183,13 @@ class ModelArchitecture(Weighted[S]):
     ) -> Mapping[str, LazyTensor]:
         """The tensors of a weights folder under the built model's names, towers included if the folder has them.
 
-        A tensor of the folder that the model does not use is left out only if that is known to be right."""
+        What the model has no place for keeps its name, and is refused or compared by it; only what `unused` knows may be left
+        out. A tensor that is made of others is a `graftwork.weights.DerivedTensor`, so that these count as used."""
+
+    def untied(self, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The configuration of the same model in which tied weights are tensors of their own, whose `Structure.untied` says what
+        they were tied to; None where it has no such form."""
+        return None
 
     def parts_with_own_weights(self, config: Mapping[str, Any]) -> Collection[str]:
         """The parts that, where a run names weights for them, take those even if the model's own folder holds such a part too;

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from graftwork import hub, weights
+from graftwork.contracts.accounting import Accounts
 from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan, RequiredTower, broken
 from graftwork.contracts.kinds import ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
@@ -16,6 +17,7 @@ from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError, GraftworkError, WeightsError
 from graftwork.foreign.searching import Search
 from graftwork.train.health import Health
+from graftwork.weights import StoredTensor
 
 BASE = "base"
 """The place of what a folder was trained from; the others are the model's parts."""
@@ -65,6 +67,10 @@ class Diagnosis:
     """Why it cannot be imported, and what would help: a sentence; empty when it can."""
     search: tuple[Path, ...] = ()
     """The folders that were searched."""
+    read: tuple[StoredTensor, ...] = ()
+    """Every tensor of the files in it that were read."""
+    accounts: Accounts = field(default_factory=dict)
+    """What an import makes of each of these, and of those of its base and towers (see `importing.examine`)."""
 
     @property
     def command(self) -> str:
@@ -113,6 +119,7 @@ class Diagnosis:
             "failure": (self.verdict.failure or None) if self.verdict else None,
             "missing": list(import_plan.missing) if import_plan else [],
             "inconsistent": list(self.inconsistent),
+            "tensors": {file: asdict(account) for file, account in self.accounts.items()},
             "refused": self.refused or None,
             "command": self.command or None,
         }
@@ -261,21 +268,27 @@ class _Diagnosing:
             return self.build_diagnosis("", method, None, adapter, {BASE: place}, description)
         architecture, of_base = self.import_plan(ExternalFolder(place.found), None)
         assert of_base is not None
+        if of_base.refused and of_base.tensors:
+            refused = f"its base '{place.found}' cannot be used: {of_base.refused}"
+            return replace(self.build_diagnosis("", method, None, adapter, {BASE: place}, description), refused=refused)
         if of_base.refused:
             refused = (
                 f"its base '{place.found}' is {of_base.description}, so it has no connector to see images with; if it comes from a run "
                 "that trained one, import the folder in which that run ended, else name a whole model with --base DIR"
             )
             return replace(self.build_diagnosis("", method, None, adapter, {BASE: place}, description), refused=refused)
+        model = self.model(architecture)
+        beside = model.tensors(adapter.others, self.towers(model))
         import_plan = replace(
             of_base,
             description=description,
-            configure=self.model(architecture).configuration,
-            facts=[("adapter", adapter.description)],
-            tensors={},
+            configure=model.configuration,
+            parts={part: in_base(required) for part, required in of_base.parts.items()},
+            facts=[("adapter", adapter.description), *[("beside it", f"{len(beside)} tensors")] * bool(beside)],
+            tensors=beside,
             is_full_model=False,
             has_processor=False,
-            missing=("everything but the adapter: it is its base's",),
+            missing=("everything else: it is its base's",),
             inconsistent=(),
         )
         parts = {
@@ -341,6 +354,7 @@ class _Diagnosing:
             verdict=verdict,
             inconsistent=tuple(faults),
             refused=refused,
+            read=tuple(tensor for held in self.folder.read.values() for tensor in held.values()),
         )
 
     def on_plain(self, base: Place) -> bool:
@@ -367,6 +381,11 @@ class _Diagnosing:
 def base_of(adapter: Adapter) -> str:
     """The path or hub id that an adapter names as its base, with the revision that it names."""
     return hub.with_revision(adapter.base, adapter.revision)
+
+
+def in_base(required: RequiredTower) -> RequiredTower:
+    """The tower of an adapter's base: what the adapter itself holds of it was trained."""
+    return replace(required, source="trained here" if required.source == "its folder" else "here")
 
 
 LEFT_BY_TRAINER = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}

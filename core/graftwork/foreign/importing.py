@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING
 
 from graftwork import weights
 from graftwork.build import compose
-from graftwork.build.filling import all_finite, base_tensors, not_finite
+from graftwork.build.copies import account_for, is_copy
+from graftwork.build.filling import BaseWeights, all_finite, first_few, folders_of, not_finite, open_base
 from graftwork.checkpoint import store, verification
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import EMPTY, RunFile, Selection
+from graftwork.contracts.accounting import Accounts, account, without_place
 from graftwork.contracts.anatomy import modules_of, named_tensors, within
 from graftwork.contracts.external import ImportPlan
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.verdict import Verdict
-from graftwork.errors import CheckpointError
+from graftwork.errors import CheckpointError, GraftworkError
 from graftwork.foreign.diagnosis import BASE, Diagnosis
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from graftwork.contracts.assembly import Assembly
     from graftwork.weights import LazyTensor
 
@@ -65,10 +65,13 @@ def import_folder(
             lines,
         )
     importing = _Importing(diagnosis, import_plan, lookup, precision)
-    plan = importing.plan(kernels)
-    assembly = compose.build(
-        plan, lookup, device="cpu", trained=importing.tensors(plan), processor_folder=importing.processor_folder
-    )
+    plan, values = importing.prepare(kernels)
+    trained = {name: value() for name, value in values.items()}
+    for name, value in trained.items():
+        if value.is_floating_point() and not all_finite(value.float()):
+            raise not_finite(name, value, value.dtype, [diagnosis.folder])
+    trained = {name: value.float() if value.is_floating_point() else value for name, value in trained.items()}
+    assembly = compose.build(plan, lookup, device="cpu", trained=trained, processor_folder=importing.processor_folder)
     golden = verification.golden_inputs(
         [assembly.processor.encode(record) for record in records()], assembly.processor.pad_id
     )
@@ -83,8 +86,30 @@ def import_folder(
         health=diagnosis.verdict or Verdict(True, ("its losses were not recorded, so its health is not known",)),
         data={"records": 0, "bad": [], "too_long": 0, "too_long_were": "left out", "stages": [], "groups": {}},
         origin={"imported from": str(diagnosis.folder.resolve()), "imported tensors": importing.fingerprint()},
+        accounts=importing.accounts,
     )
     return Imported(out, written, tuple(part for part, choice in plan.model_spec.parts.items() if not choice.weights))
+
+
+def examine(diagnosis: Diagnosis, lookup: Lookup, kernels: Sequence[str] = ()) -> Diagnosis:
+    """The diagnosis with what an import makes of every tensor, and why it would refuse the folder where only that shows it."""
+    refused, import_plan = diagnosis.refused, diagnosis.import_plan
+    if refused or import_plan is None or diagnosis.not_found:
+        why = refused or f"not found: {', '.join(place.what for place in diagnosis.not_found) or 'its base'}"
+        return replace(
+            diagnosis,
+            accounts=account(diagnosis.read, refused=dict.fromkeys(diagnosis.read, f"nothing is taken ({why})")),
+        )
+    accounts: Accounts = {}
+    try:
+        importing = _Importing(diagnosis, import_plan, lookup, "fp32")
+        accounts = importing.accounts
+        importing.prepare(kernels)
+    except GraftworkError as error:
+        refused = ": ".join([error.sentence, *["; ".join(error.details)] * bool(error.details)])
+    if any(str(tensor.file) not in accounts for tensor in diagnosis.read):
+        accounts |= account(diagnosis.read, refused=dict.fromkeys(diagnosis.read, "nothing is taken"))
+    return replace(diagnosis, accounts=accounts, refused=refused)
 
 
 def records() -> list[Record]:
@@ -112,28 +137,48 @@ class _Importing:
 
     def __init__(self, diagnosis: Diagnosis, import_plan: ImportPlan, lookup: Lookup, precision: str) -> None:
         self.diagnosis, self.import_plan, self.lookup, self.precision = diagnosis, import_plan, lookup, precision
+        self.adapter = diagnosis.adapter
         self.base = diagnosis.places[BASE].found if BASE in diagnosis.places else None
         self.folder = diagnosis.folder.resolve()
+        self.config = dict(import_plan.configure(self.base))
+        self.base_weights = BaseWeights()
+        self.held: dict[str, LazyTensor] = {}
+        self.accounts: Accounts = {}
+        """What became of every tensor in the folder and in its base weights; filled by `prepare`."""
 
     @property
     def processor_folder(self) -> Path:
         """Where the tokenizer is."""
         return self.folder if self.import_plan.has_processor or not self.base else self.base
 
-    def plan(self, kernels: Sequence[str]) -> Plan:
-        """The plan whose training the folder is the result of."""
-        adapter = self.diagnosis.adapter
-        without_adapter = self.resolved((), (), None, kernels)
-        shape = compose.build_shape(without_adapter, self.lookup, processor_folder=self.processor_folder)
-        roles = shape.structure.roles
-        also_train = self.trained_roles(shape)
-        if adapter is None:
+    def prepare(self, kernels: Sequence[str]) -> tuple[Plan, dict[str, LazyTensor]]:
+        """The plan whose training the folder is the result of, and every tensor of its checkpoint."""
+        bare = self.shape(self.resolved((), (), None, kernels))
+        if isinstance(bare.processor, compose.NoProcessor):
+            raise bare.processor.reason
+        self.read(bare)
+        if self.untie(bare):
+            bare = self.shape(self.resolved((), (), None, kernels))
+            self.read(bare)
+        self.accounts |= account_for(self.base_weights, bare.structure, bare.plan.model_spec)
+        plan = self.plan(bare, kernels)
+        return plan, self.tensors(self.shape(plan))
+
+    def shape(self, plan: Plan) -> Assembly:
+        """The model of a plan without values."""
+        return compose.build_shape(plan, self.lookup, processor_folder=self.processor_folder)
+
+    def plan(self, bare: Assembly, kernels: Sequence[str]) -> Plan:
+        """The plan with the adapter, from the shape of the model without it."""
+        roles, also_train = bare.structure.roles, self.trained_roles(bare)
+        if self.adapter is None:
             return self.resolved((), also_train, None, kernels)
-        on = tuple(role for role, modules in roles.items() if any(within(f"{m}.", modules) for m in adapter.modules))
+        modules = self.adapter.modules
+        on = tuple(role for role, held in roles.items() if any(within(f"{module}.", held) for module in modules))
         chosen = modules_of(roles, on)
-        leaves = [leaf for leaf in shape.adaptation.leaves if leaf in chosen or within(leaf, chosen)]
-        offered = {leaf: shape.model.get_submodule(leaf) for leaf in leaves}
-        peft = Selection(self.diagnosis.method, settings=adapter.settings(offered), where="peft")
+        leaves = [leaf for leaf in bare.adaptation.leaves if leaf in chosen or within(leaf, chosen)]
+        offered = {leaf: bare.model.get_submodule(leaf) for leaf in leaves}
+        peft = Selection(self.diagnosis.method, settings=self.adapter.settings(offered), where="peft")
         return self.resolved(on, also_train, peft, kernels)
 
     def resolved(
@@ -160,7 +205,7 @@ class _Importing:
             train=TrainSettings(precision=self.precision, force_precision=True),  # type: ignore[arg-type]
         )
         plan = resolve(run, self.lookup, kernels=kernels)
-        model = replace(plan.model_spec.model, config=dict(self.import_plan.configure(self.base)))
+        model = replace(plan.model_spec.model, config=self.config)
         return replace(plan, model_spec=replace(plan.model_spec, model=model))
 
     def part(self, part: str) -> Selection:
@@ -179,24 +224,61 @@ class _Importing:
         required, place = self.import_plan.parts[part], self.diagnosis.places[part].found
         return required.held and (required.source == "here" or not (place and weights.tensor_files(place)))
 
-    def folder_tensors(self, shape: Assembly) -> dict[str, LazyTensor]:
-        """The folder's tensors besides an adapter's own, without those that come from a tower's own folder."""
-        replaced = [
+    def read(self, shape: Assembly) -> None:
+        """Open the base weights, and the folder's tensors besides an adapter's own, but for those of a replaced tower."""
+        spec, structure = shape.plan.model_spec, shape.structure
+        self.base_weights = open_base(spec, shape.architecture, shape.towers, structure, shapes_only=True)
+        replaced, base = self.replaced(shape), self.base_weights.tensors
+        held = {name: read for name, read in self.import_plan.tensors.items() if not within(name, replaced)}
+        for published, rows in (self.adapter.rows if self.adapter else {}).items():
+            for name in shape.architecture.tensors({published: rows.values}, shape.towers):
+                whole = held.get(name) or base.get(name) or base.get(structure.tied_weights.get(name, ""))
+                if whole:
+                    held[name] = rows.put_into(whole)
+        self.held = held
+
+    def replaced(self, shape: Assembly) -> list[str]:
+        """The towers that the folder holds and that are taken from their own folders."""
+        return [
             module
             for part, required in self.import_plan.parts.items()
             if required.source == "its folder" and not self.is_stored(part)
             for module in shape.structure.roles[f"vision.{part}"]
         ]
-        return {name: read for name, read in self.import_plan.tensors.items() if not within(name, replaced)}
+
+    def untie(self, shape: Assembly) -> bool:
+        """Give tied weights of which an adapter trained one end apart a tensor each; whether there are such.
+
+        CheckpointError where nothing says how they were used apart, or where the model cannot."""
+        held, base, apart = self.held, self.base_weights.tensors, self.adapter.apart if self.adapter else ()
+        for copy, original in shape.structure.tied_weights.items():
+            of_original = held.get(original) or base.get(original)
+            adapted = self.adapter is not None and copy.rpartition(".")[0] in self.adapter.modules
+            copy_apart = copy in held and of_original is not None and differs(of_original, held[copy])
+            original_apart = original in apart and copy not in held and differs(base.get(original), held[original])
+            ends = [copy] * (adapted or copy_apart) + [original] * original_apart
+            if not ends:
+                continue
+            said = f"{' and '.join(repr(end) for end in ends)} {'was' if len(ends) == 1 else 'were'} trained apart"
+            untied = shape.architecture.untied(self.config) if self.adapter else None
+            if untied is None:
+                raise CheckpointError(
+                    f"'{self.diagnosis.folder}' holds '{copy}' unlike '{original}', and by its configuration these are one tensor: "
+                    f"{said}, which would be lost; if both count, its configuration has to say so"
+                )
+            self.config = dict(untied)
+            return True
+        return False
 
     def trained_roles(self, shape: Assembly) -> tuple[str, ...]:
         """The roles in which the folder has tensors that the base lacks, or that differ from the base's."""
-        held, base = self.folder_tensors(shape), base_tensors_of(shape)
-        frozen = {f"vision.{part}" for part in self.import_plan.parts if self.is_stored(part)}
+        held, base, roles = self.held, self.base_weights.tensors, shape.structure.roles
+        stored = [f"vision.{part}" for part in self.import_plan.parts if self.is_stored(part)]
+        frozen = [role for role in stored if not any(within(name, roles[role]) for name in base)]
         missing_roles = [
             role
             for role in shape.adaptation.newly_initialised
-            if any(n not in held for n in named_tensors(shape.model) if within(n, shape.structure.roles[role]))
+            if any(n not in held for n in named_tensors(shape.model) if within(n, roles[role]))
         ]
         if missing_roles:
             raise CheckpointError(
@@ -206,42 +288,54 @@ class _Importing:
             )
         return tuple(
             role
-            for role, modules in shape.structure.roles.items()
+            for role, modules in roles.items()
             if role not in frozen and any(differs(base.get(n), read) for n, read in held.items() if within(n, modules))
         )
 
-    def tensors(self, plan: Plan) -> dict[str, Tensor]:
-        """Every tensor of the checkpoint, in fp32. CheckpointError unless the folder and its base have all of them, and
-        unless everything in the folder has a place among them or is the base's."""
-        shape = compose.build_shape(plan, self.lookup, processor_folder=self.processor_folder)
-        expected, base, held = shape.state_to_save(), base_tensors_of(shape), self.folder_tensors(shape)
-        adapter = self.diagnosis.adapter
-        saved = {**held, **(adapter.tensors if adapter else {})}
-        sources = {**base, **saved}
-        lost = sorted(name for name, read in saved.items() if name not in expected and differs(base.get(name), read))
-        missing = sorted(expected.keys() - sources.keys())
+    def tensors(self, shape: Assembly) -> dict[str, LazyTensor]:
+        """Every tensor of the checkpoint. CheckpointError unless the folder and its base have all of them, and unless
+        everything in the folder has a place among them or is the base's."""
+        base, held, own = self.base_weights.tensors, self.held, self.adapter.tensors if self.adapter else {}
+        earlier = shape.adaptation.earlier
+        sources = {
+            name: found
+            for name in shape.state_to_save()
+            if (found := own.get(name) or held.get(earlier.get(name, name)) or base.get(earlier.get(name, name)))
+        }
+        self.accounts |= self.account(shape, sources.values())
+        lost = [name for _, name in without_place(self.accounts)]
+        missing = sorted(shape.state_to_save().keys() - sources.keys())
         if lost or missing:
             raise CheckpointError(
                 f"'{self.diagnosis.folder}' does not fit '{self.diagnosis.architecture}': {len(lost)} of its tensors have no place "
                 f"in the model, {len(missing)} are missing; nothing was saved",
-                [*(f"no place: {name}" for name in lost[:5]), *(f"missing: {name}" for name in missing[:5])],
+                [*first_few(sorted(lost), "no place: "), *first_few(missing, "missing: ")],
             )
-        values = {name: sources[name]() for name in expected}
-        for name, value in values.items():
-            if value.is_floating_point() and not all_finite(value.float()):
-                raise not_finite(name, value, value.dtype, [self.folder])
-        return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+        return sources
+
+    def account(self, shape: Assembly, used: Collection[LazyTensor]) -> Accounts:
+        """What becomes of every tensor of the folder, where those of a checkpoint are `used`."""
+        base, held, replaced = self.base_weights, self.held, self.replaced(shape)
+        everything, taken = {**base.tensors, **held}, set(map(id, used))
+        folders = [self.folder, *folders_of(shape.plan.model_spec)]
+        equal, refused = [], {}
+        for name, tensor in {**self.import_plan.tensors, **held}.items():
+            if id(tensor) in taken:
+                continue
+            if name in base.tensors and not differs(base.tensors[name], tensor):
+                equal.append(tensor)
+            elif within(name, replaced):
+                why = "the model used the tower in its own folder instead"
+                refused.update(dict.fromkeys(weights.sources_of(tensor), why))
+            elif name not in base.tensors and is_copy(name, tensor, shape.structure, everything, folders):
+                equal.append(tensor)
+        return account(self.diagnosis.read, used=used, equal=equal, refused=refused)
 
     def fingerprint(self) -> str:
         """The sha256 over the sha256 of every file with tensors in the folder, in the order of their names."""
         files = (file for file in self.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
         digests = (weights.sha256(file) for file in sorted(files))
         return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
-
-
-def base_tensors_of(shape: Assembly) -> Mapping[str, LazyTensor]:
-    """The base's tensors by names in the model."""
-    return base_tensors(shape.plan.model_spec, shape.architecture, shape.towers, shape.structure, shapes_only=True)
 
 
 def differs(base: LazyTensor | None, other: LazyTensor) -> bool:

@@ -54,14 +54,18 @@ def inspect(
     search: Sequence[Place] = (),
     lookup: Lookup | None = None,
 ) -> Inspected | Diagnosis:
-    """What a folder is, without loading it: a checkpoint, or a diagnosis of what other code wrote.
+    """What a folder is, without building it: a checkpoint, or a diagnosis of what other code wrote, with what becomes of every
+    tensor in it.
 
     `base` and `parts` say where what it was trained from is, and `search` names folders to search for it. Raises
     CheckpointError where there is no folder.
     """
     given = Path(folder)
     if not (given / manifest.FILE).is_file() and not any((c / manifest.FILE).is_file() for c in checkpoints(given)):
-        return _diagnose(given, base, parts, search, lookup or installed())
+        from graftwork.foreign.importing import examine
+
+        lookup = lookup or installed()
+        return examine(_diagnose(given, base, parts, search, lookup), lookup, preferred_kernels(lookup))
     found = newest(given)
     return Inspected(found, manifest.read(found))
 

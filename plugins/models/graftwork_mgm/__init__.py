@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graftwork.contracts import (
+    OF_TRANSFORMERS,
     AttentionSite,
     BuildContext,
     ModelArchitecture,
@@ -19,11 +20,12 @@ from graftwork.contracts import (
     TowerSlot,
     VisionTower,
     hookimpl,
+    refuse_unknown_settings,
     setting,
 )
 from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor
-from graftwork_mgm.backbones import GEMMA, LLAMA, OPTIONAL, REQUIRED, TEMPLATES, Backbone
+from graftwork_mgm.backbones import GEMMA, LLAMA, OF_MGM, OPTIONAL, REQUIRED, TEMPLATES, WITHOUT_EFFECT, Backbone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,6 +90,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
         "language.mlp": "feed-forward layers of the language model",
         "language.norms": "normalisation layers of the language model",
         "language.embeddings": "token embeddings of the language model",
+        "language.head": "from hidden states to tokens, where it is not the embeddings",
         "connector": "from vision to the language model's width",
         "mining": "query, key and value projections of patch-info mining; needs a high part",
         "vision.low": "the low part's tower",
@@ -115,6 +118,7 @@ class Mgm(ModelArchitecture[MgmSettings]):
         if chosen["template"] not in TEMPLATES:
             raise WeightsError(f"template '{chosen['template']}' is not known; use {' or '.join(map(repr, TEMPLATES))}")
         language = {key: whole[key] for key in (*REQUIRED, *OPTIONAL) if whole.get(key) is not None}
+        language |= self._declared(whole, folder)
         language.setdefault("num_key_value_heads", language["num_attention_heads"])
         language.setdefault("head_dim", language["hidden_size"] // language["num_attention_heads"])
         if rope := dict(language.pop("rope_parameters", {})):
@@ -144,14 +148,26 @@ class Mgm(ModelArchitecture[MgmSettings]):
         if missing := [key for key in REQUIRED if key not in whole]:
             raise WeightsError(f"the config.json in '{folder}' lacks {', '.join(missing)}; fetch the folder again")
         for key, value in (
-            ("tie_word_embeddings", backbone.tied),
             ("mm_vision_select_feature", "patch"),
             ("mm_use_im_start_end", False),
         ):
-            if value is not None and whole.get(key, value) != value:
+            if whole.get(key, value) != value:
                 raise WeightsError(
                     f"'{folder}' sets {key} to '{whole[key]}', and '{self.name}' has only '{value}'; name another folder"
                 )
+
+    def _declared(self, whole: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+        """What a configuration says besides that transformers' class knows what to do with; WeightsError for what nothing knows."""
+        assert folder is not None  # or there were no configuration
+        known = {*REQUIRED, *OPTIONAL, *OF_MGM, *WITHOUT_EFFECT, *OF_TRANSFORMERS}
+        if whole.get("hidden_activation") == whole.get("hidden_act"):
+            known.add("hidden_activation")  # later versions of Gemma say it twice
+        others = {key: value for key, value in whole.items() if key not in known and value is not None}
+        if not others:
+            return {}
+        declared = self.backbone.defaults()
+        refuse_unknown_settings(folder / "config.json", whole, known | declared.keys(), self.name)
+        return {key: value for key, value in others.items() if key in declared and value != declared[key]}
 
     def describe_towers(
         self, config: Mapping[str, Any], towers: Mapping[str, tuple[VisionTower[Any], Mapping[str, Any]]]
@@ -222,24 +238,22 @@ class Mgm(ModelArchitecture[MgmSettings]):
     def tensors(
         self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
     ) -> Mapping[str, LazyTensor]:
-        """From a plain language model's folder or an MGM folder. The copy of tied embeddings and the rotary
-        frequencies, which are computed, are left out."""
+        """From a plain language model's folder or an MGM folder."""
         found: dict[str, LazyTensor] = {}
         for name, tensor in weights.items():
-            if (name == "lm_head.weight" and self.backbone.tied) or name.endswith("rotary_emb.inv_freq"):
-                continue
             part = next((part for part in towers if name.startswith(f"{TOWERS[part]}.")), None)
-            if part is None:
-                found[name] = tensor
-            elif translated := towers[part].module_name(
-                name.removeprefix(f"{TOWERS[part]}.").removeprefix(NESTED[part])
-            ):
-                found[f"{TOWERS[part]}.{translated}"] = tensor
+            own = name.removeprefix(f"{TOWERS[part]}.").removeprefix(NESTED[part]) if part else name
+            translated = towers[part].module_name(own) if part else None
+            found[f"{TOWERS[part]}.{translated}" if part and translated else name] = tensor
         return found
 
     def parts_with_own_weights(self, config: Mapping[str, Any]) -> Collection[str]:
         """As upstream's loader does: CLIP is an MGM folder's, and the ConvNeXt its own folder's unless the MGM folder trained it."""
         return ("high",) if config.get("high_from") == "its folder" else ()
+
+    def untied(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same with a head of its own, which its base has in the embeddings."""
+        return {**config, "language": {**config["language"], "tie_word_embeddings": False}, "base_is_tied": True}
 
     def processor(
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
@@ -296,10 +310,6 @@ class MgmLlama(Mgm):
 
     name = "mgm-llama"
     backbone = LLAMA
-    roles: ClassVar[Mapping[str, str]] = {
-        **Mgm.roles,
-        "language.head": "from hidden states to tokens, where it is not the embeddings",
-    }
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,19 @@ class Backbone:
     """In a config.json: the plain language model's, and MGM's."""
     architecture: str
     """MGM's class, as published folders name it."""
-    tied: bool | None
-    """Whether the head is the embeddings; None where that is for the configuration to say."""
+    tied: bool
+    """Whether the head is the embeddings where a configuration does not say."""
     template: str
     """The template that its published models were trained with."""
     folder_name: str
     """What upstream's loader wants in the name of a folder to take it for this family."""
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings that transformers declares for this family, with their defaults."""
+        import transformers
+
+        declared: dict[str, Any] = getattr(transformers, self.config)().to_dict()
+        return declared
 
 
 GEMMA = Backbone(
@@ -92,7 +100,7 @@ LLAMA = Backbone(
     tokenizer="LlamaTokenizer",
     model_types=("llama", "mgm"),
     architecture="MGMLlamaForCausalLM",
-    tied=None,
+    tied=False,
     template="vicuna",
     folder_name="'mgm' in it, and neither '2b' nor '8x7b'",
 )
@@ -116,3 +124,24 @@ OPTIONAL = (
     "eos_token_id",
 )
 """What of a language model's config.json says how it computes."""
+OF_MGM = frozenset(
+    {
+        *("mm_vision_tower", "mm_vision_tower_aux", "mm_hidden_size", "mm_hidden_size_aux", "mm_vision_select_layer"),
+        *("mm_vision_select_feature", "mm_use_im_start_end", "optimize_vision_tower", "optimize_vision_tower_aux"),
+        *("image_size_aux", "mm_projector_type", "image_aspect_ratio", "image_grid", "image_global"),
+        *("conversation_template", "tie_word_embeddings"),
+    }
+)
+"""What a published folder's config.json says besides, and is followed."""
+WITHOUT_EFFECT = frozenset(
+    {
+        # Of the training that wrote a folder, and of the paths that it had.
+        *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_projector_lr", "pretrain_mm_mlp_adapter", "drop_path"),
+        *("unfreeze_mm_vision_tower", "vision_tower", "vision_tower_aux", "model_path", "tokenizer_padding_side"),
+        *("tokenizer_model_max_length", "mm_use_im_patch_token"),
+        # Read by nothing that makes an MGM: kept from LLaVA, or said twice.
+        *("use_mm_proj", "image_grid_pinpoints", "image_processor", "max_sequence_length"),
+        *("is_llama_config", "pretraining_tp", "cls_token_id"),
+    }
+)
+"""Keys that change nothing of what a trained model computes."""

@@ -191,7 +191,12 @@ def structure(
             **{name: (tower,) for name, tower in vision.items()},
         },
         image_encoder=tuple(TOWERS[part] for part in towers),
-        tied_weights={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
+        tied_weights={
+            **({"lm_head.weight": "model.embed_tokens.weight"} if tied else {}),
+            # Old folders hold the rotary frequencies, which are computed, once for each layer.
+            **{f"{layer}.self_attn.rotary_emb.inv_freq": "model.rotary_emb.inv_freq" for layer in layers},
+        },
+        untied={"lm_head.weight": "model.embed_tokens.weight"} if config.get("base_is_tied") else {},
     )
 
 

@@ -12,14 +12,48 @@ import numpy
 import torch
 from PIL import Image as PILImage
 
-from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput, Turn
+from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput, Turn, refuse_unknown_settings
 from graftwork.data import MAX_PIXELS, load_image
 from graftwork.errors import DataError, WeightsError
+from graftwork.weights import read_json, refuse_pointer
 from graftwork_mgm.backbones import Template
 
 PLACE = "<image>"
 IMAGE = -200
 """Stands for a whole image among token ids, until it is spread over its tokens."""
+
+
+TOKENIZER_SETTINGS = frozenset(
+    {
+        # Followed by transformers' classes.
+        *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+        *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "split_special_tokens", "add_prefix_space"),
+        *("legacy", "sp_model_kwargs", "do_lower_case", "errors"),
+        # Of batches and whole conversations, which are made here without them.
+        *(
+            "add_bos_token",
+            "add_eos_token",
+            "model_max_length",
+            "max_length",
+            "padding_side",
+            "truncation_side",
+            "stride",
+        ),
+        *("pad_to_multiple_of", "pad_token_type_id", "truncation_strategy", "model_input_names", "chat_template"),
+        *("use_default_system_prompt", "return_token_type_ids"),
+        # Of where it came from.
+        *(
+            "tokenizer_class",
+            "tokenizer_file",
+            "name_or_path",
+            "special_tokens_map_file",
+            "processor_class",
+            "auto_map",
+        ),
+        *("backend", "is_local", "from_slow", "local_files_only", "trust_remote_code", "vocab_size"),
+    }
+)
+"""Settings of a tokenizer that are followed, or change nothing of how text is written here."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +237,11 @@ def load_tokenizer(folder: Path, slow: str) -> Any:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise WeightsError(f"'{folder}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        refuse_pointer(folder / name)
+    if (file := folder / "tokenizer_config.json").is_file():
+        settings = {key: value for key, value in read_json(file).items() if not key.endswith("_token")}
+        refuse_unknown_settings(file, settings, TOKENIZER_SETTINGS, "the tokenizer")
     # Named by hand: AutoTokenizer would ask the model's class, which transformers does not know, for its own.
     name = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else slow
     return getattr(transformers, name).from_pretrained(folder, local_files_only=True)

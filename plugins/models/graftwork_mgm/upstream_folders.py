@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, RequiredTower, VisionTower
 from graftwork.errors import WeightsError
-from graftwork.weights import LazyTensor, tensor_files
+from graftwork.weights import LazyTensor, agreeing, tensor_files
 from graftwork_mgm import KEYS, TOWERS, TRAINED
 from graftwork_mgm.backbones import REQUIRED
 
@@ -81,11 +81,15 @@ class Reading:
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
         """What it holds besides an adapter's own tensors, by names in the built model."""
-        found: dict[str, LazyTensor] = dict(self.adapter.others) if self.adapter else {}
         whole = [] if self.adapter else [file.name for file in self.shards]
-        for name in whole or [self.mine] * bool(self.mine):
-            found.update(self.folder.tensors(name))
-        return self.model.tensors({unwrapped(name): tensor for name, tensor in found.items()}, self.towers)
+        sources: list[Mapping[str, LazyTensor]] = [self.adapter.others] if self.adapter else []
+        sources += [self.folder.tensors(name) for name in whole or [self.mine] * bool(self.mine)]
+        found: dict[str, LazyTensor] = {}
+        for held in sources:
+            for stored, tensor in held.items():
+                name = unwrapped(stored)
+                found[name] = agreeing(name, found[name], tensor) if name in found else tensor
+        return self.model.tensors(found, self.towers)
 
     @cached_property
     def is_full_model(self) -> bool:
@@ -219,6 +223,7 @@ class Reading:
         if not self.config and self.mine:
             return f"without config.json its {self.mine} says neither sizes nor towers; {LOST}"
         try:
+            self.model.configuration(self.folder.path)
             self.folder.shards()
         except WeightsError as error:
             return error.sentence

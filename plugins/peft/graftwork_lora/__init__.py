@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftwork.contracts import Adapter, Assembly, ExternalFolder
-    from graftwork.weights import LazyTensor
 
 ADAPTER = "default"
 START = "start"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""Where peft saves an adapter's tensors, the newer form first."""
-OWN = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(\.\w+)?(\.weight)?")
-"""A tensor of an adapter: the adapted module, and which of its matrices."""
-UNREADABLE = (
-    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "target_parameters", "lora_bias"),
-    *("use_qalora", "alora_invocation_tokens", "arrow_config"),
-)
-"""Settings of peft's that give an adapter's tensors another meaning, where they are not empty."""
-MOVED_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Beginnings of peft's `init_lora_weights` that change the base's own weights, which an adapter's folder does not hold."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +39,19 @@ class LoraSettings:
     target_modules: tuple[str, ...] = setting(
         (), "Of the roles' linear layers only those whose names end so, such as q_proj; by default all"
     )
+    rank_pattern: dict[str, int] = setting(
+        {}, "Other ranks for some layers, by how their names end or by a regular expression for it", minimum=1
+    )
+    alpha_pattern: dict[str, float] = setting({}, "Other alphas for some layers, named in the same way", minimum=0.0)
     plus_ratio: float = setting(1.0, "LoRA+: B learns this many times faster than A (arXiv:2402.12354)", minimum=0.0)
 
     def __post_init__(self) -> None:
         if self.use_dora and self.init == "pissa":
             raise ValueError("use_dora and init = 'pissa' cannot be combined; choose one")
+        if self.init == "pissa" and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError(
+                "init = 'pissa' has one rank and one alpha for all layers; remove rank_pattern and alpha_pattern"
+            )
 
 
 class Lora(PeftMethod[LoraSettings]):
@@ -117,6 +112,8 @@ class Lora(PeftMethod[LoraSettings]):
             use_rslora=s.use_rslora,
             use_dora=s.use_dora,
             target_modules=list(linears),
+            rank_pattern=dict(s.rank_pattern),
+            alpha_pattern=dict(s.alpha_pattern),
         )
 
     @contextmanager
@@ -162,11 +159,9 @@ class Lora(PeftMethod[LoraSettings]):
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The LoRA adapter that peft, or code that uses it, saved in a folder."""
-        file = next((name for name in FILES if name in folder.files), None)
-        config = folder.json("adapter_config.json")
-        if config.get("peft_type", "LORA" if file else "") != "LORA":
-            return None
-        return _Reading(config, folder.tensors(file) if file else {}).adapter(both=folder.files.issuperset(FILES))
+        from graftwork_lora.peft_folders import read
+
+        return read(folder)
 
 
 def ends_in(name: str, end: str) -> bool:
@@ -254,86 +249,6 @@ def _export(method: Lora, assembly: Assembly, folder: Path) -> list[str]:
         f"{len(vision)} of its {len(layers)} layers lie in vision towers, under their names in Graftwork's model: peft finds them "
         "there, and not in another program's"
     ]
-
-
-class _Reading:
-    """An adapter as peft saves it."""
-
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-        self.config = config
-        self.own: dict[str, LazyTensor] = {}
-        self.others: dict[str, LazyTensor] = {}
-        self.layers: dict[str, dict[str, LazyTensor]] = {}
-        for name, read in tensors.items():
-            if found := OWN.fullmatch(name.removeprefix("module.").removeprefix("base_model.model.")):
-                self.own[f"{found[1]}.{found[2]}.{ADAPTER}.weight"] = read
-                self.layers.setdefault(found[1], {})[found[2]] = read
-            else:
-                self.others[name] = read
-
-    def adapter(self, *, both: bool) -> Adapter:
-        """What is in it, and what is wrong with it."""
-        from graftwork.contracts import Adapter
-
-        config, kinds = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
-        scaled = f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8):g}, dropout {config.get('lora_dropout', 0):g}"
-        named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
-        return Adapter(
-            description=f"{' and '.join(named) or 'LoRA'} of {scaled}, on {len(self.layers)} linear layers ({', '.join(kinds)})",
-            settings=self.settings,
-            tensors=self.own,
-            modules=frozenset(self.layers),
-            others=self.others,
-            base=config.get("base_model_name_or_path") or "",
-            revision=config.get("revision") or "",
-            inconsistent=("it has an adapter_model.bin as well, which peft does not read beside safetensors",) * both,
-            refused=self.refusal(),
-        )
-
-    def settings(self, offered: Mapping[str, nn.Module]) -> dict[str, Any]:
-        """This method's settings; the layers are named by how they end where that tells them apart, else in full."""
-        targets = [name for name, module in offered.items() if module.get_parameter("weight").dim() == 2]
-        config, ends = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
-        chosen = {name for name in targets if any(ends_in(name, end) for end in ends)}
-        narrowed = (
-            () if set(targets) == set(self.layers) else ends if chosen == set(self.layers) else sorted(self.layers)
-        )
-        return {
-            "rank": config.get("r", 8),
-            "alpha": float(config.get("lora_alpha", 8)),
-            "dropout": float(config.get("lora_dropout", 0.0)),
-            "use_rslora": bool(config.get("use_rslora")),
-            "use_dora": bool(config.get("use_dora")),
-            "target_modules": [*narrowed],
-        }
-
-    def refusal(self) -> str:
-        """Why it cannot be used, and what would help; empty when it can."""
-        from graftwork.contracts import broken
-
-        config, count = self.config, len(self.own)
-        if not config:
-            return (
-                "it has no adapter_config.json, which says how the adapter is scaled; copy it from where it was trained"
-            )
-        if not count:
-            return "it holds no tensors of an adapter (adapter_model.safetensors or .bin); copy them from where it was trained"
-        if odd := [key for key in UNREADABLE if config.get(key)]:
-            return f"its adapter_config.json sets {', '.join(odd)}, which 'lora' does not have; merge it with peft, and train from that"
-        if (start := str(config.get("init_lora_weights"))).startswith(MOVED_BASE):
-            return f"it was started by '{start}', which changed the base's own weights, and it does not hold those; train again"
-        if useless := broken(self.own):
-            return useless
-        needed = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if config.get("use_dora") else [])}
-        if partial := [module for module, matrices in self.layers.items() if matrices.keys() != needed]:
-            return f"{len(partial)} of its layers do not have {', '.join(sorted(needed))} alone, such as '{partial[0]}'; restore it"
-        ranks = {matrices["lora_A"]().shape[0] for matrices in self.layers.values()}
-        if ranks != {config.get("r", 8)}:
-            return f"its matrices have rank {min(ranks)}, and adapter_config.json says {config.get('r', 8)}; restore it"
-        changes = any(m["lora_A"]().any() and m["lora_B"]().any() for m in self.layers.values())
-        if not changes and not config.get("use_dora"):
-            return "its adapter is all zero, so it changes nothing: use its base, or train again"
-        return ""
 
 
 @hookimpl
