@@ -153,9 +153,10 @@ def _carry(plan: Plan, folder: Path) -> tuple[list[str], list[str]]:
     base = folder_of(plan.model_spec.model)
     if base is None:
         return [], []
-    weight_files = {file.name for file in weights.tensor_files(base)}
-    there = sorted(f.name for f in base.iterdir() if f.is_file() and not f.name.endswith(".index.json"))
-    absent = [name for name in there if name not in weight_files and not (folder / name).exists()]
+    known = {CERTIFICATE, *(file.name for file in weights.tensor_files(base))}
+    there = sorted(f.name for f in base.iterdir() if f.is_file() and not f.name.startswith("."))
+    there = [name for name in there if name not in known and not name.endswith(".index.json")]
+    absent = [name for name in there if not (folder / name).exists()]
     carried = [name for name in absent if name in CARRIED]
     for name in carried:
         shutil.copyfile(base / name, folder / name)
