@@ -37,6 +37,20 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An earlier checkpoint whose tensors a run began with."""
+
+    sha256: str
+    """Of its manifest, which seals all the rest."""
+    given: str
+    """Its path as the run file wrote it."""
+    step: int
+
+    def __str__(self) -> str:
+        return f"'{self.given}' at step {self.step} (sha256 {self.sha256[:12]}…)"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a checkpoint is."""
 
@@ -58,6 +72,8 @@ class Manifest:
     data: dict[str, Any] = field(default_factory=dict)
     """How many records were used, and the groups that they belong to."""
     provenance: dict[str, str] = field(default_factory=dict)
+    initialised_from: tuple[Ancestor, ...] = ()
+    """What the run began with, what that began with, and so on, the oldest first; empty where all began anew."""
     format: int = FORMAT
     """As it was written; everything else here has the words of the present format."""
 

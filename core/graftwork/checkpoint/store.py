@@ -70,6 +70,7 @@ def save(
     data: Mapping[str, Any],
     optimizer: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, str] | None = None,
+    initialised_from: tuple[manifest.Ancestor, ...] = (),
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
@@ -109,6 +110,7 @@ def save(
             attention=assembly.kernel_usage(),
             data=dict(data),
             provenance={**provenance(), **(origin or {})},
+            initialised_from=initialised_from,
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)
@@ -272,8 +274,7 @@ def open_checkpoint(
         lookup,
         device=device,
         precision=precision,
-        trained=read_tensors(folder / TENSORS),
-        processor_folder=folder / PROCESSOR,
+        **contents(folder),
     )
     assembly.model.eval()
     verified = verification.verify(assembly, read_golden_inputs(folder, read), read.golden)
@@ -289,6 +290,11 @@ def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
                 if not missing_requirements(restore_component(choice, lookup).requires):
                     found.append(choice)
     return found
+
+
+def contents(folder: Path | None) -> dict[str, Any]:
+    """What `compose.build` takes of a checkpoint: its tensors, and where its processor is; empty without one."""
+    return {"trained": read_tensors(folder / TENSORS), "processor_folder": folder / PROCESSOR} if folder else {}
 
 
 def read_golden_inputs(folder: Path, read: Manifest) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ def plan(
     No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The
     exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
+    from graftwork.checkpoint import ancestry
     from graftwork.cli.memory import print_search
     from graftwork.jobs import planning as jobs
     from graftwork.jobs.run import load_run
@@ -77,7 +78,7 @@ def plan(
     if as_json:
         print_json(planned.to_json())
     else:
-        print_plan(console, planned.plan)
+        print_plan(console, planned.plan, ancestry.told(planned.ancestors))
         print_outline(console, planned.outline)
         if planned.search:
             print_search(console, planned.search)
@@ -89,8 +90,8 @@ def plan(
         ctx.exit(TOO_MUCH)
 
 
-def print_plan(console: Console, plan: Plan) -> None:
-    """Every choice of a plan with all its settings."""
+def print_plan(console: Console, plan: Plan, beginning: str = "") -> None:
+    """Every choice of a plan with all its settings; `beginning` is the checkpoint that it begins with."""
     model_spec, run_context = plan.model_spec, plan.run_context
     table = make_table(["what*", "component", "settings"])
 
@@ -112,6 +113,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         add("peft", model_spec.peft, [f"on = {', '.join(model_spec.on)}"])
     if model_spec.also_train:
         table.add_row("also_train", "", ", ".join(model_spec.also_train))
+    if run_context.init_from:
+        table.add_row("init_from", "", beginning or f"'{run_context.init_from.given}' (not there yet)")
     for choice in run_context.memory:
         add("memory", choice)
     for what, choices in (("source", run_context.sources), ("operator", run_context.operators)):
