@@ -61,11 +61,6 @@ def beginning(plan: Plan, lookup: Lookup, *, hashed: bool = True) -> Beginning |
     return Beginning(folder, (*read.initialised_from, Ancestor(seal, ref.given, read.step)))
 
 
-def told(ancestors: tuple[Ancestor, ...]) -> str:
-    """A chain as a phrase, the newest first; empty where there is none."""
-    return ", which began with ".join(map(str, reversed(ancestors)))
-
-
 def _differences(then: ModelSpec, now: ModelSpec, lookup: Lookup) -> Iterator[str]:
     """What gives an adapter's tensors another shape or meaning in another run, as clauses."""
     yield from _of_component("model", then.model, now.model, lookup)

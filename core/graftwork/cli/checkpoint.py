@@ -69,8 +69,6 @@ def print_checkpoint(console: Console, given: Path, found: Inspected) -> None:
 
 def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
     """What a checkpoint is: labels, and a phrase for each."""
-    from graftwork.checkpoint import ancestry
-
     model_spec = read.plan.model_spec
     values = sum(_size(entry.shape) for entry in read.tensors.values())
     created = read.provenance.get("created", "")
@@ -78,8 +76,8 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
     if origin := read.provenance.get("imported from"):
         steps = f"; trained there in {read.steps:,} steps" if read.steps else ""
         rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
-    if read.initialised_from:
-        rows.append(("began with", f"the tensors of {ancestry.told(read.initialised_from)}"))
+    if read.began_with:
+        rows.append(("began with", f"the tensors of {read.began_with}"))
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", model_spec.model), *model_spec.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""

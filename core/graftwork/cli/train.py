@@ -59,7 +59,6 @@ def plan(
     No weights are read, and they need not be there where `config` names their configuration, nor need data or a GPU. The
     exit status is 3 where the run does not fit into its memory.budget, or into --device-memory.
     """
-    from graftwork.checkpoint import ancestry
     from graftwork.cli.memory import print_search
     from graftwork.jobs import planning as jobs
     from graftwork.jobs.run import load_run
@@ -78,7 +77,7 @@ def plan(
     if as_json:
         print_json(planned.to_json())
     else:
-        print_plan(console, planned.plan, ancestry.told(planned.ancestors))
+        print_plan(console, planned.plan, planned.begins_with)
         print_outline(console, planned.outline)
         if planned.search:
             print_search(console, planned.search)

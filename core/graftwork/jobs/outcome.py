@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftwork.checkpoint.ancestry import told
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.sizes import format_size
 from graftwork.contracts.plan import Plan
@@ -25,7 +24,7 @@ def title_of(plan: Plan) -> str:
 
 def provenance_of(read: Manifest) -> dict[str, str]:
     """How a checkpoint came about: what its run began with, if with something, and by which versions, where and when."""
-    return ({"began with": told(read.initialised_from)} if read.initialised_from else {}) | read.provenance
+    return ({"began with": read.began_with} if read.began_with else {}) | read.provenance
 
 
 def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from graftwork.build.outline import Outline
 from graftwork.build.outline import outline as outline_of
 from graftwork.checkpoint import ancestry
-from graftwork.checkpoint.manifest import Ancestor
+from graftwork.checkpoint.manifest import Ancestor, told
 from graftwork.config.machine import detect_machine
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
@@ -34,6 +34,11 @@ class Planned:
     out: Path
     ancestors: tuple[Ancestor, ...] = ()
     """What the run begins with, and what that began with, the oldest first; empty where everything begins anew."""
+
+    @property
+    def begins_with(self) -> str:
+        """The same as a phrase; empty where everything begins anew."""
+        return told(self.ancestors)
 
     @property
     def fits(self) -> bool | None:
@@ -69,7 +74,7 @@ def plan(
     run, lookup, missing_files, machine = Run.of(run), lookup or installed(), list[str](), detect_machine()
     resolved = run.plan(lookup, fetch=False, missing=missing_files)
     allowed = budget.budget_bytes(resolved, machine, device_memory)
-    ancestors = begins_with(resolved, lookup, missing_files)
+    ancestors = ancestors_of(resolved, lookup, missing_files)
     outline = outline_of(resolved, lookup, machine)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
         missing_files.append(f"model: {outline.no_processor}")
@@ -87,7 +92,7 @@ def plan(
     return Planned(resolved, outline, search, missing_files, run.out, ancestors)
 
 
-def begins_with(plan: Plan, lookup: Lookup, missing_files: list[str]) -> tuple[Ancestor, ...]:
+def ancestors_of(plan: Plan, lookup: Lookup, missing_files: list[str]) -> tuple[Ancestor, ...]:
     """What a plan begins with, as far as it is there; CheckpointError where it does not fit."""
     ref = plan.run_context.init_from
     if ref and not Path(ref.path).exists():

@@ -57,7 +57,7 @@ def train(
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
     else:
         if begins := ancestry.beginning(plan, lookup, hashed=False):
-            listen(Message(f"begins with {ancestry.told(begins.ancestors)}; steps and optimizer begin anew"))
+            listen(Message(f"begins with {manifest.told(begins.ancestors)}; steps and optimizer begin anew"))
         plan, search = fitted(plan, lookup, machine, device or ("cuda" if machine.cuda else "cpu"), listen)
     outline = outlines.outline(plan, lookup, machine)
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
