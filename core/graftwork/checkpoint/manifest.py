@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +39,25 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """An earlier checkpoint whose tensors a run began with."""
+
+    sha256: str
+    """Of its manifest, which seals all the rest."""
+    given: str
+    """Its path as the run file wrote it."""
+    step: int
+
+    def __str__(self) -> str:
+        return f"'{self.given}' at step {self.step} (sha256 {self.sha256[:12]}…)"
+
+
+def told(ancestors: Sequence[Ancestor]) -> str:
+    """A chain of checkpoints as a phrase, the newest first; empty where there is none."""
+    return ", which began with ".join(map(str, reversed(ancestors)))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a checkpoint is."""
 
@@ -61,8 +81,15 @@ class Manifest:
     provenance: dict[str, str] = field(default_factory=dict)
     accounts: dict[str, FileAccount] = field(default_factory=dict)
     """What became of every tensor in the files that were read: of base weights and, for an import, of the other code's folder."""
+    initialised_from: tuple[Ancestor, ...] = ()
+    """What the run began with, what that began with, and so on, the oldest first; empty where all began anew."""
     format: int = FORMAT
     """As it was written; everything else here has the words of the present format."""
+
+    @property
+    def began_with(self) -> str:
+        """What the run began with, as a phrase; empty where all began anew."""
+        return told(self.initialised_from)
 
 
 def write(manifest: Manifest, folder: Path) -> None:

@@ -73,6 +73,7 @@ def save(
     optimizer: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, str] | None = None,
     accounts: Accounts | None = None,
+    initialised_from: tuple[manifest.Ancestor, ...] = (),
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
@@ -113,6 +114,7 @@ def save(
             data=dict(data),
             provenance={**provenance(), **(origin or {})},
             accounts={**assembly.base_files, **(accounts or {})},
+            initialised_from=initialised_from,
         )
         manifest.write(written, work)
         rebuild_shape(work, lookup)
@@ -276,8 +278,7 @@ def open_checkpoint(
         lookup,
         device=device,
         precision=precision,
-        trained=read_tensors(folder / TENSORS),
-        processor_folder=folder / PROCESSOR,
+        **contents(folder),
     )
     assembly.model.eval()
     verified = verification.verify(assembly, read_golden_inputs(folder, read), read.golden)
@@ -293,6 +294,11 @@ def rounding(read: Manifest, lookup: Lookup) -> list[Choice]:
                 if not missing_requirements(restore_component(choice, lookup).requires):
                     found.append(choice)
     return found
+
+
+def contents(folder: Path | None) -> dict[str, Any]:
+    """What `compose.build` takes of a checkpoint: its tensors, and where its processor is; empty without one."""
+    return {"trained": read_tensors(folder / TENSORS), "processor_folder": folder / PROCESSOR} if folder else {}
 
 
 def read_golden_inputs(folder: Path, read: Manifest) -> dict[str, Tensor]:

@@ -78,6 +78,8 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
     if origin := read.provenance.get("imported from"):
         steps = f"; trained there in {read.steps:,} steps" if read.steps else ""
         rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
+    if read.began_with:
+        rows.append(("began with", f"the tensors of {read.began_with}"))
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", model_spec.model), *model_spec.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""

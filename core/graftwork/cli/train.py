@@ -77,7 +77,7 @@ def plan(
     if as_json:
         print_json(planned.to_json())
     else:
-        print_plan(console, planned.plan)
+        print_plan(console, planned.plan, planned.begins_with)
         print_outline(console, planned.outline)
         if planned.search:
             print_search(console, planned.search)
@@ -89,8 +89,8 @@ def plan(
         ctx.exit(TOO_MUCH)
 
 
-def print_plan(console: Console, plan: Plan) -> None:
-    """Every choice of a plan with all its settings."""
+def print_plan(console: Console, plan: Plan, beginning: str = "") -> None:
+    """Every choice of a plan with all its settings; `beginning` is the checkpoint that it begins with."""
     model_spec, run_context = plan.model_spec, plan.run_context
     table = make_table(["what*", "component", "settings"])
 
@@ -112,6 +112,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         add("peft", model_spec.peft, [f"on = {', '.join(model_spec.on)}"])
     if model_spec.also_train:
         table.add_row("also_train", "", ", ".join(model_spec.also_train))
+    if run_context.init_from:
+        table.add_row("init_from", "", beginning or f"'{run_context.init_from.given}' (not there yet)")
     for choice in run_context.memory:
         add("memory", choice)
     for what, choices in (("source", run_context.sources), ("operator", run_context.operators)):

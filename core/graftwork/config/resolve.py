@@ -16,7 +16,7 @@ from graftwork.config.wording import count, join, suggestion
 from graftwork.contracts.component import Component, MissingFile
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower, Weighted
 from graftwork.contracts.lookup import Found, Lookup
-from graftwork.contracts.plan import Choice, ModelSpec, Plan, RunContext, TrainSettings, WeightsRef
+from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings, WeightsRef
 from graftwork.errors import ComponentNotFound, GraftworkError, PlanRefused, WeightsError
 
 
@@ -112,6 +112,7 @@ class _Resolver:
             strict_data=run.strict_data,
             train=self.train(model),
             evaluate=[each.choice for each in evaluators],
+            init_from=self.init_from(),
         )
         towers = {part: tower.choice for part, tower in parts.items()}
         model_spec = ModelSpec(model.choice, towers, peft.choice if peft else None, run.on, run.also_train)
@@ -132,6 +133,13 @@ class _Resolver:
                     if (line := f"{each.where}: {clause}") not in into:
                         into.append(line)
         return plan
+
+    def init_from(self) -> CheckpointRef | None:
+        """The checkpoint that the run begins with; it is not read here, as a resumed run no longer needs it."""
+        given = self.run.init_from
+        if given == "":
+            self.reasons.append("peft.init_from: is empty; name a checkpoint, or the folder of a run")
+        return CheckpointRef(given, str(weights.absolute(Path(given), self.run.folder))) if given else None
 
     def train(self, model: _Resolved) -> TrainSettings:
         """The settings of training, in which records are no longer than what the model reads."""

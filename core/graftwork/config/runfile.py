@@ -45,6 +45,8 @@ class RunFile:
     peft: Selection | None = None
     on: tuple[str, ...] = ()
     also_train: tuple[str, ...] = ()
+    init_from: str | None = None
+    """As the run file writes it."""
     attention: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Site to kernels in order of preference; `*` for sites that are not named. Empty when the run sets none."""
     memory: tuple[Selection, ...] = ()
@@ -99,6 +101,10 @@ class PeftTable:
         (), "The roles of the model that the method adapts; 'language' means all 'language.*'"
     )
     also_train: tuple[str, ...] = setting((), "The roles whose own parameters are trained as well")
+    init_from: str | None = setting(
+        None,
+        "A checkpoint, or the folder of a run, whose trained tensors this run begins with; everything else begins anew",
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ TABLES = ("model", "peft", "attention", "memory", "data", "train", "evaluate")
 RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
-    "peft": ("use", "on", "also_train"),
+    "peft": ("use", "on", "also_train", "init_from"),
     "data_source": ("use",),
     "data_operator": ("use",),
 }
@@ -303,6 +309,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         peft=Selection(peft_table.use, peft_settings, where="peft") if peft_table.use is not None else None,
         on=peft_table.on,
         also_train=peft_table.also_train,
+        init_from=peft_table.init_from,
         attention=attention,
         memory=memory,
         candidates=candidates,

@@ -223,6 +223,9 @@ class PeftMethod(Component[S]):
     """A way of training few parameters. It writes no save code and knows no model."""
 
     kind: ClassVar[str] = "peft"
+    learning_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that say how it learns alone, not what its tensors are or mean: they may be others in a run that begins with an
+    earlier adapter."""
 
     @abstractmethod
     def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:

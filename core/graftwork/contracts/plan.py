@@ -28,6 +28,16 @@ class WeightsRef:
 
 
 @dataclass(frozen=True)
+class CheckpointRef:
+    """An earlier checkpoint, or the run whose newest one is meant, that a run begins with."""
+
+    given: str
+    """As the run file wrote it."""
+    path: str
+    """The folder, absolute."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """One chosen component with all its settings."""
 
@@ -113,6 +123,8 @@ class RunContext:
     strict_data: bool = False
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: list[Choice] = field(default_factory=list)
+    init_from: CheckpointRef | None = None
+    """Whose tensors the trained ones begin with; None where the PEFT method gives them their values."""
 
 
 @dataclass(frozen=True)

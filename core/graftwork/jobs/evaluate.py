@@ -21,7 +21,7 @@ from graftwork.evaluate import evaluation
 from graftwork.evaluate.comparison import Comparison, compare
 from graftwork.evaluate.evaluation import Result
 from graftwork.jobs.messages import Answering, Listener, Message, ignore
-from graftwork.jobs.outcome import MAX_NAMED, notes, title_of
+from graftwork.jobs.outcome import MAX_NAMED, notes, provenance_of, title_of
 from graftwork.report import ReportContent
 
 BATCH_SIZE = 16
@@ -156,6 +156,6 @@ def report_of(opened: Opened, comparison: Comparison) -> ReportContent:
         kernels=comparison.provenance["runs"][-1]["attention"],
         data=read.data.get("stages", ()),
         verification={"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)},
-        provenance=read.provenance,
+        provenance=provenance_of(read),
         notes=notes(read.data, read.newly_initialised, read.golden.quantized),
     )

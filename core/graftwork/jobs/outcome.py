@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftwork.checkpoint.manifest import Manifest
 from graftwork.config.sizes import format_size
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.records import RecordCounts
@@ -20,6 +21,11 @@ def title_of(plan: Plan) -> str:
     """What a report is called: the method, and the model that it was used on."""
     spec = plan.model_spec
     return f"{spec.peft.name if spec.peft else 'training'} on {spec.model.name}"
+
+
+def provenance_of(read: Manifest) -> dict[str, str]:
+    """How a checkpoint came about: what its run began with, if with something, and by which versions, where and when."""
+    return ({"began with": read.began_with} if read.began_with else {}) | read.provenance
 
 
 def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[str, str]:

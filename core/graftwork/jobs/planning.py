@@ -10,6 +10,8 @@ from typing import Any
 
 from graftwork.build.outline import Outline
 from graftwork.build.outline import outline as outline_of
+from graftwork.checkpoint import ancestry
+from graftwork.checkpoint.manifest import Ancestor, told
 from graftwork.config.machine import detect_machine
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
@@ -30,6 +32,13 @@ class Planned:
     missing_files: Sequence[str]
     """What is not there yet, and needed to train or evaluate: sentences."""
     out: Path
+    ancestors: tuple[Ancestor, ...] = ()
+    """What the run begins with, and what that began with, the oldest first; empty where everything begins anew."""
+
+    @property
+    def begins_with(self) -> str:
+        """The same as a phrase; empty where everything begins anew."""
+        return told(self.ancestors)
 
     @property
     def fits(self) -> bool | None:
@@ -44,6 +53,7 @@ class Planned:
             "memory": self.search.to_json() if self.search else None,
             "missing_files": [*self.missing_files],
             "out": str(self.out),
+            "initialised_from": [asdict(ancestor) for ancestor in self.ancestors],
         }
 
 
@@ -64,6 +74,7 @@ def plan(
     run, lookup, missing_files, machine = Run.of(run), lookup or installed(), list[str](), detect_machine()
     resolved = run.plan(lookup, fetch=False, missing=missing_files)
     allowed = budget.budget_bytes(resolved, machine, device_memory)
+    ancestors = ancestors_of(resolved, lookup, missing_files)
     outline = outline_of(resolved, lookup, machine)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
         missing_files.append(f"model: {outline.no_processor}")
@@ -78,4 +89,14 @@ def plan(
             processes=processes,
             listen=lambda strategies: on_event(Rehearsing(strategies)),
         )
-    return Planned(resolved, outline, search, missing_files, run.out)
+    return Planned(resolved, outline, search, missing_files, run.out, ancestors)
+
+
+def ancestors_of(plan: Plan, lookup: Lookup, missing_files: list[str]) -> tuple[Ancestor, ...]:
+    """What a plan begins with, as far as it is there; CheckpointError where it does not fit."""
+    ref = plan.run_context.init_from
+    if ref and not Path(ref.path).exists():
+        missing_files.append(f"peft.init_from: there is no folder '{ref.path}'")
+        return ()
+    found = ancestry.beginning(plan, lookup, hashed=False)
+    return found.ancestors if found else ()

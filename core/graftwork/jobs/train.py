@@ -11,7 +11,7 @@ from typing import Any, cast
 from graftwork import processes
 from graftwork.build import outline as outlines
 from graftwork.build.outline import Outline
-from graftwork.checkpoint import manifest
+from graftwork.checkpoint import ancestry, manifest
 from graftwork.checkpoint.store import checkpoints
 from graftwork.config.machine import Machine, detect_machine
 from graftwork.config.restore import restore_component
@@ -23,7 +23,7 @@ from graftwork.errors import UnhealthyRun
 from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.evaluate import compare_opened, hashes_of, run_evaluation
 from graftwork.jobs.messages import Listener, Message, Rehearsing, ignore
-from graftwork.jobs.outcome import data_notes, memory_facts, notes, title_of
+from graftwork.jobs.outcome import data_notes, memory_facts, notes, provenance_of, title_of
 from graftwork.jobs.results import Compared, Scored, TrainResult
 from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for, verify_in_fresh_process
@@ -56,6 +56,8 @@ def train(
     if resume and (saved := checkpoints(out)):
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
     else:
+        if begins := ancestry.beginning(plan, lookup, hashed=False):
+            listen(Message(f"begins with {manifest.told(begins.ancestors)}; steps and optimizer begin anew"))
         plan, search = fitted(plan, lookup, machine, device or ("cuda" if machine.cuda else "cpu"), listen)
     outline = outlines.outline(plan, lookup, machine)
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
@@ -176,7 +178,7 @@ def report_content(
         kernels=read.attention,
         data=outcome.data["stages"],
         verification=result.verification,
-        provenance=read.provenance,
+        provenance=provenance_of(read),
         notes=notes(outcome.data, read.newly_initialised, read.golden.quantized),
         memory=memory_facts(search, outcome.peak),
         footprint=search.best.steps[-1].footprint if search and search.best else None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.build import compose
-from graftwork.checkpoint import manifest, store, verification
+from graftwork.checkpoint import ancestry, manifest, store, verification
 from graftwork.contracts.batch import Encoded, collate
 from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
 from graftwork.contracts.lookup import Lookup
@@ -122,6 +122,8 @@ def attempt(
             "folder with --out that all machines share"
         )
     saved = resumable(start, plan) if start else None
+    beginning = None if start else ancestry.beginning(plan, lookup)
+    source = beginning.folder if beginning else start
     if processes.is_first():
         store.sweep(out)
 
@@ -131,8 +133,7 @@ def attempt(
             plan,
             lookup,
             device=device,
-            trained=store.read_tensors(start / store.TENSORS) if start else None,
-            processor_folder=start / store.PROCESSOR if start else None,
+            **store.contents(source),
         )
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
@@ -141,6 +142,7 @@ def attempt(
     if not assembly.trained():
         raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
     loop = Loop(plan, assembly, data, steps, out, lookup, listen)
+    loop.ancestors = beginning.ancestors if beginning else ()
     if start and saved:
         loop.restore(saved, start)
     return loop.run()
@@ -173,7 +175,7 @@ class Loop:
         self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
         self.micro_batch_size = self.settings.micro_batch_size or self.settings.batch_size
-        self.step = 0
+        self.step, self.ancestors = 0, tuple[manifest.Ancestor, ...]()
         self.passed_over = 0
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
@@ -350,6 +352,7 @@ class Loop:
             health=self.health.verdict(ended=self.is_over),
             data=self.data.recorded(),
             optimizer=self.state(),
+            initialised_from=self.ancestors,
         )
         if processes.is_first():
             for old in store.checkpoints(self.out)[: -self.settings.keep]:
@@ -381,7 +384,7 @@ class Loop:
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
         if self.settings.weight_decay:
             refuse_other_decay(state, self.decays(), start)
-        self.step = saved.step
+        self.step, self.ancestors = saved.step, saved.initialised_from
         self.passed_over = int(state.get("passed_over", 0))
         self.steps -= self.passed_over if self.settings.steps is None else 0
         self.stepper.restore(state)

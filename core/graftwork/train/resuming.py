@@ -41,6 +41,8 @@ def comparable(plan: Plan) -> dict[str, Any]:
     def without_skipped(key: str, value: Any, skipped: tuple[str, ...]) -> Any:
         if key == "weights" and skipped:
             return value and value["sha256"]
+        if key == "init_from" and skipped:
+            return value and value["given"]
         if key in ("settings", "config"):
             skipped = ()  # Keys that components chose keep their meaning, whatever they are called.
         if isinstance(value, dict):

@@ -64,6 +64,7 @@ class Lora(PeftMethod[LoraSettings]):
     name = "lora"
     requires = Requires(packages=("peft>=0.19",))
     Settings = LoraSettings
+    learning_settings = ("dropout", "plus_ratio")
 
     def inject(self, model: nn.Module, targets: Sequence[str], *, fresh: bool) -> None:
         # peft imports bitsandbytes where it is installed, which warns that an optional package is missing.
