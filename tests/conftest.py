@@ -11,7 +11,7 @@ import golden_table
 import pytest
 import torch
 from hub_stand_in import Hub, served
-from tiny_runs import COMPONENTS, METHODS, PlanOf, Run, plan_of
+from tiny_runs import CHANGES, COMPONENTS, METHODS, PlanOf, Run, plan_of
 from verdict_runs import TABLE
 
 from graftwork.build import compose
@@ -63,6 +63,14 @@ def run_of(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFact
 def trained(run_of: Callable[[str], Run]) -> Run:
     """A LoRA run of four steps."""
     return run_of("lora")
+
+
+@pytest.fixture(scope="session")
+def whole(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with dropout that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    plan = plan_of(base, folder, CHANGES)
+    return Run(folder / "out", plan, train(plan, lookup, folder / "out", device="cpu"))
 
 
 @pytest.fixture

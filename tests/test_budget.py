@@ -26,7 +26,8 @@ from graftwork.report import ReportContent
 from graftwork.report.markdown import render_markdown
 from graftwork.report.memory import memory_course
 from graftwork.report.page import render_page
-from graftwork.train.loop import OutOfMemory, train
+from graftwork.train.loop import train
+from graftwork.train.out_of_memory import OutOfMemory
 from graftwork.train.resuming import comparable
 
 CPU = Machine()

@@ -17,27 +17,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONFIGS, LORA, Interrupted, PlanOf, Run, interrupt_at, plan_of
+from tiny_runs import CHANGES, CONFIGS, DROPOUT, LORA, STEPS, Interrupted, PlanOf, Run, interrupt_at, plan_of
 
 from graftwork.checkpoint import manifest
-from graftwork.checkpoint.store import GOLDEN_INPUTS, OPTIMIZER, TENSORS, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.checkpoint.store import GOLDEN_INPUTS, OPTIMIZER, TENSORS, checkpoints, open_checkpoint
+from graftwork.checkpoint.writing import UNFINISHED
 from graftwork.contracts import CheckpointSaved, DictLookup, Plan, RunEnded, RunStarted, StepTaken
 from graftwork.errors import CheckpointError
 from graftwork.train.loop import LOG, Outcome, train
 from graftwork.train.resuming import keep_log
 
-STEPS = 6
-DROPOUT = LORA | {"dropout": 0.3}
-CHANGES = {"peft": DROPOUT, "train.steps": STEPS, "train.save_every": 2, "train.keep": 9}
 STATE = f"{OPTIMIZER}/state.safetensors"
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with dropout that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    plan = plan_of(base, folder, CHANGES)
-    return Run(folder / "out", plan, train(plan, lookup, folder / "out", device="cpu"))
 
 
 def content(out: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:

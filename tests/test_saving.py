@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from tiny_runs import Run, plan_of
 
 from graftwork.build import compose
-from graftwork.checkpoint import manifest, store
-from graftwork.checkpoint.store import GOLDEN_INPUTS, UNFINISHED, checkpoints, open_checkpoint
+from graftwork.checkpoint import manifest, store, writing
+from graftwork.checkpoint.store import GOLDEN_INPUTS, checkpoints, open_checkpoint
+from graftwork.checkpoint.writing import UNFINISHED
 from graftwork.contracts import DictLookup
 from graftwork.errors import AdapterError, CheckpointError
 
@@ -126,7 +127,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_as_it_was(trained: Run, opene
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("File too large (os error 27)")])
 def test_whoever_notices_that_the_disk_is_full_it_is_one_sentence(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(CheckpointError) as caught, store.unfinished(tmp_path / "one") as work:
+    with pytest.raises(CheckpointError) as caught, writing.unfinished(tmp_path / "one") as work:
         (work / "half").write_bytes(b"half")
         raise error
     why = "the disk is full" if isinstance(error, OSError) else "File too large (os error 27)"
@@ -135,7 +136,7 @@ def test_whoever_notices_that_the_disk_is_full_it_is_one_sentence(tmp_path: Path
 
 
 def test_a_bug_while_saving_stays_a_bug_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), store.unfinished(tmp_path / "one"):
+    with pytest.raises(ZeroDivisionError), writing.unfinished(tmp_path / "one"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -159,8 +160,8 @@ def test_a_process_that_is_killed_while_saving_leaves_only_whole_checkpoints(
         assert len(found) > 1
         for each in found:
             assert opened(each).verification.error == 0.0
-        store.sweep(tmp_path / "out")
+        writing.sweep(tmp_path / "out")
         for each in found[1:]:
-            store.remove(each)
+            writing.remove(each)
     assert unfinished > 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]

@@ -100,6 +100,10 @@ COMPONENTS = (
     *(Shapes, EasyVqaSource, LlavaJson, DropBrokenImages, EasyVqa),
 )
 LORA = {"use": "lora", "on": ["language.attention", "language.mlp"], "rank": 4, "alpha": 8.0}
+DROPOUT = LORA | {"dropout": 0.3}
+STEPS = 6
+CHANGES = {"peft": DROPOUT, "train.steps": STEPS, "train.save_every": 2, "train.keep": 9}
+"""A run that is interrupted and goes on."""
 METHODS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "dora": LORA | {"use_dora": True},

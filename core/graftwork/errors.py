@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class GraftworkError(Exception):
@@ -46,6 +48,18 @@ class CheckpointError(GraftworkError):
 
 class AdapterError(CheckpointError):
     """An adapter whose tensors do not all match, or that changes nothing."""
+
+
+class RunInterrupted(GraftworkError):
+    """A run that a signal ended after a step; `checkpoint` holds all of it, or is None where nothing was there to save."""
+
+    def __init__(self, number: int, step: int, steps: int, checkpoint: Path | None, why: str = "") -> None:
+        self.signal, self.checkpoint = signal.Signals(number).name, checkpoint
+        self.status = 128 + number
+        """The exit status of a command that it ends, by convention."""
+        when = f"after step {step:,} of {steps:,}" if step else "before its first step"
+        what = f"it is saved as '{checkpoint}'; go on with --resume" if checkpoint else "nothing was there to save"
+        super().__init__(f"{self.signal} ended the run {when}; {what}" + f" ({why})" * bool(why))
 
 
 class UnhealthyRun(GraftworkError):

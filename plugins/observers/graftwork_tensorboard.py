@@ -25,9 +25,9 @@ _writers: dict[Path, SummaryWriter] = {}
 @hookimpl
 def happened(event: Event) -> None:
     """Write what the event says; the files are complete after an evaluation and when the run ends."""
-    from graftwork.contracts import Evaluated, RunEnded, StepTaken
+    from graftwork.contracts import Evaluated, RunEnded, RunStopped, StepTaken
 
-    if not isinstance(event, StepTaken | Evaluated | RunEnded) or not _is_installed():
+    if not isinstance(event, StepTaken | Evaluated | RunEnded | RunStopped) or not _is_installed():
         return
     writer = _writer(event.out)
     match event:

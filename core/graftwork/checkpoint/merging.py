@@ -20,7 +20,8 @@ from graftwork.checkpoint.certificate import (
     kept_by_weight,
     kept_by_weights,
 )
-from graftwork.checkpoint.store import Opened, put_in_place, read_golden_inputs, unfinished
+from graftwork.checkpoint.store import Opened, read_golden_inputs
+from graftwork.checkpoint.writing import put_in_place, unfinished
 from graftwork.config.restore import restore_component
 from graftwork.contracts.anatomy import DTYPES, earlier_names, named_tensors
 from graftwork.contracts.assembly import Assembly

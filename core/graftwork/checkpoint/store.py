@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +13,14 @@ from graftwork import __version__, hub, processes, weights
 from graftwork.build import compose, filling
 from graftwork.checkpoint import format1, manifest, verification
 from graftwork.checkpoint.manifest import Manifest
+from graftwork.checkpoint.writing import put_in_place, unfinished
 from graftwork.config.restore import restore_component
 from graftwork.contracts.accounting import Accounts
 from graftwork.contracts.component import missing_requirements
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef
 from graftwork.contracts.verdict import Verdict
-from graftwork.errors import CheckpointError, GraftworkError, WeightsError
+from graftwork.errors import CheckpointError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +31,6 @@ TENSORS = "tensors.safetensors"
 GOLDEN_INPUTS = "golden.safetensors"
 PROCESSOR = "processor"
 OPTIMIZER = "optimizer"
-UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -121,65 +118,6 @@ def save(
         put_in_place(work, folder)
     processes.all_gather_object(None)
     return written
-
-
-@contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write into; it is gone afterwards unless it was renamed."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise CheckpointError(f"'{folder}' could not be saved: {why}; earlier checkpoints are untouched") from error
-    except Exception as error:
-        # Libraries in Rust report a full disk in classes of their own (safetensors) or in none (tokenizers).
-        if isinstance(error, GraftworkError) or "(os error " not in str(error):
-            raise
-        raise CheckpointError(f"'{folder}' could not be saved: {error}; earlier checkpoints are untouched") from error
-
-
-def put_in_place(work: Path, folder: Path) -> None:
-    """Sync a finished folder to the disk and rename it to its final name; one that has the name makes way first."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in [*sorted(work.rglob("*"), reverse=True), work]:
-        # Temporary folders, and what some libraries write, are private at first; a checkpoint is as public as any file.
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        _sync(path)
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-        folder.rename(old / folder.name)
-        work.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        work.rename(folder)
-    _sync(folder.parent)
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint so that, whenever the process is killed, it has its name and all its files, or no name."""
-    old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-    folder.rename(old / folder.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sweep(out: Path) -> None:
-    """Remove what killed runs left unfinished in a run's folder."""
-    for left in out.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def with_fingerprints(plan: Plan, folder: Path) -> Plan:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -12,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graftwork import __version__, processes
-from graftwork.errors import GraftworkError
+from graftwork.errors import GraftworkError, RunInterrupted
 
 if TYPE_CHECKING:
     from graftwork_registry import Catalog
@@ -88,12 +93,19 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every failure ends in a sentence and an exit status."""
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            _say_ended("Interrupted.")
             ctx.exit(130)
+        except RunInterrupted as error:
+            if processes.is_first():
+                click.echo(str(error), err=True)
+                if error.checkpoint and ctx.invoked_subcommand == "train":
+                    click.echo(f"  {_resuming(ctx.meta[ARGUMENTS])}", err=True)
+            ctx.exit(error.status)
         except GraftworkError as error:
             processes.yield_to_launcher(error)
             if ctx.params["debug"]:
@@ -112,6 +124,36 @@ class Commands(click.Group):
             _print_traceback(error)
             click.echo("This is a bug in Graftwork or in a plugin; please report it with the lines above.", err=True)
             ctx.exit(BUG_STATUS)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM ends the command as Ctrl-C does, so that it takes its locks and unfinished folders with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        _say_ended("Terminated.")
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_ended(how: str) -> None:
+    """Say once how a command ended, also before the processes of a launcher know one another."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(how, err=True)
+
+
+def _resuming(arguments: Sequence[str]) -> str:
+    """The command that goes on with the run that a command began."""
+    once = [word for word in arguments if word not in ("--resume", "--accept-data", "--take-over")]
+    return shlex.join(["graftwork", *once, "--resume"])
 
 
 def _print_traceback(error: BaseException) -> None:

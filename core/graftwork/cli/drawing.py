@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
-from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, StepTaken
+from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.jobs.messages import Answering, Listener, Message, Rehearsing
 from graftwork.jobs.results import Compared, Scored
 
@@ -98,6 +98,8 @@ class Drawing:
         self.rates.clear()
         for note in event.notes:
             self.console.print(f"memory: {note}", style="yellow", markup=False)
+        for warning in event.warnings:
+            self.console.print(warning, style="yellow", markup=False)
         if event.step:
             self.console.print(f"resumed after step {event.step} of {event.steps}")
 
@@ -125,7 +127,7 @@ class Drawing:
             self.console.print(f"saved {event.folder}", markup=False)
 
     @draw.register
-    def _(self, event: RunEnded) -> None:
+    def _(self, event: RunEnded | RunStopped) -> None:
         self.close()
 
     @draw.register

@@ -12,7 +12,7 @@ from graftwork.cli import Session
 from graftwork.cli.checkpoint import open_checkpoint
 from graftwork.cli.console import print_json, progress_console
 from graftwork.cli.launch import on_processes
-from graftwork.cli.options import DEVICE, FOLDER, JSON, base_options, parse_settings
+from graftwork.cli.options import DEVICE, FOLDER, JSON, TAKE_OVER, base_options, parse_settings
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.jobs.checkpoint import MAX_NEW_TOKENS
 from graftwork.jobs.evaluate import BATCH_SIZE, EvaluationRequest
@@ -26,6 +26,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--limit", type=click.IntRange(1), metavar="N", help="Ask the first N whole questions only."),
         click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, show_default=True, metavar="N"),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the answers go."),
+        TAKE_OVER,
         DEVICE,
         base_options,
         JSON,
@@ -77,7 +78,9 @@ def request_of(options: Mapping[str, Any]) -> EvaluationRequest:
     if overrides and len(names) != 1:
         raise click.UsageError("--set changes the settings of one evaluator; name it with --on")
     settings = parse_settings(overrides)
-    return EvaluationRequest(names, settings, options["limit"], options["batch_size"], options["out"])
+    return EvaluationRequest(
+        names, settings, options["limit"], options["batch_size"], options["out"], options["take_over"]
+    )
 
 
 @click.command()

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+TAKE_OVER = click.option(
+    "--take-over", is_flag=True, help="Write into a folder whose lock, another machine's, was silent for ten minutes."
+)
 DEVICE = click.option("--device", metavar="NAME", help="Such as cpu or cuda:1; by default cuda where there is one.")
 
 

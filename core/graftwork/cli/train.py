@@ -13,7 +13,7 @@ from graftwork.cli import Session
 from graftwork.cli.console import make_table, open_console, print_json
 from graftwork.cli.drawing import drawing
 from graftwork.cli.launch import on_processes
-from graftwork.cli.options import DEVICE
+from graftwork.cli.options import DEVICE, TAKE_OVER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,18 +167,18 @@ def print_outline(console: Console, outline: Outline) -> None:
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to write; by default as the run file says."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the folder.")
+@click.option("--accept-data", is_flag=True, help="Resume on other data than the run began with.")
+@TAKE_OVER
 @DEVICE
 @on_processes
 @click.pass_obj
-def train(
-    session: Session, run: Path, overrides: tuple[str, ...], out: Path | None, resume: bool, device: str | None
-) -> None:
+def train(session: Session, /, run: Path, overrides: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Train as the run file RUN says; save, verify, compare with the base, and report."""
     from graftwork.jobs import train as jobs
     from graftwork.jobs.run import load_run
 
     with drawing(open_console()) as listen:
-        jobs.train(load_run(run, overrides), out, resume=resume, device=device, on_event=listen, lookup=session.catalog)
+        jobs.train(load_run(run, overrides), out, **options, on_event=listen, lookup=session.catalog)
 
 
 @click.command()

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         MemoryRanOut,
         RunEnded,
         RunStarted,
+        RunStopped,
         StepTaken,
     )
     from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, Rows, broken
@@ -85,7 +86,8 @@ if TYPE_CHECKING:
 LATE = {
     **dict.fromkeys(("Adaptation", "Assembly", "KernelBinding"), "assembly"),
     **dict.fromkeys(
-        ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "StepTaken"), "events"
+        ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "RunStopped", "StepTaken"),
+        "events",
     ),
     **dict.fromkeys(
         ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "Rows", "broken"), "external"
@@ -155,6 +157,7 @@ __all__ = [
     "RunContext",
     "RunEnded",
     "RunStarted",
+    "RunStopped",
     "Score",
     "StepTaken",
     "Stepper",

@@ -25,6 +25,8 @@ class RunStarted(Event):
     plan: Any
     notes: tuple[str, ...] = ()
     """What the memory strategies say of themselves."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of how it is resumed, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ class Evaluated(Event):
 
     evaluator: str
     scores: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """A signal ended the run after a step."""
+
+    step: int
+    steps: int
+    signal: str
+    """Its name, such as SIGTERM."""
+    folder: Path | None
+    """The checkpoint of that step; None where nothing was there to save."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,6 @@ class AnswerFile:
             self.lines = [entry for entry in found[1:] if "run" not in entry]
             with self.path.open("r+b") as file:
                 file.truncate(good)
-            if self.lines:
-                say(f"'{self.path}' holds {len(self.lines)} answers already; they are not asked for again")
             return
         if content:
             differing = [
@@ -98,10 +96,11 @@ class BatchResult:
         self.messages.clear()
 
 
-def line_of(one: Prediction) -> dict[str, Any]:
-    """The line of an answer."""
+def line_of(one: Prediction, asked: str) -> dict[str, Any]:
+    """The line of an answer; `asked` is the digest of its question."""
     return {
         "id": one.record.id,
+        "asked": asked,
         "group": one.group,
         "question": one.record.question,
         "reference": list(one.record.reference),
@@ -115,19 +114,45 @@ def line_of(one: Prediction) -> dict[str, Any]:
 
 
 def predictions(
-    evaluator: Evaluator[Any], asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]]
+    evaluator: Evaluator[Any],
+    asked: Mapping[str, Record],
+    lines: Sequence[Mapping[str, Any]],
+    digest: Callable[[Record], str] | None = None,
 ) -> dict[str, Prediction]:
-    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out."""
+    """The answers that lines of the file hold, scored anew; those to a question that has changed since are left out.
+
+    `digest` says what a question holds, images by content too. Files of before it was recorded are compared without, and so
+    are answers that were just given.
+    """
     done: dict[str, Prediction] = {}
     for line in lines:
         record = asked.get(line["id"])
-        if record and (line["question"], tuple(line["reference"])) == (record.question, record.reference):
+        if (
+            record
+            and (line["question"], tuple(line["reference"])) == (record.question, record.reference)
+            and (digest is None or line.get("asked", "") in ("", digest(record)))
+        ):
             scores = {variant: evaluator.score(record, text) for variant, text in line["answers"].items()}
             # Files of before it was recorded: at the limit an answer may have ended, and mostly has not.
             shorter = {variant: count < evaluator.max_new_tokens for variant, count in line["tokens"].items()}
             ended = line.get("ended", shorter)
             done[record.id] = Prediction(record, line["answers"], scores, line["tokens"], line["seconds"], ended)
     return done
+
+
+def describe_reuse(
+    path: Path, asked: Mapping[str, Record], lines: Sequence[Mapping[str, Any]], done: Mapping[str, Prediction]
+) -> str:
+    """What becomes of the answers that a file holds already, as a sentence."""
+    ids = {line["id"] for line in lines}
+    sentence = f"'{path}' holds {len(ids)} answers already"
+    if changed := sum(id in asked and id not in done for id in ids):
+        sentence += f"; {changed} of their questions have another text, image or reference now, and are asked again"
+    else:
+        sentence += "; they are not asked for again"
+    if unknown := sum("asked" not in line for line in lines):
+        sentence += f" (of {unknown} the images cannot be compared, as their Graftwork was older)"
+    return sentence
 
 
 def only(one: Prediction, variants: Sequence[str]) -> Prediction:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ from graftwork.contracts.batch import Encoded, collate
 from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record, RecordCounts, image_key, unit_key
 from graftwork.contracts.score import Prediction, plain_sum
+from graftwork.data.digest import image_hash, question_digest
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
-from graftwork.evaluate.answers import AnswerFile, BatchResult, line_of, only, predictions
+from graftwork.evaluate.answers import AnswerFile, BatchResult, describe_reuse, line_of, only, predictions
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, describe_maximum, format_score, tabulate
@@ -159,7 +160,10 @@ def evaluate(
         file.begin(_header(assembly, evaluator, variants, hashes), resume=resume, say=say)
     header, lines = processes.all_gather_object((file.header, file.lines))[0]
     asked = {record.id: record for record in records}
-    done = predictions(evaluator, asked, lines)
+    digest = partial(question_digest, hash_of=image_hash())
+    done = predictions(evaluator, asked, lines, digest)
+    if lines and processes.is_first():
+        say(describe_reuse(file.path, asked, lines, done))
     todo = questions.contiguous_slice(by_image([record for record in records if record.id not in done]))
     progress(len(done), len(records))
     batch_result, ran = BatchResult(), len(file.runs)
@@ -176,7 +180,7 @@ def evaluate(
     while True:
         # A batch of every process at a time, so that an interruption costs no more than that.
         for answered, size in islice(chunks, 1):
-            batch_result.lines = [line_of(one) for one in answered]
+            batch_result.lines = [line_of(one, digest(one.record)) for one in answered]
             batch_result.run = _describe_run(assembly, size)
         gathered = processes.all_gather_object(batch_result)
         for each in gathered:
@@ -203,14 +207,17 @@ def evaluate(
     limited = limit if len({unit_key(record) for record in records}) == limit else None
     result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file), limited)
     if processes.is_first():
-        (out / "scores.json").write_text(
-            json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        try:
-            evaluator.write(kept, out)
-        except GraftworkError as error:
-            say(f"{evaluator.name}: {error.sentence}")
+        _write(result, out, say)
     return result
+
+
+def _write(result: Result, out: Path, say: Callable[[str], None]) -> None:
+    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n"
+    (out / "scores.json").write_text(text, encoding="utf-8")
+    try:
+        result.evaluator.write(result.answered, out)
+    except GraftworkError as error:
+        say(f"{result.evaluator.name}: {error.sentence}")
 
 
 def _provenance(

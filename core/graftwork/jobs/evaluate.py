@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftwork import processes
+from graftwork.checkpoint.locking import one_writer
 from graftwork.checkpoint.store import Opened
 from graftwork.config.settings import parse
 from graftwork.contracts.assembly import Assembly
@@ -40,6 +41,8 @@ class EvaluationRequest:
     batch_size: int = BATCH_SIZE
     out: Path | None = None
     """By default `evaluation` beside the checkpoint."""
+    take_over: bool = False
+    """Whether to go on in spite of a stale lock of another machine (see `checkpoint.locking.one_writer`)."""
 
 
 def evaluators_of(checkpoint: Path, plan: Plan, lookup: Lookup, request: EvaluationRequest) -> list[Evaluator[Any]]:
@@ -80,6 +83,7 @@ def run_evaluators(
             hashes_of(opened),
             batch_size=request.batch_size,
             limit=request.limit,
+            take_over=request.take_over,
             listen=listen,
         )
         if processes.is_first():
@@ -122,21 +126,27 @@ def run_evaluation(
     *,
     batch_size: int = BATCH_SIZE,
     limit: int | None = None,
+    take_over: bool = False,
     listen: Listener = ignore,
 ) -> Result:
     """Ask an evaluator's questions, and report the progress and what could not be asked."""
-    result = evaluation.evaluate(
-        assembly,
-        evaluator,
-        variants=variants,
-        out=folder,
-        hashes=hashes,
-        batch_size=batch_size,
-        limit=limit,
-        strict=assembly.plan.run_context.strict_data,
-        progress=lambda done, total: listen(Answering(evaluator.name, done, total)),
-        say=lambda sentence: listen(Message(sentence)),
-    )
+
+    def say(sentence: str) -> None:
+        listen(Message(sentence))
+
+    with one_writer(folder, take_over=take_over, say=say):
+        result = evaluation.evaluate(
+            assembly,
+            evaluator,
+            variants=variants,
+            out=folder,
+            hashes=hashes,
+            batch_size=batch_size,
+            limit=limit,
+            strict=assembly.plan.run_context.strict_data,
+            progress=lambda done, total: listen(Answering(evaluator.name, done, total)),
+            say=say,
+        )
     if result.bad:
         listen(Message(f"{result.could_not_be_asked()}:", "warning"))
         for bad in result.bad[:MAX_NAMED]:

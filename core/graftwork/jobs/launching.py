@@ -2,50 +2,103 @@
 
 from __future__ import annotations
 
-import logging
+import math
+import os
 import signal
-import tempfile
-import uuid
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from graftwork.errors import GraftworkError
 
+FORWARDED = (signal.SIGTERM, signal.SIGINT)
+STOPPED = {128 + number for number in FORWARDED}
+"""The exit statuses of processes that ended because they were asked to, all after the same step."""
+GRACE_SECONDS = 10.0
+"""After a signal all end together, once everything is saved; one that does not waits for another that has ended."""
+WATCHED_EVERY = 0.1
+
 
 def launch(command: Sequence[str], count: int) -> int:
-    """Run a command on `count` processes, with torchrun's own launcher; returns the exit status of the first that failed.
+    """Run a command on `count` processes; returns the exit status of the first that failed.
 
-    A process that fails by itself has printed why; GraftworkError reports one that a signal ended.
+    SIGTERM and SIGINT are passed on, once each, and all processes are waited for; a second signal ends them at once. A
+    process that fails by itself has printed why; GraftworkError reports one that a signal ended.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    import torch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
+    # Whoever picks the port holds it: this process, as torchrun's agent does, by the same variables.
+    distributed: Any = torch.distributed
+    meeting = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(meeting.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    children: list[subprocess.Popen[bytes]] = []
+    with forwarding(children) as came:
         try:
-            elastic_launch(config, command[0])(*command[1:])
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            if failure.exitcode > 0:
-                return failure.exitcode
-            why = " (the system does that when main memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
-            raise GraftworkError(
-                f"process {rank} of {count} was ended by {failure.signal_name()}{why}, so the others were ended too; what was "
-                "saved before is intact: give the same command again, with --resume if it trains"
-            ) from None
-        except SignalException as error:
-            raise KeyboardInterrupt from error
-    return 0
+            for number in range(count):
+                own = variables | {"RANK": str(number), "LOCAL_RANK": str(number)}
+                # In a session of its own Ctrl-C reaches it once: from here.
+                children.append(subprocess.Popen(command, env=own, start_new_session=True))
+            failed = (0, 128 + came[0]) if came else watch(children, came)
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+    if failed is None:
+        return 0
+    rank, status = failed
+    if status > 0:
+        return status
+    if came:
+        return 128 + came[0]
+    why = " (the system does that when main memory runs out)" if status == -signal.SIGKILL else ""
+    raise GraftworkError(
+        f"process {rank} of {count} was ended by {signal.Signals(-status).name}{why}, so the others were ended too; what was "
+        "saved before is intact: give the same command again, with --resume if it trains"
+    )
+
+
+def watch(children: Sequence[subprocess.Popen[bytes]], came: Sequence[int]) -> tuple[int, int] | None:
+    """Wait until all have ended, or one has failed; which was the first, and how.
+
+    After a signal, which is in `came`, all are waited for: each of them has something to save or to say.
+    """
+    first, until = None, math.inf
+    while True:
+        running = [child for child in children if child.poll() is None]
+        first = first or next(
+            ((rank, child.returncode) for rank, child in enumerate(children) if child.returncode), None
+        )
+        if first and not came and first[1] not in STOPPED:
+            return first
+        if first and until == math.inf:
+            until = time.monotonic() + GRACE_SECONDS
+        if not running or len(came) > 1 or time.monotonic() > until:
+            return first
+        time.sleep(WATCHED_EVERY)
+
+
+@contextmanager
+def forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """While entered, SIGTERM and SIGINT go to the children; yields the list of those that came."""
+    came: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        came.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from graftwork import processes
 from graftwork.build import outline as outlines
 from graftwork.build.outline import Outline
 from graftwork.checkpoint import ancestry, manifest
+from graftwork.checkpoint.locking import one_writer
 from graftwork.checkpoint.store import checkpoints
 from graftwork.config.machine import Machine, detect_machine
 from graftwork.config.restore import restore_component
@@ -32,6 +33,7 @@ from graftwork.memory.budget import CandidateSearch
 from graftwork.report import ReportContent, write_report
 from graftwork.train import loop
 from graftwork.train.loop import Outcome
+from graftwork.train.out_of_memory import free_memory
 
 
 def train(
@@ -39,6 +41,8 @@ def train(
     out: str | PathLike[str] | None = None,
     *,
     resume: bool = False,
+    accept_data: bool = False,
+    take_over: bool = False,
     device: str | None = None,
     on_event: Listener = ignore,
     lookup: Lookup | None = None,
@@ -46,16 +50,29 @@ def train(
     """Carry out a run: fit it into memory, train, verify in a fresh process, compare with the base, and report.
 
     `run` is a `Run`, a dictionary of the same tables, or a run file. Checkpoints, answers and the report go into `out`, by
-    default where the run says. With `resume` it goes on from the newest checkpoint there. `on_event` gets every event and
-    message. Raises UnhealthyRun when the result should not be used, PlanRefused for a run that makes no sense here, and
-    other GraftworkErrors. Collective: several processes train and answer together, and the first one verifies and reports.
+    default where the run says. With `resume` it goes on from the newest checkpoint there, on the data that it began with, or with
+    `accept_data` on other data. No other command may write there meanwhile; `take_over` goes on in spite of the lock of
+    another machine's process that was silent for ten minutes. `on_event` gets every event and
+    message. Raises UnhealthyRun when the result should not be used, PlanRefused for a run that makes no sense here,
+    RunInterrupted when SIGTERM or SIGINT ended the training after a step, and other GraftworkErrors. Collective: several
+    processes train and answer together, and the first one verifies and reports.
     """
     run, lookup, listen = Run.of(run), lookup or installed(), on_event
-    plan, out, machine = run.plan(lookup), Path(out or run.out), detect_machine()
-    search = None
-    if resume and (saved := checkpoints(out)):
+    plan, out = run.plan(lookup), Path(out or run.out)
+    with one_writer(out, take_over=take_over, say=lambda sentence: listen(Message(sentence, "warning"))):
+        return carry_out(plan, lookup, out, resume, accept_data, device, listen)
+
+
+def carry_out(
+    plan: Plan, lookup: Lookup, out: Path, resume: bool, accept_data: bool, device: str | None, listen: Listener
+) -> TrainResult:
+    """All of `train` in a folder that nobody else writes into. Collective."""
+    search, machine, saved = None, detect_machine(), checkpoints(out)
+    if resume and saved:
         plan = as_begun(plan, manifest.read(saved[-1]).plan)
     else:
+        if resume:
+            listen(Message(f"there is nothing to resume: '{out}' holds no checkpoint; the run starts anew", "warning"))
         if begins := ancestry.beginning(plan, lookup, hashed=False):
             listen(Message(f"begins with {manifest.told(begins.ancestors)}; steps and optimizer begin anew"))
         plan, search = fitted(plan, lookup, machine, device or ("cuda" if machine.cuda else "cpu"), listen)
@@ -63,10 +80,10 @@ def train(
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
     share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
     listen(Message(f"{share}, attention: {kernels}"))
-    outcome = loop.train(plan, lookup, out, resume=resume, device=device, listen=listen)
+    outcome = loop.train(plan, lookup, out, resume=resume, accept_data=accept_data, device=device, listen=listen)
     # Verifying and comparing build the model again: two of them were not rehearsed.
     outcome.assembly = None
-    loop.free_memory()
+    free_memory()
     return finish(plan, lookup, outline, outcome, out, search, listen)
 
 

@@ -34,6 +34,8 @@ class Tally:
     micro_batches: int
     """Of the process that has the most."""
     unusable: Mapping[int, str] = field(default_factory=dict)
+    signal: int = 0
+    """The signal that a process got, which ends the run before the step; 0 where none did."""
 
 
 def strided_slice(indices: Sequence[int]) -> list[int]:
@@ -41,8 +43,8 @@ def strided_slice(indices: Sequence[int]) -> list[int]:
     return list(indices[processes.rank() :: processes.count()])
 
 
-def tally(share: Share) -> Tally:
-    """Count what all processes have in a step, from what this one has. Collective."""
+def tally(share: Share, signal: int = 0) -> Tally:
+    """Count what all processes have in a step, from what this one has and the signal that it got. Collective."""
     examples = [example for micro_batch in share.micro_batches for example in micro_batch]
     mine = Tally(
         records=len(examples),
@@ -51,6 +53,7 @@ def tally(share: Share) -> Tally:
         tokens=sum(len(e.input_ids) for e in examples),
         micro_batches=len(share.micro_batches),
         unusable=share.unusable,
+        signal=signal,
     )
     found = processes.all_gather_object(mine)
     return Tally(
@@ -60,6 +63,7 @@ def tally(share: Share) -> Tally:
         tokens=sum(each.tokens for each in found),
         micro_batches=max(each.micro_batches for each in found),
         unusable={index: line for each in found for index, line in each.unusable.items()},
+        signal=max(each.signal for each in found),
     )
 
 

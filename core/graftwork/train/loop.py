@@ -8,29 +8,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.build import compose
-from graftwork.checkpoint import ancestry, manifest, store, verification
+from graftwork.checkpoint import ancestry, manifest, store, verification, writing
 from graftwork.contracts.batch import Encoded, collate
-from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, StepTaken
+from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import steps_for
 from graftwork.data.training_data import TrainingData, faults_of, load_training_data
-from graftwork.errors import CheckpointError, GraftworkError
+from graftwork.errors import AdapterError, CheckpointError, RunInterrupted
 from graftwork.memory import budget
-from graftwork.train import data_parallel, progress
+from graftwork.train import data_parallel, progress, resuming
 from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
+from graftwork.train.interrupting import Signals
+from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
 from graftwork.train.progress import Measurement
-from graftwork.train.resuming import keep_log, random_states, refuse_other_decay, restore_random_states, resumable
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
@@ -63,19 +63,20 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    accept_data: bool = False,
     device: str | None = None,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
     """Train a plan, and write its log and its checkpoints into `out`.
 
     With `resume` it goes on from the newest checkpoint of `out`, exactly: on a CPU the losses equal, to the last bit,
-    those of a run that was never interrupted. Where the device's memory does not hold the first steps, it begins again on
+    those of a run that was never interrupted; with `accept_data` on other data than it began with, too. Where the device's memory does not hold the first steps, it begins again on
     the plan's next candidate, or with smaller micro-batches. Raises GraftworkError; an unhealthy run raises nothing: its
-    verdict says so. Collective: several processes share each step's records, and only the first writes and reports.
+    verdict says so. SIGTERM and SIGINT raise RunInterrupted after the step, when it is saved. Collective: several processes share each step's records, and only the first writes and reports.
     """
     while True:
         try:
-            return attempt(plan, lookup, out, resume=resume, device=device, listen=listen)
+            return attempt(plan, lookup, out, resume=resume, accept_data=accept_data, device=device, listen=listen)
         except OutOfMemory as error:
             fallback = budget.next_fallback(plan) if error.early and processes.count() == 1 else None
             if fallback is None:
@@ -86,23 +87,13 @@ def train(
         free_memory()
 
 
-def free_memory() -> None:
-    """Give back what a run that ended has left on its device."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def attempt(
     plan: Plan,
     lookup: Lookup,
     out: Path,
     *,
     resume: bool,
+    accept_data: bool,
     device: str | None,
     listen: Callable[[Event], None],
 ) -> Outcome:
@@ -110,22 +101,12 @@ def attempt(
     import torch
 
     settings = plan.run_context.train
-    found = store.checkpoints(out)
-    if found and not resume:
-        raise CheckpointError(
-            f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
-        )
-    start = found[-1] if found else None
-    if len(names := dict.fromkeys(processes.all_gather_object(start.name if start else "none"))) > 1:
-        raise CheckpointError(
-            f"the processes do not see the same checkpoints in '{out}' ({', '.join(names)}); name a "
-            "folder with --out that all machines share"
-        )
-    saved = resumable(start, plan) if start else None
+    start = resuming.starting_point(out, resume=resume)
+    saved = resuming.resumable(start, plan) if start else None
     beginning = None if start else ancestry.beginning(plan, lookup)
     source = beginning.folder if beginning else start
     if processes.is_first():
-        store.sweep(out)
+        writing.sweep(out)
 
     budget.enforce(plan, device)
     try:
@@ -144,18 +125,9 @@ def attempt(
     loop = Loop(plan, assembly, data, steps, out, lookup, listen)
     loop.ancestors = beginning.ancestors if beginning else ()
     if start and saved:
-        loop.restore(saved, start)
-    return loop.run()
-
-
-class OutOfMemory(GraftworkError):
-    """The device's memory does not hold the run; `early` while nothing is lost by beginning again."""
-
-    def __init__(self, when: str, *, early: bool) -> None:
-        super().__init__(
-            f"the device's memory ran out {when}; lower train.micro_batch_size or memory.budget, or name strategies in memory"
-        )
-        self.early = early
+        loop.restore(saved, start, accept_data=accept_data)
+    with loop.signals:
+        return loop.run()
 
 
 class Loop:
@@ -176,6 +148,10 @@ class Loop:
         self.settings: TrainSettings = plan.run_context.train
         self.micro_batch_size = self.settings.micro_batch_size or self.settings.batch_size
         self.step, self.ancestors = 0, tuple[manifest.Ancestor, ...]()
+        self.signals = Signals()
+        self.stopped_by = 0
+        """The signal that ends the run before its next step, as all processes agree; 0 where none does."""
+        self.history = resuming.DataHistory(data, plan.run_context)
         self.passed_over = 0
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
@@ -194,17 +170,17 @@ class Loop:
 
         notes = [(strategy.name, strategy.note(self.assembly)) for strategy in self.assembly.strategies]
         messages = tuple(f"{name}: {note}" for name, note in notes if note)
-        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, messages))
+        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, messages, self.history.messages))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:
             torch.manual_seed(self.plan.run_context.seed + processes.rank())
-        folder = self.out / f"checkpoint-{self.step}"
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / LOG if processes.is_first() else Path(os.devnull)
-        begun, line = self.step, dict[str, Any]()
+        begun = saved = self.step
+        line = dict[str, Any]()
         with ThreadPoolExecutor(1) as encoder, file.open("a" if self.step else "w", encoding="utf-8") as log:
 
             def write(line: dict[str, Any]) -> None:
@@ -215,7 +191,7 @@ class Loop:
             if self.step == 0:
                 self.measure_progress(encoder)
             for share, totals, started in self.shares(encoder):
-                with self.out_of_memory_told(f"in step {self.step + 1}"):
+                with out_of_memory_told(f"in step {self.step + 1}", early=lambda: self.is_early):
                     line = self.take_step(share.micro_batches, totals, started)
                 if self.step % self.settings.log_every == 0:
                     write(line)
@@ -225,16 +201,42 @@ class Loop:
                     self.measure_progress(encoder)
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
                     self.save()
-            if self.step != begun:
+                    saved = self.step
+            if self.step != begun and not self.stopped_by:
                 if line not in self.log[-1:]:
                     write(line)
                 # A run that began before there were measurements has nothing to be compared with.
                 if self.health.measurements and self.health.measurements[-1].step != self.step:
                     self.measure_progress(encoder)
-                folder = self.save()
+            if self.stopped_by:
+                raise self.stop(saved)
+            if self.step != saved:
+                self.save()
         verdict = self.health.verdict()
         self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
-        return Outcome(folder, verdict, self.assembly, self.data.summary, self.log, self.memory() or None)
+        if number := max(processes.all_gather_object(self.signals.number)):
+            raise RunInterrupted(number, self.step, self.steps, self.folder)
+        return Outcome(
+            self.folder, verdict, self.assembly, self.data.summary, self.log, peak_memory(self.assembly.device) or None
+        )
+
+    def stop(self, saved: int) -> RunInterrupted:
+        """Save the step that a signal ended the run after, unless it is the one that was `saved` last; what to raise."""
+        why = ""
+        if self.step != saved:
+            try:
+                self.save()
+            except AdapterError as error:
+                why = error.sentence  # So early that there is nothing to save.
+        folder = self.folder if self.step and not why else None
+        interrupted = RunInterrupted(self.stopped_by, self.step, self.steps, folder, why)
+        self.tell(RunStopped(self.out, self.step, self.steps, interrupted.signal, folder))
+        return interrupted
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint of the last step."""
+        return self.out / f"checkpoint-{self.step}"
 
     @property
     def is_over(self) -> bool:
@@ -250,7 +252,10 @@ class Loop:
         upcoming = encoder.submit(self.feed.share, self.step + self.passed_over)
         in_a_row, started = 0, time.perf_counter()
         while not self.is_over:
-            totals = data_parallel.tally(share := upcoming.result())
+            totals = data_parallel.tally(share := upcoming.result(), self.signals.number)
+            self.stopped_by = totals.signal
+            if self.stopped_by:
+                return
             self.data.leave_out(totals.unusable)
             usable = totals.records > 0
             if not usable:
@@ -264,22 +269,16 @@ class Loop:
                 yield share, totals, started
                 in_a_row, started = 0, time.perf_counter()  # Waiting for data is part of a step's time.
 
-    @contextmanager
-    def out_of_memory_told(self, when: str) -> Iterator[None]:
-        """While entered, a device whose memory runs out raises OutOfMemory, which says when."""
-        import torch
-
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            early = self.step < EARLY_STEPS and not store.checkpoints(self.out)
-            raise OutOfMemory(when, early=early) from None
+    @property
+    def is_early(self) -> bool:
+        """Whether nothing is lost by beginning again."""
+        return self.step < EARLY_STEPS and not store.checkpoints(self.out)
 
     def measure_progress(self, encoder: Executor) -> None:
         """Measure the records that are followed through the run; `encoder` is who encodes all records. Collective."""
         seed, count = self.plan.run_context.seed, len(self.data.records)
         examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
-        with self.out_of_memory_told(f"after step {self.step}"):
+        with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
             losses = progress.measure(self.assembly, examples, self.micro_batch_size)
         travelled = sum(self.rate_factor(step) for step in range(self.step))
         weights = progress.size_of_weights(self.assembly)
@@ -320,17 +319,10 @@ class Loop:
             images=totals.images,
             tokens=totals.tokens,
             seconds=time.perf_counter() - started,
-            memory=self.memory(),
+            memory=peak_memory(self.assembly.device),
         )
         self.tell(event)
         return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
-
-    def memory(self) -> int:
-        """The most bytes that tensors have taken of a CUDA device so far; 0 on a CPU."""
-        import torch
-
-        device = self.assembly.device
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
     def tell(self, event: Event) -> None:
         """Tell the caller and every observer, once for all processes."""
@@ -338,38 +330,36 @@ class Loop:
             self._listen(event)
             self.lookup.emit(event)
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Save a complete checkpoint of this step, and remove the oldest."""
-        folder = self.out / f"checkpoint-{self.step}"
         self.health.data_faults = faults_of(self.data.usable)
         store.save(
             self.assembly,
-            folder,
+            self.folder,
             self.lookup,
             step=self.step,
             steps=self.steps,
             golden=self.golden,
             health=self.health.verdict(ended=self.is_over),
-            data=self.data.recorded(),
+            data={**self.data.recorded(), **self.history.recorded()},
             optimizer=self.state(),
             initialised_from=self.ancestors,
         )
         if processes.is_first():
             for old in store.checkpoints(self.out)[: -self.settings.keep]:
-                store.remove(old)
-        self.tell(CheckpointSaved(self.out, self.step, folder))
-        return folder
+                writing.remove(old)
+        self.tell(CheckpointSaved(self.out, self.step, self.folder))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs besides the trained tensors, as tensors."""
         import torch
 
         state = self.stepper.state()
-        state |= random_states(self.assembly.device)
+        state |= resuming.random_states(self.assembly.device)
         state["passed_over"] = torch.tensor(self.passed_over)
         state["left_out"] = torch.tensor(sorted(self.data.unusable), dtype=torch.int64)
         state["decays"] = self.decays()
-        return state | self.health.state()
+        return state | self.history.digest.tensors() | self.health.state()
 
     def decays(self) -> Tensor:
         """Whether weight decay falls on each trained parameter, in their order."""
@@ -377,25 +367,27 @@ class Loop:
 
         return torch.tensor([decays(self.assembly.model, name) for name in self.stepper.parameters])
 
-    def restore(self, saved: manifest.Manifest, start: Path) -> None:
+    def restore(self, saved: manifest.Manifest, start: Path, *, accept_data: bool) -> None:
         """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
         import torch
 
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
         if self.settings.weight_decay:
-            refuse_other_decay(state, self.decays(), start)
+            resuming.refuse_other_decay(state, self.decays(), start)
         self.step, self.ancestors = saved.step, saved.initialised_from
         self.passed_over = int(state.get("passed_over", 0))
         self.steps -= self.passed_over if self.settings.steps is None else 0
         self.stepper.restore(state)
         # A process that had no counterpart then starts from the seed, and differs from the others.
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
-        restore_random_states(state, self.assembly.device)
+        resuming.restore_random_states(state, self.assembly.device)
         self.health.restore(state)
-        if "left_out" in state:
+        if self.history.restore(saved, state, start, accept=accept_data):
+            self.health.measurements.clear()  # They were of other records.
+        elif "left_out" in state:
             self.data.leave_out_again(state["left_out"].tolist(), saved.data)
         if processes.is_first():
-            self.log = keep_log(self.out / LOG, self.step)
+            self.log = resuming.keep_log(self.out / LOG, self.step)
 
 
 LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.checkpoint import manifest, store
-from graftwork.contracts.plan import Plan
+from graftwork.contracts.plan import Plan, RunContext
+from graftwork.data.digest import STATE, digest_of
+from graftwork.data.training_data import TrainingData
 from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+def starting_point(out: Path, *, resume: bool) -> Path | None:
+    """The newest checkpoint of a run's folder, to go on from; None where there is none. Collective."""
+    found = store.checkpoints(out)
+    if found and not resume:
+        raise CheckpointError(
+            f"'{out}' already holds {found[-1].name}; go on with --resume, or name another folder with --out"
+        )
+    start = found[-1] if found else None
+    if len(names := dict.fromkeys(processes.all_gather_object(start.name if start else "none"))) > 1:
+        raise CheckpointError(
+            f"the processes do not see the same checkpoints in '{out}' ({', '.join(names)}); name a "
+            "folder with --out that all machines share"
+        )
+    return start
 
 
 def resumable(start: Path, plan: Plan) -> manifest.Manifest:
@@ -32,6 +51,49 @@ def resumable(start: Path, plan: Plan) -> manifest.Manifest:
             differing[:10],
         )
     return saved
+
+
+class DataHistory:
+    """What data a run reads, and after which steps it went on with other data."""
+
+    def __init__(self, data: TrainingData, run_context: RunContext) -> None:
+        self._digest_of = partial(digest_of, data.records, data.lengths, run_context)
+        self.digest = self._digest_of()
+        self.accepted: list[dict[str, Any]] = []
+        self.messages: tuple[str, ...] = ()
+        """What a person should know of it, a sentence each."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest says."""
+        return {"digest": self.digest.recorded(), "accepted": self.accepted}
+
+    def restore(self, saved: manifest.Manifest, state: Mapping[str, Tensor], start: Path, *, accept: bool) -> bool:
+        """Compare with what the run of a checkpoint has read; whether it is other data, which is to be accepted.
+
+        CheckpointError with all that differs, unless `accept`. Collective.
+        """
+        recorded = saved.data.get("digest")
+        if not recorded or f"{STATE}ids" not in state:
+            self.messages = (
+                f"'{start}' does not record its data, as its Graftwork was older: that it goes on with the same cannot be verified",
+            )
+            return False
+        self.accepted = [*saved.data["accepted"]]
+        if (by_content := recorded["images_by"] == "content") != self.digest.by_content:
+            self.digest = self._digest_of(by_content=by_content)
+        gathered = processes.all_gather_object(self.digest.differences(state))
+        differing = next(filter(None, gathered), [])
+        if not differing:
+            return False
+        if not accept:
+            raise CheckpointError(
+                f"'{start}' was trained on other data than is read now: {differing[0]}; change the data back, begin a new run "
+                "with --out, or go on with this data by --accept-data",
+                [*differing[1:], *self.digest.changed_files(recorded["files"])],
+            )
+        self.accepted.append({"after_step": saved.step, "differences": differing})
+        self.messages = (f"the run goes on with other data from step {saved.step + 1:,}: {'; '.join(differing)}",)
+        return True
 
 
 def comparable(plan: Plan) -> dict[str, Any]:
