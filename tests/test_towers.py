@@ -91,6 +91,12 @@ def test_clip_reads_the_vision_half_of_a_whole_clip(tmp_path: Path) -> None:
     assert (output.pixels.mean, output.pixels.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
+def test_clip_reads_the_pixels_of_its_configuration_where_no_file_of_their_own_says_otherwise(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    pixels = CLIP.describe(CLIP.configuration(tmp_path)).pixels
+    assert (pixels.mean, pixels.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
 @pytest.mark.parametrize("prefix", ["", "vision_model.", "vision_tower.vision_model."])
 def test_clip_knows_its_tensors_under_every_prefix(prefix: str) -> None:
     assert CLIP.module_name(f"{prefix}pre_layrnorm.weight") == "vision_model.pre_layrnorm.weight"

@@ -52,7 +52,7 @@ WITHOUT_EFFECT = frozenset(
             "text_config",
             "text_config_dict",
         ),
-        *("tie_word_embeddings", "image_mean", "initializer_factor", "dropout"),
+        *("tie_word_embeddings", "initializer_factor", "dropout"),
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 )
@@ -91,7 +91,7 @@ class Clip(VisionTower[ClipSettings]):
             raise WeightsError(f"'{folder}' holds a '{whole['model_type']}', and 'clip' reads CLIP; name a CLIP folder")
         # As transformers reads it: the older of the two nested tables counts where there are both.
         vision = {**whole.get("vision_config", whole), **(whole.get("vision_config_dict") or {})}
-        known = {*DEFAULTS, *WITHOUT_EFFECT, *OF_TRANSFORMERS}
+        known = {*DEFAULTS, *WITHOUT_EFFECT, *OF_TRANSFORMERS, "image_mean", "image_std"}
         for table in (whole, vision):
             refuse_unknown_settings(folder / "config.json", table, known, self.name)
         config = {key: vision.get(key, default) for key, default in DEFAULTS.items()}
@@ -107,7 +107,7 @@ class Clip(VisionTower[ClipSettings]):
         return {
             **config,
             "image_mean": pixels.get("image_mean", vision.get("image_mean", list(MEAN))),
-            "image_std": pixels.get("image_std", list(STD)),
+            "image_std": pixels.get("image_std", vision.get("image_std", list(STD))),
         }
 
     def example(self, folder: Path) -> None:
