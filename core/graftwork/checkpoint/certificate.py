@@ -118,7 +118,7 @@ def check(certificate: Certificate, largest: float) -> None:
     if stored != "fp32" and (error > certificate.tolerance or weights_lost):
         raise CheckpointError(
             f"stored in {stored}, the merged model keeps {certificate.share}: its logits differ by {error:.3g} where the adapter moves "
-            f"them by {distance:.3g}; at most {verification.SHARE:.0%} of that, and half of the median tensor's change, may be lost; nothing "
+            f"them by {distance:.3g}; at most {verification.SHARE:.0%} of that, and {1 - MEDIAN_KEPT:.0%} of the median tensor's change, may be lost; nothing "
             "was written: store it with --precision fp32"
         )
     if error > certificate.tolerance:
