@@ -46,10 +46,10 @@ def test_the_schema_knows_the_installed_components_and_their_settings() -> None:
     options = {option["properties"]["use"].get("const"): option for option in tables["peft"]["anyOf"]}
     assert set(options) == {None, "lora", "full"}
     assert options["lora"]["additionalProperties"] is False
-    assert set(options["lora"]["properties"]) == {"use", "on", "also_train", "rank", "init"}
+    assert set(options["lora"]["properties"]) == {"use", "on", "also_train", "init_from", "rank", "init"}
     assert options["lora"]["properties"]["use"]["description"] == "The lora of peft"
     assert options["lora"]["properties"]["init"]["enum"] == ["zero", "svd"]
-    assert set(options["full"]["properties"]) == {"use", "on", "also_train"}
+    assert set(options["full"]["properties"]) == {"use", "on", "also_train", "init_from"}
 
     part = tables["model"]["anyOf"][1]["properties"]["parts"]["additionalProperties"]
     assert part["properties"]["use"]["anyOf"][0] == {"enum": ["eye", "none"]}
