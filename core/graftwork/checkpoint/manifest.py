@@ -12,6 +12,7 @@ from typing import Any
 from graftwork.checkpoint import format1
 from graftwork.checkpoint.verification import GoldenFacts
 from graftwork.contracts.plan import Plan
+from graftwork.contracts.records import RecordCounts
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
 
@@ -60,6 +61,11 @@ class Manifest:
     provenance: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
     """As it was written; everything else here has the words of the present format."""
+
+    @property
+    def record_counts(self) -> RecordCounts | None:
+        """How many records its run read, used and left out; None where that was not recorded."""
+        return RecordCounts.recorded(self.data)
 
 
 def write(manifest: Manifest, folder: Path) -> None:
