@@ -131,6 +131,19 @@ def labels_no_stop(processor: Any, record: Record) -> Any:
     return replace(encoded, labels=[IGNORED if label in processor.stop_ids else label for label in encoded.labels])
 
 
+def labels_the_system(processor: Any, record: Record) -> Any:
+    """What the system says is to be learned as well."""
+    encoded = processor.encode(record)
+    if record.turns[0].role != "system":
+        return encoded
+    return replace(encoded, labels=[encoded.input_ids[0], *encoded.labels[1:]])
+
+
+def forgets_the_system(processor: Any, record: Record) -> Any:
+    """What the system says is lost."""
+    return processor.encode(replace(record, turns=tuple(turn for turn in record.turns if turn.role != "system")))
+
+
 def prompts_otherwise(processor: Any, record: Record) -> Any:
     """A prompt ends in a space, which training does not have."""
     encoded = processor.encode(record)

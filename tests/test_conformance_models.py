@@ -89,6 +89,16 @@ BROKEN = {
         "answers are labelled and nothing else",
         "without one the model never ends",
     ),
+    "a labelled system turn": (
+        models.processing(encode=models.labels_the_system),
+        "a system turn is used or refused",
+        "a system turn must have no labels",
+    ),
+    "a lost system turn": (
+        models.processing(encode=models.forgets_the_system),
+        "a system turn is used or refused",
+        "a system turn must not be lost",
+    ),
     "another prompt": (
         models.processing(encode=models.prompts_otherwise),
         "a prompt is how training begins",

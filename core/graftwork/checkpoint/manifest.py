@@ -14,6 +14,7 @@ from graftwork.checkpoint import format1
 from graftwork.checkpoint.verification import GoldenFacts
 from graftwork.contracts.accounting import FileAccount
 from graftwork.contracts.plan import Plan
+from graftwork.contracts.records import RecordCounts
 from graftwork.contracts.verdict import Verdict
 from graftwork.errors import CheckpointError
 
@@ -90,6 +91,11 @@ class Manifest:
     def began_with(self) -> str:
         """What the run began with, as a phrase; empty where all began anew."""
         return told(self.initialised_from)
+
+    @property
+    def record_counts(self) -> RecordCounts | None:
+        """How many records its run read, used and left out; None where that was not recorded."""
+        return RecordCounts.recorded(self.data)
 
 
 def write(manifest: Manifest, folder: Path) -> None:

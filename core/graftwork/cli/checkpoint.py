@@ -16,7 +16,6 @@ from graftwork.cli.console import open_console, print_facts, print_json, progres
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import FOLDER, JSON, PRECISION, base_options, parse_parts, place_options
 from graftwork.cli.printing import print_accounts, print_diagnosis
-from graftwork.contracts.records import RecordCounts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,7 +113,7 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
             (f"attention, {site}", f"{ran} ran in {read.golden.precision} on the {read.golden.device}{fallbacks}")
         )
     groups = ", ".join(f"{name} ({count:,})" for name, count in read.data.get("groups", {}).items())
-    used = RecordCounts.recorded(read.data) or f"{read.data.get('records', 0):,} records"
+    used = read.record_counts or f"{read.data.get('records', 0):,} records"
     rows.append(("data", f"{used}: {groups}" if groups else str(used)))
     return rows
 

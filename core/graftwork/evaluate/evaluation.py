@@ -198,12 +198,12 @@ def evaluate(
         done.update(predictions(evaluator, asked, lines))
         progress(len(done) + len(bad) - malformed, len(records))
         batch_result.clear()
+    RecordCounts(len(records) + malformed, len(done), len(bad))  # every question that was read is answered or named
     if not done:
         raise DataError(
             f"none of the {len(records)} questions of '{evaluator.name}' could be asked; the first: {bad[0].where}: {bad[0].why}"
         )
     kept = tuple(only(done[record.id], variants) for record in records if record.id in done)
-    RecordCounts(len(records) + malformed, len(kept), len(bad))  # every question that was read is answered or named
     limited = limit if len({unit_key(record) for record in records}) == limit else None
     result = Result(evaluator, kept, tuple(bad), _provenance(header, variants, kept, file), limited)
     if processes.is_first():
