@@ -84,7 +84,7 @@ class Launched:
 
     def output(self) -> tuple[str, str]:
         """The standard output and the standard error, once it has ended."""
-        return self.process.communicate(timeout=300)
+        return self.process.communicate(timeout=1800)
 
 
 class Runs:

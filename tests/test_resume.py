@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,63 +260,33 @@ def test_a_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 # Killed for real ------------------------------------------------------------------------------------------------------
 
 
-def started(plan: Plan, folder: Path) -> subprocess.Popen[bytes]:
-    """A process that trains a plan into `out`, or goes on with it."""
+def killed(plan: Plan, folder: Path, what: str, number: int) -> None:
+    """Train a plan into `out`, or go on with it, in a process that is killed at a step, or at a touch of a file."""
     (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
     program = Path(__file__).with_name("tiny_runs.py")
-    return subprocess.Popen([sys.executable, program, folder / "plan.json", folder / "out"], stderr=subprocess.PIPE)
+    command = [sys.executable, program, folder / "plan.json", folder / "out", what, str(number)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
-    """Wait for something that a process does."""
-    until = time.monotonic() + seconds
-    while not true():
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(base: Path, lookup: DictLookup, tmp_path: Path) -> None:
-    steps = {"train.steps": 24, "train.save_every": 2, "train.keep": 3}
-    plan = plan_of(base, tmp_path, {"peft": DROPOUT} | steps)
-    out = tmp_path / "out"
-    process = started(plan, tmp_path)
-    wait_until(lambda: (out / "checkpoint-4").exists(), process)
-    kill(process)
-    assert 4 <= int(checkpoints(out)[-1].name.rpartition("-")[2]) < 24
-    resumed(plan, lookup, out)
-    train(plan, lookup, tmp_path / "whole", device="cpu")
-    assert_equal(out, tmp_path / "whole")
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_been(whole: Run, lookup: DictLookup, tmp_path: Path) -> None:
+    killed(whole.plan, tmp_path, "step", 5)
+    assert checkpoints(tmp_path / "out")[-1].name == "checkpoint-4"
+    resumed(whole.plan, lookup, tmp_path / "out")
+    assert_equal(tmp_path / "out", whole.out)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_ten_times_at_random_keeps_every_checkpoint_whole(
     base: Path, lookup: DictLookup, tmp_path: Path
 ) -> None:
-    steps = {"train.steps": 120, "train.save_every": 1, "train.keep": 3}
-    plan = plan_of(base, tmp_path, {"peft": DROPOUT} | steps)
+    plan = plan_of(base, tmp_path, {"peft": DROPOUT, "train.steps": 400, "train.save_every": 1, "train.keep": 3})
     out = tmp_path / "out"
     chance = random.Random(os.environ.get("GRAFTWORK_TEST_SEED", "1"))
     opened = 0
     for _ in range(10):
-        before = len((out / LOG).read_text().splitlines()) if (out / LOG).exists() else 0
-
-        def is_training(before: int = before) -> bool:
-            return (out / LOG).exists() and len((out / LOG).read_text().splitlines()) not in (0, before)
-
-        process = started(plan, tmp_path)
-        wait_until(is_training, process)
-        time.sleep(chance.uniform(0.0, 0.7))
-        kill(process)
+        killed(plan, tmp_path, "touch", chance.randrange(150, 400))
         for folder in checkpoints(out):
             assert open_checkpoint(folder, lookup, device="cpu").verification.error == 0.0
             opened += 1
     assert opened >= 10
-    resumed(plan, lookup, out)
-    train(plan, lookup, tmp_path / "whole", device="cpu")
-    assert_equal(out, tmp_path / "whole")

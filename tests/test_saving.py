@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,13 +76,13 @@ SAVE = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from tiny_runs import COMPONENTS
+from tiny_runs import COMPONENTS, die, on_touches
 from graftwork.checkpoint import store
 from graftwork.errors import CheckpointError
 from graftwork.contracts.lookup import DictLookup
 
 torch.set_num_threads(1)
-folder, limit, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, limit, count, fatal = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 lookup = DictLookup(*COMPONENTS)
 opened = store.open_checkpoint(folder, lookup, device="cpu")
 golden = store.read_tensors(folder / store.GOLDEN_INPUTS)
@@ -91,18 +90,31 @@ facts = dict(step=4, steps=4, golden=golden, health=opened.manifest.health, data
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+touches = 0
+
+def touched():
+    global touches
+    touches += 1
+    if touches == fatal:
+        die()
+
 try:
     for number in range(count):
         store.save(opened.assembly, folder.with_name(f"checkpoint-{4 + number}"), lookup, **facts)
-        print(number, flush=True)
+        if number == 0:  # From then on the first one has been replaced.
+            on_touches(folder.parent, touched)
+    print(touches)
 except CheckpointError as error:
     print(error)
 """
 
 
-def saving(folder: Path, limit: int, count: int) -> subprocess.Popen[str]:
-    """A process that saves a checkpoint under its own name and further ones, with a limit on the bytes of a file."""
-    command = [sys.executable, "-c", SAVE, str(folder), str(limit), str(count)]
+def saving(folder: Path, *, limit: int = 0, count: int = 1, fatal: int = 0) -> subprocess.Popen[str]:
+    """A process that saves a checkpoint under its own name and further ones, with a limit on the bytes of a file.
+
+    It is killed when Python touches something of that run for the so many-th time; else it says how often it did.
+    """
+    command = [sys.executable, "-c", SAVE, str(folder), *map(str, (limit, count, fatal))]
     tests = str(Path(__file__).parent)
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_with(tests)
@@ -117,7 +129,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_as_it_was(trained: Run, opene
     folder = tmp_path / "out" / "checkpoint-4"
     shutil.copytree(trained.checkpoint, folder)
     before = (folder / manifest.FILE).read_bytes()
-    said, failed = saving(folder, limit=20_000, count=1).communicate(timeout=120)
+    said, failed = saving(folder, limit=20_000).communicate()
     assert said.startswith(f"'{folder}' could not be saved: "), failed
     assert said.rstrip().endswith("; earlier checkpoints are untouched")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
@@ -147,17 +159,17 @@ def test_a_process_that_is_killed_while_saving_leaves_only_whole_checkpoints(
 ) -> None:
     folder = tmp_path / "out" / "checkpoint-4"
     shutil.copytree(trained.checkpoint, folder)
-    chance, unfinished = random.Random(1), 0
-    for _ in range(6):
-        process = saving(folder, limit=0, count=1000)
-        assert process.stdout
-        assert process.stdout.readline() == "0\n"
-        time.sleep(chance.uniform(0.2, 0.8))
-        process.kill()
+    said, failed = saving(folder, count=2).communicate()
+    assert said, failed
+    (tmp_path / "out" / "checkpoint-5").rename(tmp_path / "checkpoint-5")
+    touches, unfinished = int(said), 0
+    for number in range(6):
+        process = saving(folder, count=2, fatal=1 + number * (touches - 1) // 5)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         unfinished += len(list((tmp_path / "out").glob(f"{UNFINISHED}*")))
         found = checkpoints(tmp_path / "out")
-        assert len(found) > 1
+        assert found[0] == folder
         for each in found:
             assert opened(each).verification.error == 0.0
         writing.sweep(tmp_path / "out")

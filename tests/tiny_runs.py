@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from graftwork.contracts import (
     Lookup,
     Plan,
     Record,
+    StepTaken,
     Turn,
     setting,
 )
@@ -195,11 +198,49 @@ def interrupt_at(kind: type[Event], step: int) -> Callable[[Event], None]:
     return listen
 
 
+TOUCHES = ("open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+"""What Python reports of file systems, and tests can be killed at."""
+
+
+def die() -> None:
+    """Be killed, as by the system: nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_touches(folder: Path, touched: Callable[[], None]) -> None:
+    """Call a function whenever Python is about to touch something below a folder."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in TOUCHES and isinstance(args[0], str | Path) and str(args[0]).startswith(str(folder)):
+            touched()
+
+    sys.addaudithook(hook)
+
+
+def die_at(folder: Path, touch: int) -> None:
+    """Be killed when something below a folder is touched for the so many-th time."""
+    left = iter(range(1, touch))
+
+    def count() -> None:
+        if next(left, None) is None:
+            die()
+
+    on_touches(folder, count)
+
+
 def main() -> None:
-    """Train or go on with the plan in a file: `python tiny_runs.py PLAN.json OUT`."""
+    """Train or go on with the plan in a file: `python tiny_runs.py PLAN.json OUT step|touch N`; it is killed there."""
     torch.set_num_threads(1)
     plan = Plan.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    train(plan, DictLookup(*COMPONENTS), Path(sys.argv[2]), resume=True, device="cpu")
+    out, what, number = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+
+    def listen(event: Event) -> None:
+        if what == "step" and isinstance(event, StepTaken) and event.step == number:
+            die()
+
+    if what == "touch":
+        die_at(out, number)
+    train(plan, DictLookup(*COMPONENTS), out, resume=True, device="cpu", listen=listen)
 
 
 if __name__ == "__main__":
