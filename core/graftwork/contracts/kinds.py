@@ -192,8 +192,7 @@ class ModelArchitecture(Weighted[S]):
         return None
 
     def parts_with_own_weights(self, config: Mapping[str, Any]) -> Collection[str]:
-        """The parts that, where a run names weights for them, take those even if the model's own folder holds such a part too;
-        of the others the model's own folder counts. By default none."""
+        """The parts that take the weights that a run names for them even if the model's own folder holds such a part too."""
         return ()
 
     @abstractmethod
@@ -253,8 +252,8 @@ class PeftMethod(Component[S]):
         """Fold what `inject` added into the base's own tensors, and restore the module structure of before `inject`."""
 
     def open_exported(self, to: str, model: nn.Module, folder: Path) -> str:
-        """Let the tool of a format of `exports` put what was exported onto the plain built `model`, in place; the tool's name and
-        version, or nothing where it cannot be asked. What the model computes then is compared with the checkpoint."""
+        """Let the tool of a format of `exports` put what was exported onto the plain built `model`, in place; its name and version, or
+        nothing where it cannot be asked. The logits are compared then."""
         return ""
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
