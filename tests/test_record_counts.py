@@ -48,6 +48,7 @@ def training_data(records: list[Record], bad: int = 0) -> TrainingData:
 
 def test_numbers_that_do_not_balance_are_a_bug() -> None:
     assert str(RecordCounts(1030, 1018, 12)) == "1,018 of 1,030 records used, 12 left out"
+    assert str(RecordCounts(24, 24, 0)) == "24 records"
     for numbers in [(30, 30, 12), (30, 18, 11), (5, 6, -1)]:
         with pytest.raises(AssertionError):
             RecordCounts(*numbers)

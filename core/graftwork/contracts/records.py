@@ -88,6 +88,8 @@ class RecordCounts:
         return cls(data["read"], data["records"], data["left_out"]) if "left_out" in data else None
 
     def __str__(self) -> str:
+        if not self.left_out:
+            return f"{self.read:,} records"
         return f"{self.used:,} of {self.read:,} records used, {self.left_out:,} left out"
 
 
