@@ -124,6 +124,46 @@ def test_a_copy_of_the_embeddings_counts_as_equal(tmp_path: Path, form: str) -> 
     assert HEAD in found.accounts[str(folder / MAIN[form])].equal
 
 
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("base", "model-00001-of-00004.safetensors"),
+        ("clip", "model.safetensors"),
+        ("convnext", "open_clip_pytorch_model.bin"),
+    ],
+)
+def test_base_and_towers_are_read_as_strictly(tmp_path: Path, source: str, file: str) -> None:
+    folder = Path(shutil.copytree(GOLDEN / source, tmp_path / source))
+    places = {"base": GOLDEN / "base", "clip": GOLDEN / "clip", "convnext": GOLDEN / "convnext", source: folder}
+
+    def said() -> str:
+        parts = {"low": places["clip"], "high": places["convnext"]}
+        try:
+            found = diagnose(GOLDEN / "lora", LOOKUP, base=places["base"], parts=parts)
+            return examine(found, LOOKUP, ["sdpa"]).refused
+        except GraftworkError as error:
+            return str(error)
+
+    (settings,) = [*folder.glob("*config.json")][:1] if source == "convnext" else [folder / "config.json"]
+    kept = settings.read_bytes()
+    edit(settings, gating_of_experts=2)
+    assert "gating_of_experts" in said()
+    settings.write_bytes(kept)
+    kept = (folder / file).read_bytes()
+    add(folder / file, "router.temperature", torch.ones(1))
+    assert "router.temperature" in said()
+    (folder / file).write_bytes(kept)
+    if source == "base":
+        add(folder / file, HEAD, embeddings() + 1)
+        assert f"the weights hold '{HEAD}' unlike '{EMBEDDINGS}'" in said()
+        (folder / file).write_bytes(kept)
+        frequencies = 1.0 / 10_000 ** (torch.arange(0, 16, 2) / 16)
+        add(folder / file, "model.layers.1.self_attn.rotary_emb.inv_freq", frequencies.bfloat16())
+        assert said() == ""
+        add(folder / file, "model.layers.1.self_attn.rotary_emb.inv_freq", frequencies / 2)
+        assert "inv_freq' unlike what the model computes for it" in said()
+
+
 def embeddings(source: str = "base") -> torch.Tensor:
     """The embeddings in one of the small folders."""
     return weights.open_weights(GOLDEN / source)[EMBEDDINGS]()

@@ -63,6 +63,9 @@ def test_what_the_command_prints_is_what_is_known(run: Path) -> None:
         "240 steps, loss 6.921 to 2.227",
         "  - the paths that it records lead nowhere from here: base, low part, high part",
         "  - the tokenizer: it is its base's",
+        f"  {run}/adapter_model.bin: 28 found: 28 used, 0 equal, 0 refused\n",
+        f"  {run}/non_lora_trainables.bin: 16 found: 16 used, 0 equal, 0 refused\n",
+        "    - 4 refused, the text encoder of OpenCLIP, which 'openclip-convnext' does not use: positional_embedding, ",
         f"  graftwork import {run} -o run-graftwork\n",
     ):
         assert line in said.output, line
@@ -70,6 +73,8 @@ def test_what_the_command_prints_is_what_is_known(run: Path) -> None:
     assert told["model"] == "mgm-gemma"
     assert told["trained_from"]["base"]["found"].endswith("model_zoo/LLM/gemma/gemma-2b-it")
     assert told["healthy"] is True
+    account = told["tensors"][str(run / ADAPTER)]
+    assert (account["found"], len(account["used"]), account["equal"], account["refused"]) == (28, 28, [], {})
     assert told["losses"] == {"first": 6.9207, "last": 2.2265, "logged": 240}
 
 
