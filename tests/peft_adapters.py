@@ -204,12 +204,12 @@ def make(adapter: str, base: Base, folder: Path, out: Path) -> None:
     if "kasa_config" in settings:
         settings["kasa_config"] = peft.KasaConfig()
     torch.manual_seed(13)
-    wrapped = peft.get_peft_model(causal(base, assemble(base, folder)), peft.LoraConfig(**settings))
-    with torch.no_grad():
+    with quiet(), torch.no_grad():
+        wrapped = peft.get_peft_model(causal(base, assemble(base, folder)), peft.LoraConfig(**settings))
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter += 0.15 * torch.randn(parameter.shape)
-    wrapped.save_pretrained(out)
+        wrapped.save_pretrained(out)
     config = json.loads((out / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(folder)
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1))
@@ -235,8 +235,8 @@ def by_import(folder: Path, adapter: Path, out: Path) -> Tensor:
 
 def measure(adapter: str, base: str, folder: Path, work: Path) -> Outcome:
     """Make an adapter on the base in `folder`, import it, and compare; `work` is an empty folder."""
+    make(adapter, BASES[base], folder, work / "adapter")
     with quiet():
-        make(adapter, BASES[base], folder, work / "adapter")
         wanted, distance = by_peft(BASES[base], folder, work / "adapter")
         try:
             found = by_import(folder, work / "adapter", work / "checkpoint")

@@ -7,10 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_adapters import TABLE, campaign, table
+from peft_adapters import BASES, EFFECT, TABLE, build_base, campaign, measure, table
 
 FOLDER = "GRAFTWORK_ADAPTERS"
 """The variable that names a folder in which outcomes are kept, so that a campaign that was interrupted goes on."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each base."""
+    return {name: build_base(base, tmp_path_factory.mktemp(name) / "model") for name, base in BASES.items()}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base"),
+    [
+        ("rank and alpha by layer, rsLoRA", "untied"),
+        ("the head apart", "tied"),
+        ("the connector whole", "untied"),
+        ("bias of the adapted", "tied"),
+        ("KaSA", "untied"),
+    ],
+)
+def test_an_adapter_of_peft_is_the_same_model_or_refused(
+    folders: dict[str, Path], tmp_path: Path, adapter: str, base: str
+) -> None:
+    one = measure(adapter, base, folders[base], tmp_path)
+    assert one.distance > EFFECT
+    assert one.ended in ("equal", "refused"), one
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +20,8 @@ from graftwork.errors import CheckpointError
 
 FILE = "graftwork.json"
 FORMAT = 2
+UNFINISHED = ".unfinished-"
+"""How the names of hidden folders begin in which something is written."""
 LARGEST = 64 << 20
 
 
@@ -70,6 +74,17 @@ def write(manifest: Manifest, folder: Path) -> None:
     content = dataclasses.asdict(manifest)
     text = json.dumps({**content, "seal": seal(content)}, indent=1, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def record(folder: Path, facts: Mapping[str, str]) -> Manifest:
+    """Add to the provenance of a checkpoint what was found out once it was written; whenever the process is killed, it has the one manifest
+    or the other."""
+    known = read(folder)
+    added = dataclasses.replace(known, provenance={**known.provenance, **facts})
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as work:
+        write(added, Path(work))
+        (Path(work) / FILE).replace(folder / FILE)
+    return added
 
 
 def seal(content: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork import __version__, hub, processes, weights
 from graftwork.build import compose, filling
 from graftwork.checkpoint import format1, manifest, verification
-from graftwork.checkpoint.manifest import Manifest
+from graftwork.checkpoint.manifest import UNFINISHED, Manifest
 from graftwork.config.restore import restore_component
 from graftwork.contracts.accounting import Accounts
 from graftwork.contracts.component import missing_requirements
@@ -33,7 +33,6 @@ TENSORS = "tensors.safetensors"
 GOLDEN_INPUTS = "golden.safetensors"
 PROCESSOR = "processor"
 OPTIMIZER = "optimizer"
-UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)

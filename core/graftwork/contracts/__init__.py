@@ -69,7 +69,16 @@ if TYPE_CHECKING:
         RunStarted,
         StepTaken,
     )
-    from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, Rows, broken
+    from graftwork.contracts.external import (
+        HISTORY,
+        Adapter,
+        ExternalFolder,
+        ImportPlan,
+        Reference,
+        RequiredTower,
+        Rows,
+        broken,
+    )
     from graftwork.contracts.plan import (
         Choice,
         ModelSpec,
@@ -88,7 +97,8 @@ LATE = {
         ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "StepTaken"), "events"
     ),
     **dict.fromkeys(
-        ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "Rows", "broken"), "external"
+        ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "Reference", "RequiredTower", "Rows", "broken"),
+        "external",
     ),
     **dict.fromkeys(
         ("Choice", "ModelSpec", "Plan", "RunContext", "TrainSettings", "WeightsRef", "config_of", "folder_of"), "plan"
@@ -149,6 +159,7 @@ __all__ = [
     "Prediction",
     "Processor",
     "Record",
+    "Reference",
     "RequiredTower",
     "Requires",
     "Rows",

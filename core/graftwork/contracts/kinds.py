@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from graftwork.contracts.assembly import Assembly
-    from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan
+    from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan, Reference
     from graftwork.contracts.plan import TrainSettings
     from graftwork.contracts.stepper import Stepper
 
@@ -211,6 +211,16 @@ class ModelArchitecture(Weighted[S]):
         believed and nothing is run; raises WeightsError for files that cannot be read."""
         return None
 
+    def reference(self, assembly: Assembly) -> Reference:
+        """The assembled model as the library of a PEFT method takes one; by default as it is."""
+        from graftwork.contracts.external import Reference
+
+        return Reference(assembly.model, lambda batch: assembly.model.logits(assembly.model(batch)))
+
+    def open_elsewhere(self, folder: Path) -> Reference | None:
+        """The model in a folder as another library opens it, in fp32; None where there is none. WeightsError says why it cannot."""
+        return None
+
     @abstractmethod
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
@@ -256,6 +266,15 @@ class PeftMethod(Component[S]):
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""
+        return None
+
+    def open_elsewhere(self, reference: Reference, folder: Path, optional: Sequence[str]) -> Reference | None:
+        """A model with the adapter in a folder on it, as the library that wrote the folder opens it, and not as `import_from` reads it; None
+        where there is none. What the library takes of the model changes in place. AdapterError says why it cannot.
+
+        `optional` are modules that may not have been there when the adapter was made: it goes without those of which the folder
+        holds nothing.
+        """
         return None
 
     def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
