@@ -48,11 +48,10 @@ from graftwork.contracts.kinds import (
     PeftMethod,
     VisionTower,
     Weighted,
-    Writer,
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
-from graftwork.contracts.model import Processor, VisionLanguageModel
+from graftwork.contracts.model import Processor, VisionLanguageModel, Writer
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.contracts.setting import setting

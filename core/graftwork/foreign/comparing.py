@@ -98,7 +98,9 @@ class _Comparing:
         if (method := self.assembly.peft) is None:
             return None
         base = self.base()
-        return method.open_elsewhere(base.architecture.reference(base), self.folder, base.structure.image_encoder)
+        as_built = Reference(base.model, lambda batch: base.model.logits(base.model(batch)))
+        taken = base.architecture.reference(base) or as_built
+        return method.open_elsewhere(taken, self.folder, base.structure.image_encoder)
 
     def agreement(self, reference: Reference) -> Agreement:
         """How near the checkpoint is to what other code opened; CheckpointError where it is another model."""
