@@ -52,7 +52,7 @@ WITHOUT_EFFECT = frozenset(
             "text_config",
             "text_config_dict",
         ),
-        *("tie_word_embeddings", "image_mean", "initializer_factor", "dropout"),
+        *("tie_word_embeddings", "image_mean", "image_std", "initializer_factor", "dropout"),
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     }
 )
@@ -107,7 +107,7 @@ class Clip(VisionTower[ClipSettings]):
         return {
             **config,
             "image_mean": pixels.get("image_mean", vision.get("image_mean", list(MEAN))),
-            "image_std": pixels.get("image_std", list(STD)),
+            "image_std": pixels.get("image_std", vision.get("image_std", list(STD))),
         }
 
     def example(self, folder: Path) -> None:
