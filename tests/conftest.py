@@ -12,7 +12,6 @@ import pytest
 import torch
 from hub_stand_in import Hub, served
 from tiny_runs import CHANGES, COMPONENTS, METHODS, PlanOf, Run, plan_of
-from verdict_runs import TABLE
 
 from graftwork.build import compose
 from graftwork.contracts import DictLookup
@@ -91,7 +90,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how far the numbers are from the published ones, and how the verdict judged."""
+    """Print how far the numbers are from the published ones, and the tables of campaigns."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     if lines := golden_table.rows(reports):
         terminalreporter.section("against the published numbers of MGM")
@@ -99,6 +98,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
     for report in reports:
         for name, lines in report.user_properties:
-            if name == TABLE:
-                terminalreporter.section(TABLE)
+            if isinstance(lines, list):
+                terminalreporter.section(name)
                 terminalreporter.write_line("\n".join(lines))

@@ -117,7 +117,7 @@ def test_verify_rebuilds_a_checkpoint_from_another_working_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     said = fine("verify", Path("..") / "copy")
-    assert said.startswith("../copy is verified.\n")
+    assert said.startswith("../copy: reopens as saved.\n")
     assert "all 5 are as they were written" in said
     assert "56 of 56 expected ones were loaded, none is left over" in said
     assert "differ by 0 from those recorded" in said
@@ -140,7 +140,7 @@ def test_verify_refuses_what_was_changed(copy: Path) -> None:
 
 
 def test_verify_takes_the_places_of_base_weights(copy: Path, base: Path, tmp_path: Path) -> None:
-    assert "is verified" in fine("verify", copy, "--base-weights", base)
+    assert ": reopens as saved." in fine("verify", copy, "--base-weights", base)
     (tmp_path / "other").mkdir()
     said = error("verify", copy, "--base-weights", tmp_path / "other")
     assert f"'{tmp_path / 'other'}' does not hold the base weights that the checkpoint was trained on" in said
@@ -162,7 +162,7 @@ def test_a_fresh_process_verifies_a_checkpoint_or_says_why_not(copy: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         verify_in_fresh_process(copy, Session().catalog)
     assert caught.value.sentence == (
-        f"'{copy}' could not be reopened in a fresh process: '{copy / TENSORS}' was changed after it was written; restore "
+        f"'{copy}' could not be verified in a fresh process: '{copy / TENSORS}' was changed after it was written; restore "
         "the checkpoint from a copy"
     )
 

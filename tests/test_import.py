@@ -7,8 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from foreign_folders import change, edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP, TOWER_FOLDERS
@@ -43,7 +45,9 @@ def test_the_command_imports_verifies_and_says_what_it_found(tmp_path: Path) -> 
     said = CliRunner().invoke(main, ["import", str(run), "-o", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
     for line in (
-        f"{tmp_path / 'out'} is a verified checkpoint of '{run}': an adapter run of MGM",
+        f"{tmp_path / 'out'} is a checkpoint of '{run}', an adapter run of MGM",
+        f": verified against peft {peft.__version__} and transformers {transformers.__version__}\n",
+        "on text and images: logits differ by ",
         f"  base       {tmp_path}/model_zoo/LLM/gemma/gemma-2b-it\n",
         "  tensors    44: all that the base lacks or that differs from it",
         "in a fresh process",
@@ -53,6 +57,7 @@ def test_the_command_imports_verifies_and_says_what_it_found(tmp_path: Path) -> 
         assert line in said.output, line
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).output
     assert re.search(rf"^imported +from {run}, by Graftwork .*; trained there in 240 steps", inspected, re.MULTILINE)
+    assert re.search(rf"^import +verified against peft {peft.__version__}", inspected, re.MULTILINE)
     again = CliRunner().invoke(main, ["import", str(run), "-o", str(tmp_path / "out")])
     assert (again.exit_code, again.output) == (1, f"Error: '{tmp_path / 'out'}' exists already; name a new folder\n")
 
@@ -61,6 +66,8 @@ def test_the_command_says_where_there_is_nothing_to_disable(tmp_path: Path) -> N
     zoo(tmp_path)
     said = CliRunner().invoke(main, ["import", str(run_folder(tmp_path, "stage1")), "-o", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
+    assert ": reopens as saved\n" in said.output
+    assert "  compared   with itself alone: no library that is known here opens such a folder\n" in said.output
     assert "  adapter    none: all that was trained is new to the base, so there is nothing to disable\n" in said.output
     assert "has an effect" not in said.output
 

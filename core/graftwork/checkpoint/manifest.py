@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from graftwork.checkpoint import format1
 from graftwork.checkpoint.verification import GoldenFacts
+from graftwork.checkpoint.writing import hidden
 from graftwork.contracts.accounting import FileAccount
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.records import RecordCounts
@@ -103,6 +104,17 @@ def write(manifest: Manifest, folder: Path) -> None:
     content = dataclasses.asdict(manifest)
     text = json.dumps({**content, "seal": seal(content)}, indent=1, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def record(folder: Path, facts: Mapping[str, str]) -> Manifest:
+    """Add to the provenance of a checkpoint what was found out once it was written; whenever the process is killed, it has the one manifest
+    or the other."""
+    known = read(folder)
+    added = dataclasses.replace(known, provenance={**known.provenance, **facts})
+    with hidden(folder.parent) as work:
+        write(added, work)
+        (work / FILE).replace(folder / FILE)
+    return added
 
 
 def seal(content: dict[str, Any]) -> str:

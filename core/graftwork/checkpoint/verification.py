@@ -40,6 +40,23 @@ class GoldenFacts:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How near a checkpoint is to what other code makes of the folder that it was imported from."""
+
+    readers: tuple[str, ...]
+    """The libraries that opened that folder, each with its version."""
+    inputs: str
+    """What was compared: `text`, or `text and images`."""
+    error: float
+    """The largest difference between a logit and theirs."""
+    tolerance: float
+
+    def clause(self) -> str:
+        """For a person."""
+        return f"{' and '.join(self.readers)} on {self.inputs}: logits differ by {self.error:.3g}, at most {self.tolerance:.3g} is rounding"
+
+
+@dataclass(frozen=True)
 class Verification:
     """What a checkpoint did with its golden inputs."""
 
@@ -55,6 +72,22 @@ class Verification:
     """Whether they ran at the recorded precision, on the recorded kind of device and with the same weights rounded."""
     cannot_tell: str = ""
     """Why the logits show neither that this is the checkpoint nor that it is not, and what could; empty where they do."""
+    agreements: tuple[Agreement, ...] = ()
+    """With whom else it agrees; none where it was compared with itself alone."""
+    not_compared: tuple[str, ...] = ()
+    """With whom it was not compared although that was asked, and why: a clause each."""
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """How near it is to whom, and with whom it could not be compared: a clause each."""
+        return (*(each.clause() for each in self.agreements), *self.not_compared)
+
+    @property
+    def words(self) -> str:
+        """What it shows, in the words that are the same everywhere: with whom the checkpoint agrees, or whether it agrees with itself."""
+        readers = dict.fromkeys(reader for agreement in self.agreements for reader in agreement.readers)
+        alone = "not verified" if self.cannot_tell else "reopens as saved"
+        return f"verified against {' and '.join(readers)}" if readers else alone
 
 
 def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

@@ -79,6 +79,8 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
         rows = [("imported", f"from {origin}, by Graftwork {read.graftwork}, {created}{steps}")]
     if read.began_with:
         rows.append(("began with", f"the tensors of {read.began_with}"))
+    if verified := read.provenance.get("verified"):
+        rows.append(("import", f"{verified} ({read.provenance['compared']})"))
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", model_spec.model), *model_spec.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
@@ -140,20 +142,26 @@ def open_checkpoint(
 @click.command()
 @FOLDER
 @base_options
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="What it was imported from: compare it with what peft or transformers make of that.",
+)
 @JSON
 @click.pass_obj
-def verify(session: Session, /, checkpoint: Path, as_json: bool, **options: Any) -> None:
+def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json: bool, **options: Any) -> None:
     """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
     with open_checkpoint(session, checkpoint, options) as found:
-        opened = found.verify()
-    facts = {"checkpoint": str(opened.folder), "sha256": opened.sha256, **asdict(opened.verification)}
+        opened = found.verify(against=against)
+    tensors, verification = opened.manifest.tensors, opened.verification
+    shown = {"verified": verification.words, "compared": [*verification.compared], **asdict(verification)}
     if as_json:
-        print_json(facts)
+        print_json({"checkpoint": str(opened.folder), "sha256": opened.sha256, **shown})
         return
     console = open_console()
-    tensors, verification = opened.manifest.tensors, opened.verification
     undecided = verification.cannot_tell
-    console.print(f"[bold]{opened.folder}[/bold] is {'complete, and not verified' if undecided else 'verified'}.")
+    console.print(f"[bold]{opened.folder}[/bold]: {verification.words}.")
     console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
     console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")
     if undecided:
@@ -166,6 +174,8 @@ def verify(session: Session, /, checkpoint: Path, as_json: bool, **options: Any)
         console.print(
             "  logits    not comparable: the precision, the device or the quantized weights are not the recorded ones"
         )
+    for clause in verification.compared:
+        console.print(f"  compared  {clause}")
     console.print(f"  adapter   has an effect: it moves the logits by up to {verification.distance:.3g}")
 
 

@@ -32,7 +32,8 @@ def import_command(
     search: tuple[Path, ...],
     precision: str,
 ) -> None:
-    """Make a verified checkpoint OUT of a FOLDER that other code wrote, such as a LoRA run of MGM.
+    """Make a checkpoint OUT of a FOLDER that other code wrote, such as a LoRA run of MGM, and verify it against that code where it is
+    installed, such as peft.
 
     What the folder names as its base and towers is looked for there, beside the folder and below --search, from any
     working directory; what is found must fit.
@@ -50,8 +51,9 @@ def import_command(
     )
     console, diagnosis, imported, facts = open_console(), result.diagnosis, result.imported, result.verification
     undecided = facts["cannot_tell"]
-    kind = "complete checkpoint, not verified," if undecided else "verified checkpoint"
-    console.print(f"[bold]{out}[/bold] is a {kind} of '{folder}': {diagnosis.description}", soft_wrap=True)
+    console.print(
+        f"[bold]{out}[/bold] is a checkpoint of '{folder}', {diagnosis.description}: {result.verified}", soft_wrap=True
+    )
     for what, place in diagnosis.places.items():
         name = "base" if what == "base" else f"{what} part"
         if what in imported.stored_parts:
@@ -66,6 +68,8 @@ def import_command(
         console.print(
             f"  logits     differ by {facts['error']:.3g} in a fresh process; at most {facts['tolerance']:.3g} is rounding"
         )
+    for clause in facts["compared"]:
+        console.print(f"  compared   {clause}", soft_wrap=True)
     if facts["distance"]:
         console.print(f"  adapter    has an effect: it moves the logits by up to {facts['distance']:.3g}")
     else:

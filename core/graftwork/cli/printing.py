@@ -70,7 +70,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     if diagnosis.refused:
         console.print(f"\n[red]It cannot be imported:[/red] {diagnosis.refused}.")
     else:
-        console.print("\nTo make a verified checkpoint of it:")
+        console.print("\nTo make a checkpoint of it, and verify that:")
         console.print(f"  {diagnosis.command}", soft_wrap=True)
         if diagnosis.import_plan and diagnosis.import_plan.is_full_model and not diagnosis.places["base"].found:
             console.print("With --base DIR it can be compared with the language model that it was trained from.")

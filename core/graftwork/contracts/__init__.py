@@ -48,11 +48,10 @@ from graftwork.contracts.kinds import (
     PeftMethod,
     VisionTower,
     Weighted,
-    Writer,
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
-from graftwork.contracts.model import Processor, VisionLanguageModel
+from graftwork.contracts.model import Processor, VisionLanguageModel, Writer
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.contracts.setting import setting
@@ -70,7 +69,16 @@ if TYPE_CHECKING:
         RunStopped,
         StepTaken,
     )
-    from graftwork.contracts.external import HISTORY, Adapter, ExternalFolder, ImportPlan, RequiredTower, Rows, broken
+    from graftwork.contracts.external import (
+        HISTORY,
+        Adapter,
+        ExternalFolder,
+        ImportPlan,
+        Reference,
+        RequiredTower,
+        Rows,
+        broken,
+    )
     from graftwork.contracts.plan import (
         Choice,
         ModelSpec,
@@ -90,7 +98,8 @@ LATE = {
         "events",
     ),
     **dict.fromkeys(
-        ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "RequiredTower", "Rows", "broken"), "external"
+        ("HISTORY", "Adapter", "ExternalFolder", "ImportPlan", "Reference", "RequiredTower", "Rows", "broken"),
+        "external",
     ),
     **dict.fromkeys(
         ("Choice", "ModelSpec", "Plan", "RunContext", "TrainSettings", "WeightsRef", "config_of", "folder_of"), "plan"
@@ -151,6 +160,7 @@ __all__ = [
     "Prediction",
     "Processor",
     "Record",
+    "Reference",
     "RequiredTower",
     "Requires",
     "Rows",

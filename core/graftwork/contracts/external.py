@@ -12,7 +12,9 @@ from graftwork import weights
 from graftwork.weights import LazyTensor, StoredTensor
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from graftwork.contracts.batch import Batch
 
 HISTORY = "trainer_state.json"
 """Where transformers' Trainer keeps the losses of a run."""
@@ -149,6 +151,25 @@ class ImportPlan:
     """Why nothing can be made of it, and what would help: a sentence; empty when something can."""
     refused_on_plain: str = ""
     """The same, where its base is a plain language model."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model as other code opens it, with which an import is compared."""
+
+    module: nn.Module
+    """The model with its head, its tensors under published names, as the libraries of PEFT methods take one."""
+    logits: Callable[[Batch], Tensor]
+    """The logits `[rows, tokens, vocabulary]` of a batch, on the CPU and in fp32."""
+    readers: tuple[str, ...] = ()
+    """The libraries that opened it, each with its version; none where it is the assembled model."""
+    reads_images: bool = True
+    tokens: tuple[int, ...] = ()
+    """Token ids that what it is compared on must hold, because it treats them in a way of their own."""
+    missing: tuple[str, ...] = ()
+    """What it should have read and did not find, by the library's names."""
+    unexpected: tuple[str, ...] = ()
+    """What it found and did not read, by the names in the file."""
 
 
 def broken(tensors: Mapping[str, LazyTensor]) -> str:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftwork.contracts.anatomy import (
     AttentionCase,
@@ -19,7 +19,7 @@ from graftwork.contracts.anatomy import (
 )
 from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.configuration import refuse_quantized
-from graftwork.contracts.model import Processor
+from graftwork.contracts.model import Processor, Writer
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.errors import WeightsError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from graftwork.contracts.assembly import Assembly
-    from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan
+    from graftwork.contracts.external import Adapter, ExternalFolder, ImportPlan, Reference
     from graftwork.contracts.plan import TrainSettings
     from graftwork.contracts.stepper import Stepper
 
@@ -75,9 +75,6 @@ class Weighted(Component[S]):
         """
 
 
-# Attention ------------------------------------------------------------------------------------------------------------
-
-
 class AttentionKernel(Component[S]):
     """An implementation of scaled dot-product attention."""
 
@@ -100,9 +97,6 @@ class AttentionKernel(Component[S]):
         `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
         no key at all, or that is padding itself, gets finite numbers, whatever they are.
         """
-
-
-# Vision towers --------------------------------------------------------------------------------------------------------
 
 
 class VisionTower(Weighted[S]):
@@ -134,9 +128,6 @@ class VisionTower(Weighted[S]):
     def published_name(self, name: str) -> str:
         """The name that published weights give to the built module's tensor `name`; the inverse of `module_name`."""
         return name
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
 
 
 class ModelArchitecture(Weighted[S]):
@@ -210,12 +201,17 @@ class ModelArchitecture(Weighted[S]):
         believed and nothing is run; raises WeightsError for files that cannot be read."""
         return None
 
+    def reference(self, assembly: Assembly) -> Reference | None:
+        """The assembled model as the libraries of PEFT methods take one, where that is not as it is."""
+        return None
+
+    def open_elsewhere(self, folder: Path) -> Reference | None:
+        """The model in a folder as another library opens it, in fp32; None where there is none. WeightsError says why it cannot."""
+        return None
+
     @abstractmethod
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write the whole model, towers included, into an empty folder that `weights = folder` reads back."""
-
-
-# The rest -------------------------------------------------------------------------------------------------------------
 
 
 class PeftMethod(Component[S]):
@@ -258,6 +254,11 @@ class PeftMethod(Component[S]):
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""
+        return None
+
+    def open_elsewhere(self, reference: Reference, folder: Path, optional: Sequence[str]) -> Reference | None:
+        """A model with the adapter in a folder, as the library that wrote it opens it, and not as `import_from` reads it; None where
+        there is none. `optional` modules of which the folder holds nothing are none of it. AdapterError says why it cannot."""
         return None
 
     def param_groups(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
@@ -378,14 +379,6 @@ class DataSource(Component[S]):
     @abstractmethod
     def records(self) -> Iterator[Record | BadRecord]:
         """The records in a fixed order; what is malformed as a BadRecord with its file and line."""
-
-
-class Writer(Protocol):
-    """A model lent by core to operators that write text."""
-
-    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
-        """The model's answers to the last user turns."""
-        ...
 
 
 class DataOperator(Component[S]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,9 +199,18 @@ class Checkpoint:
         evaluators = evaluators_of(self.folder, self.manifest.plan, self.lookup, request)
         yield from run_evaluators(self.opened, self.lookup, evaluators, variants, request, self._listen)
 
-    def verify(self) -> Opened:
-        """The checkpoint rebuilt from its files alone, as it was trained; CheckpointError unless it gives its logits."""
-        return self._open(as_trained=True)
+    def verify(self, *, against: Place | None = None) -> Opened:
+        """The checkpoint rebuilt from its files alone, as it was trained; CheckpointError unless it gives its logits.
+
+        `against` is the folder that it was imported from: then it must also give the logits that other code makes of that,
+        such as peft, where that is installed and opens it.
+        """
+        opened = self._open(as_trained=True)
+        if against is None:
+            return opened
+        from graftwork.foreign.comparing import compare
+
+        return replace(opened, verification=compare(opened, Path(against), self.lookup))
 
     def merge(self, out: Place, *, precision: str | None = None) -> Merged:
         """Fold the adapter into its base, write the whole model to the new folder `out`, and certify that it is equal.

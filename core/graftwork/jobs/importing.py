@@ -1,10 +1,10 @@
-"""Folders of any origin: what they are, and verified checkpoints made of those that other code wrote."""
+"""Folders of any origin: what they are, and checkpoints made of those that other code wrote."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,7 @@ from graftwork.contracts.lookup import Lookup
 from graftwork.errors import CheckpointError
 from graftwork.jobs.run import installed, preferred_kernels
 from graftwork.jobs.verify import verify_in_fresh_process
+from graftwork.weights import sha256
 
 if TYPE_CHECKING:
     from graftwork.foreign.diagnosis import Diagnosis
@@ -72,12 +73,17 @@ def inspect(
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A verified checkpoint that was made of a folder that other code wrote."""
+    """A checkpoint that was made of a folder that other code wrote."""
 
     diagnosis: Diagnosis
     imported: Imported
     verification: Mapping[str, Any]
-    """What a fresh process found when it reopened the checkpoint."""
+    """What a fresh process found when it reopened the checkpoint, and compared it with what other code makes of the folder."""
+
+    @property
+    def verified(self) -> str:
+        """What that shows: `verified against` a library that opens the folder too, or `reopens as saved`."""
+        return str(self.verification["verified"])
 
 
 def import_folder(
@@ -90,7 +96,8 @@ def import_folder(
     precision: str = "fp32",
     lookup: Lookup | None = None,
 ) -> ImportResult:
-    """Make a checkpoint `out` of a folder that other code wrote, and verify it in a fresh process.
+    """Make a checkpoint `out` of a folder that other code wrote, and verify it in a fresh process: against that code, where it is
+    installed and opens the folder.
 
     The rest is as for `inspect`; `precision`, `fp32` or `bf16`, is the one to verify it in, and to evaluate it in by default. Raises
     CheckpointError with the reason where that cannot be done, and leaves nothing.
@@ -104,11 +111,13 @@ def import_folder(
     kernels = preferred_kernels(lookup)
     imported = importing.import_folder(diagnosis, lookup, out, precision=precision, kernels=kernels)
     try:
-        facts = verify_in_fresh_process(out, lookup)
+        facts = verify_in_fresh_process(out, lookup, against=diagnosis.folder)
+        written = manifest.record(out, {"verified": facts["verified"], "compared": "; ".join(facts["compared"])})
     except CheckpointError:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return ImportResult(diagnosis, imported, facts)
+    facts["sha256"] = sha256(out / manifest.FILE)
+    return ImportResult(diagnosis, replace(imported, manifest=written), facts)
 
 
 def _diagnose(

@@ -140,16 +140,14 @@ def finish(
     if verdict.healthy:
         own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
         (facts, *_) = processes.all_gather_object(own_facts)
-        verification = {"reopened in a fresh process": True, **facts}
+        verification = {name: fact for name, fact in facts.items() if fact not in ([], "")}
         if undecided := facts["cannot_tell"]:
-            listen(
-                Message(f"not verified: {outcome.checkpoint} was reopened in a fresh process; {undecided}", "warning")
-            )
+            listen(Message(f"{facts['verified']}: {outcome.checkpoint}; {undecided}", "warning"))
         else:
             listen(
                 Message(
-                    f"verified: {outcome.checkpoint} was reopened in a fresh process, its logits differ by {facts['error']:.3g} "
-                    f"(at most {facts['tolerance']:.3g} is rounding)"
+                    f"{facts['verified']}: {outcome.checkpoint}, its logits differ by {facts['error']:.3g} in a fresh process (at most "
+                    f"{facts['tolerance']:.3g} is rounding)"
                 )
             )
         answers = compare_all(plan, lookup, outcome.checkpoint, out, listen)

@@ -27,15 +27,17 @@ def open_for(folder: Path, lookup: Lookup, *, listen: Listener = ignore, **optio
     return opened
 
 
-def verify_in_fresh_process(folder: Path, lookup: Lookup) -> dict[str, Any]:
+def verify_in_fresh_process(folder: Path, lookup: Lookup, against: Path | None = None) -> dict[str, Any]:
     """Run `graftwork verify` on a checkpoint in another process, from another working directory; its facts.
 
-    Raises CheckpointError with that process's message.
+    With `against` it is also compared with what other code makes of the folder that it was imported from. Raises
+    CheckpointError with that process's message.
     """
     command = [sys.executable, "-m", "graftwork", *lookup.options()]
+    compared = ["--against", str(against.resolve())] if against else []
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            [*command, "verify", str(folder.resolve()), "--json"],
+            [*command, "verify", str(folder.resolve()), "--json", *compared],
             cwd=elsewhere,
             capture_output=True,
             text=True,
@@ -44,7 +46,7 @@ def verify_in_fresh_process(folder: Path, lookup: Lookup) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it printed nothing"]
         raise CheckpointError(
-            f"'{folder}' could not be reopened in a fresh process: {lines[0].removeprefix('Error: ')}", lines[1:]
+            f"'{folder}' could not be verified in a fresh process: {lines[0].removeprefix('Error: ')}", lines[1:]
         )
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts

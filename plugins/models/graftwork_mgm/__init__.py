@@ -30,7 +30,7 @@ from graftwork_mgm.backbones import GEMMA, LLAMA, OF_MGM, OPTIONAL, REQUIRED, TE
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.contracts import Adapter, Assembly, ExternalFolder, ImportPlan
+    from graftwork.contracts import Adapter, Assembly, ExternalFolder, ImportPlan, Reference
 
 TOWERS = {"low": "model.vision_tower", "high": "model.vision_tower_aux"}
 """Where each part's tower is, in the built model and in published weights."""
@@ -289,6 +289,18 @@ class Mgm(ModelArchitecture[MgmSettings]):
         from graftwork_mgm.upstream_folders import Reading
 
         return Reading(self, folder, towers, adapter).import_plan()
+
+    def reference(self, assembly: Assembly) -> Reference:
+        """The assembled model within transformers' class of its language model."""
+        from graftwork_mgm.reference import around
+
+        return around(self.backbone, assembly)
+
+    def open_elsewhere(self, folder: Path) -> Reference | None:
+        """The language model in a folder, by transformers."""
+        from graftwork_mgm.reference import opened_by_transformers
+
+        return opened_by_transformers(self.backbone, folder)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write an MGM folder, with each tower's configuration beside it in a folder of its part's name."""

@@ -62,6 +62,8 @@ class Backbone:
 
     model: str
     """The class without a head."""
+    causal: str
+    """The class with one."""
     config: str
     tokenizer: str
     """The class that reads a folder with a sentencepiece model only."""
@@ -86,6 +88,7 @@ class Backbone:
 
 GEMMA = Backbone(
     model="GemmaModel",
+    causal="GemmaForCausalLM",
     config="GemmaConfig",
     tokenizer="GemmaTokenizer",
     model_types=("gemma", "mgm_gemma"),
@@ -96,6 +99,7 @@ GEMMA = Backbone(
 )
 LLAMA = Backbone(
     model="LlamaModel",
+    causal="LlamaForCausalLM",
     config="LlamaConfig",
     tokenizer="LlamaTokenizer",
     model_types=("llama", "mgm"),

@@ -29,6 +29,9 @@ class VisionLanguage(nn.Module):
         self.model = language
         self.mining = Mining(language, grid, overview)
         self.parts, self.views = tuple(parts), grid**2 + overview
+        self.scale = getattr(language.embed_tokens, "scalar_embed_scale", 1.0)
+        """Gemma scales what enters it, images too; where transformers does so in the embedding, images miss it. Asked for now: what
+        a PEFT library puts around an embedding does not say."""
 
     def tower(self, part: str) -> nn.Module:
         """The tower of a part."""
@@ -51,9 +54,7 @@ class VisionLanguage(nn.Module):
         embedded = self.model.embed_tokens(batch.input_ids)
         features = self.encode_images(batch.pixels) if features is None else features
         if features:
-            # Gemma scales what enters it, images too; where transformers does so in the embedding, images miss it.
-            scale = getattr(self.model.embed_tokens, "scalar_embed_scale", 1.0)
-            tokens = (self.image_tokens(features) * scale).to(embedded.dtype)
+            tokens = (self.image_tokens(features) * self.scale).to(embedded.dtype)
             embedded = embedded.masked_scatter(batch.image_token_mask.unsqueeze(-1), tokens)
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self.model(

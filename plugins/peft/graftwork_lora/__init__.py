@@ -18,7 +18,7 @@ from graftwork.errors import AdapterError
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.contracts import Adapter, Assembly, ExternalFolder
+    from graftwork.contracts import Adapter, Assembly, ExternalFolder, Reference
 
 ADAPTER = "default"
 START = "start"
@@ -163,6 +163,12 @@ class Lora(PeftMethod[LoraSettings]):
         from graftwork_lora.peft_folders import read
 
         return read(folder)
+
+    def open_elsewhere(self, reference: Reference, folder: Path, optional: Sequence[str]) -> Reference | None:
+        """The adapter as peft opens it."""
+        from graftwork_lora.reference import opened_by_peft
+
+        return opened_by_peft(reference, folder, optional)
 
 
 def ends_in(name: str, end: str) -> bool:
