@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,6 +124,10 @@ class RequiredTower:
     source: Literal["its folder", "here", "trained here"] = "its folder"
     """Whose tensors the model used: those in the tower's own folder, those that the foreign folder holds, or the latter,
     because they were trained. Where the one has none, the other has to do."""
+
+    def of_base(self) -> RequiredTower:
+        """The same of an adapter whose base the foreign folder is: what the adapter itself holds of the tower was trained."""
+        return replace(self, source="trained here" if self.source == "its folder" else "here")
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ class _Diagnosing:
             of_base,
             description=description,
             configure=model.configuration,
-            parts={part: in_base(required) for part, required in of_base.parts.items()},
+            parts={part: required.of_base() for part, required in of_base.parts.items()},
             facts=[("adapter", adapter.description), *[("beside it", f"{len(beside)} tensors")] * bool(beside)],
             tensors=beside,
             is_full_model=False,
@@ -381,11 +381,6 @@ class _Diagnosing:
 def base_of(adapter: Adapter) -> str:
     """The path or hub id that an adapter names as its base, with the revision that it names."""
     return hub.with_revision(adapter.base, adapter.revision)
-
-
-def in_base(required: RequiredTower) -> RequiredTower:
-    """The tower of an adapter's base: what the adapter itself holds of it was trained."""
-    return replace(required, source="trained here" if required.source == "its folder" else "here")
 
 
 LEFT_BY_TRAINER = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
