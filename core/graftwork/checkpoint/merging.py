@@ -25,6 +25,7 @@ from graftwork.checkpoint.writing import put_in_place, unfinished
 from graftwork.config.restore import restore_component
 from graftwork.contracts.anatomy import DTYPES, earlier_names, named_tensors
 from graftwork.contracts.assembly import Assembly
+from graftwork.contracts.external import Reference
 from graftwork.contracts.kinds import ModelArchitecture
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef, folder_of
@@ -208,19 +209,25 @@ def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str
         raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
     with unfinished(out) as work:
         notes = adapter_formats[to](assembly, work) or ()
-        read_back = _read_back(opened, to, work, lookup, notes)
+        read_back = _read_back(opened, work, lookup, notes)
         put_in_place(work, out)
     return read_back
 
 
-def _read_back(opened: Opened, to: str, folder: Path, lookup: Lookup, notes: Sequence[str]) -> ReadBack:
+def _read_back(opened: Opened, folder: Path, lookup: Lookup, notes: Sequence[str]) -> ReadBack:
     """What the tool of a format computes with an exported adapter on the plain base; CheckpointError unless it is the same."""
     assembly = opened.assembly
     golden = read_golden_inputs(opened.folder, opened.manifest)
     wanted, off = verification.golden_logits(assembly, golden)
     spec = replace(assembly.plan.model_spec, peft=None, on=(), also_train=())
     plain = compose.build(replace(assembly.plan, model_spec=spec), lookup, device="cpu", precision="fp32")
-    reader = assembly.peft.open_exported(to, plain.model, folder) if assembly.peft else ""
+    taken = Reference(plain.model, lambda batch: plain.model.logits(plain.model(batch)))
+    reference = assembly.peft.open_elsewhere(taken, folder, ()) if assembly.peft else None
+    reader = " and ".join(reference.readers) if reference else ""
+    if reference and (odd := (*reference.unexpected, *reference.missing)):
+        raise CheckpointError(
+            f"exporting failed: {reader} does not read '{odd[0]}' as it was written; nothing was written: merge it instead"
+        )
     got, _ = verification.golden_logits(plain, golden)
     distance = float((wanted - off).abs().max())
     read_back = ReadBack(

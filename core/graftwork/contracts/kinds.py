@@ -247,11 +247,6 @@ class PeftMethod(Component[S]):
     def merge(self, model: nn.Module) -> None:
         """Fold what `inject` added into the base's own tensors, and restore the module structure of before `inject`."""
 
-    def open_exported(self, to: str, model: nn.Module, folder: Path) -> str:
-        """Let the tool of a format of `exports` put what was exported onto the plain built `model`, in place; its name and version, or
-        nothing where it cannot be asked. The logits are compared then."""
-        return ""
-
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The adapter of this method in a folder that other code wrote; None where there is none."""
         return None

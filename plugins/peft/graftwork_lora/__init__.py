@@ -149,15 +149,6 @@ class Lora(PeftMethod[LoraSettings]):
     def exports(self) -> Mapping[str, Any]:
         return {"peft": partial(_export, self)}
 
-    def open_exported(self, to: str, model: nn.Module, folder: Path) -> str:
-        """Plain peft's own reader, around the built model."""
-        import peft
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what peft asks transformers' models, and this is none
-            peft.PeftModel.from_pretrained(model, str(folder))
-        return f"peft {peft.__version__}"
-
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The LoRA adapter that peft, or code that uses it, saved in a folder."""
         from graftwork_lora.peft_folders import read
