@@ -27,6 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("the connector whole", "untied"),
         ("bias of the adapted", "tied"),
         ("KaSA", "untied"),
+        ("the head", "untied"),
     ],
 )
 def test_an_adapter_of_peft_is_the_same_model_or_refused(

@@ -69,8 +69,9 @@ class VisionLanguage(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The vocabulary's scores `[..., vocabulary]`."""
-        head = getattr(self, "lm_head", self.model.embed_tokens)
-        return functional.linear(hidden, head.weight)
+        head = getattr(self, "lm_head", None)
+        # The head is called, and not its weight taken: what a PEFT method puts around it is to count.
+        return head(hidden) if head is not None else functional.linear(hidden, self.model.embed_tokens.weight)
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values."""
