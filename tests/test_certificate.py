@@ -174,5 +174,5 @@ def test_every_command_says_that_it_cannot_tell(
     monkeypatch.setattr(verification, "tolerance", lambda *_: -1.0)
     done = CliRunner().invoke(main, ["verify", str(faint)])
     assert done.exit_code == 0, done.output
-    assert f"{faint} is complete, and not verified." in done.output
+    assert f"{faint}: not verified." in done.output
     assert "  logits    differ by 1\n" in done.output

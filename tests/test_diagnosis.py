@@ -65,7 +65,7 @@ def test_what_the_command_prints_is_what_is_known(run: Path) -> None:
         "  - the tokenizer: it is its base's",
         f"  {run}/adapter_model.bin: 28 found: 28 used, 0 equal, 0 refused\n",
         f"  {run}/non_lora_trainables.bin: 16 found: 16 used, 0 equal, 0 refused\n",
-        "    - 4 refused, the text encoder of OpenCLIP, which 'openclip-convnext' does not use: positional_embedding, ",
+        "    - 5 refused, the text encoder of OpenCLIP, which 'openclip-convnext' does not use: positional_embedding, ",
         f"  graftwork import {run} -o run-graftwork\n",
     ):
         assert line in said.output, line

@@ -43,7 +43,7 @@ def mined_one_by_one(model: Any, low: torch.Tensor, fine: torch.Tensor) -> torch
 
 def test_every_parameter_lies_in_exactly_one_role() -> None:
     structure = small(GOLDEN / "full").structure
-    assert set(structure.roles) == set(MgmGemma.roles)
+    assert set(structure.roles) == set(MgmGemma.roles) - {"language.head"}  # which is the embeddings here
     modules = [module for modules in structure.roles.values() for module in modules]
     for name, _ in structure.model.named_parameters():
         assert sum(name.startswith(f"{module}.") for module in modules) == 1, name

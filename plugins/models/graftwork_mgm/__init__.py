@@ -127,9 +127,12 @@ class Mgm(ModelArchitecture[MgmSettings]):
             if rope.get("rope_type", "default") != "default":
                 language["rope_scaling"] = rope
         language["tie_word_embeddings"] = bool(whole.get("tie_word_embeddings", self.backbone.tied))
-        # Absent where nothing is said of a high part, and in checkpoints of before this was asked.
-        high = {"high_from": "here" if whole.get(TRAINED["high"]) else "its folder"} if whole.get(KEYS["high"]) else {}
-        return {"language": language, "select_layer": whole.get("mm_vision_select_layer"), **chosen, **high}
+        return {
+            "language": language,
+            "select_layer": whole.get("mm_vision_select_layer"),
+            **chosen,
+            **_high_from(whole),
+        }
 
     def example(self, folder: Path) -> None:
         """A plain language model of two layers, and a tokenizer of bytes."""
@@ -307,6 +310,15 @@ class Mgm(ModelArchitecture[MgmSettings]):
         from graftwork_mgm.export import write
 
         write(self.backbone, assembly, folder)
+
+
+def _high_from(whole: Mapping[str, Any]) -> dict[str, str]:
+    """Where upstream takes the weights of an MGM folder's high part from. Nothing where there is no such part, where the folder is
+    Graftwork's, which names no other place, and in checkpoints of before this was asked."""
+    place = whole.get(KEYS["high"])
+    if place and whole.get(TRAINED["high"]):
+        return {"high_from": "here"}
+    return {"high_from": "its folder"} if place and place != "high" else {}
 
 
 class MgmGemma(Mgm):
