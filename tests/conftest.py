@@ -98,6 +98,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
     for report in reports:
         for name, lines in report.user_properties:
-            if isinstance(lines, list):
+            if name != golden_table.MEASURED:
                 terminalreporter.section(name)
                 terminalreporter.write_line("\n".join(lines))

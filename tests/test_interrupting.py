@@ -27,10 +27,12 @@ from graftwork.train.loop import LOG, Outcome, train
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Whatever a test does, the handlers of signals are afterwards as they were."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    """Python's own handlers, which test runners may have replaced; whatever a test does, they are the same afterwards."""
+    own = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    found = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert found == own
 
 
 def signal_at(kind: type[Event], step: int, *numbers: int, told: list[Event] | None = None) -> Callable[[Event], None]:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def plan_of(
         if value is None:
             del here[last]
         else:
-            here[last] = value
+            here[last] = deepcopy(value)
     return resolve(runfile.parse_run(table, folder), lookup or DictLookup(*COMPONENTS))
 
 
