@@ -10,9 +10,12 @@ import pytest
 import torch
 from mgm_folders import GOLDEN, LOOKUP, TOWER_FOLDERS
 from safetensors.torch import load_file, save_file
+from tiny_runs import plan_of
 
 from graftwork import weights
+from graftwork.build import compose
 from graftwork.checkpoint import manifest
+from graftwork.checkpoint.merging import merge
 from graftwork.checkpoint.store import open_checkpoint
 from graftwork.contracts import Assembly, Batch
 from graftwork.errors import GraftworkError
@@ -96,6 +99,12 @@ def test_an_end_of_tied_weights_that_was_trained_apart_is_kept_apart(tmp_path: P
     with assembly.disable_adapter(), plain.disable_adapter():
         assert logits(assembly).equal(logits(plain))
     assert not torch.allclose(logits(assembly), logits(plain), atol=0.01)
+    expected = logits(assembly)
+    merge(open_checkpoint(tmp_path / "out", LOOKUP, device="cpu", precision="fp32"), tmp_path / "merged", LOOKUP)
+    merged = compose.build(
+        plan_of(tmp_path / "merged", tmp_path), LOOKUP, device="cpu"
+    )  # with a fresh adapter, of no effect
+    assert torch.allclose(logits(merged), expected, atol=1e-4)
 
 
 def test_ends_that_follow_one_another_stay_tied(tmp_path: Path) -> None:
