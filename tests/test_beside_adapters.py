@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,24 @@ def test_a_tensor_that_is_stored_twice_has_one_value(tmp_path: Path) -> None:
     with pytest.raises(GraftworkError, match=r"'x' is stored twice, in .* with different values"):
         weights.agreeing("x", values["a"], values["b"])()
     assert weights.agreeing("x", values["a"], values["a"])().equal(torch.ones(2))
+
+
+def test_rows_that_the_embedding_does_not_have_are_refused(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "adapter", {ROWS: torch.ones(2, 64)}, trainable_token_indices=[7, 8000])
+    with pytest.raises(GraftworkError, match="trainable_token_indices names 2 of 640, up to 8000"):
+        opened(folder, tmp_path / "out")
+
+
+def test_a_tower_that_an_adapter_run_trained_is_in_the_checkpoint(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "lora", tmp_path / "lora"))
+    beside = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
+    tower = {
+        f"model.vision_tower.vision_tower.{n}": r().float() + 1
+        for n, r in weights.open_weights(GOLDEN / "clip").items()
+    }
+    torch.save({**beside, **tower}, folder / "non_lora_trainables.bin")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "unfreeze_mm_vision_tower": True}))
+    found = diagnose(folder, LOOKUP, base=GOLDEN / "base", parts=TOWER_FOLDERS)
+    import_folder(found, LOOKUP, tmp_path / "out", kernels=["sdpa"])
+    assert "vision.low" in manifest.read(tmp_path / "out").plan.model_spec.also_train

@@ -72,6 +72,7 @@ def test_only_what_switches_something_on_is_unknown() -> None:
             "tie_word_embeddings": False,
             "use_cache": True,
         },
+        {"_attn_implementation_autoset": True, "use_flash_attention_2": True, "mm_patch_merge_type": "flat"},
         {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
         {**GENERATION, "dropout": None, "_name_or_path": "x", "torch_dtype": "bfloat16", "attention_bias": False},
     ],
@@ -263,6 +264,7 @@ def test_a_setting_of_lora_that_is_not_followed_is_refused_by_name(config: dict[
             "megatron_core": "megatron.core",
             "loftq_config": {},
         },
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}, "lora_dropout": None},
         {"init_lora_weights": "gaussian", "qalora_group_size": 16, "peft_version": "0.99", "inference_mode": True},
     ],
 )
@@ -298,3 +300,8 @@ def test_what_lies_beside_an_adapter_has_the_names_of_the_model() -> None:
         "model.embed_tokens.weight": (3, 4),
         "lm_head.weight": (9,),
     }
+
+
+def test_a_start_that_changed_the_base_is_refused_for_that_whatever_else_is_set() -> None:
+    said = read(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}).refusal()
+    assert said.startswith("it was started by 'loftq', which changed the base's own weights")

@@ -64,6 +64,11 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_folder_that_cannot_be_written_into_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (file := tmp_path / "out").touch()
+    assert refusal(lambda: enter(file)).startswith(f"'{file}' cannot be written into: ")
+
+
 def killed(script: str, folder: Path) -> None:
     """Run a script in another process until it says that it is ready, and kill it."""
     with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as process:

@@ -134,13 +134,33 @@ def begun(base: Path, lookup: DictLookup, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def plan_in(folder: Path, base: Path) -> Plan:
+def plan_in(folder: Path, base: Path, **changes: Any) -> Plan:
     source = [{"use": "llava-json", "path": str(folder / "data.json")}]
-    return plan_of(base, folder, {"data.source": source, "train.save_every": 2})
+    return plan_of(base, folder, {"data.source": source, "train.save_every": 2} | changes)
 
 
 def resumed(begun: Path, base: Path, lookup: DictLookup, out: Path, **options: Any) -> Outcome:
     return train(plan_in(begun, base), lookup, out, resume=True, device="cpu", **options)
+
+
+def test_the_same_data_in_another_folder_is_the_same(
+    begun: Path, base: Path, lookup: DictLookup, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(begun, tmp_path / "moved"))
+    write(moved)
+    assert resumed(moved, base, lookup, moved / "out").checkpoint == moved / "out" / "checkpoint-4"
+
+
+def test_a_run_counted_in_epochs_ends_when_the_accepted_data_asks_for_fewer_steps(
+    base: Path, lookup: DictLookup, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    plan = plan_in(tmp_path, base, **{"train.steps": None, "train.epochs": 1})
+    with pytest.raises(Interrupted):
+        train(plan, lookup, tmp_path / "out", device="cpu", listen=interrupt_at(CheckpointSaved, 2))
+    write(tmp_path, count=4)
+    outcome = train(plan, lookup, tmp_path / "out", resume=True, accept_data=True, device="cpu")
+    assert outcome.checkpoint == tmp_path / "out" / "checkpoint-2"
 
 
 def test_a_run_goes_on_with_other_data_only_when_told_so_and_its_checkpoints_say_from_when(

@@ -57,7 +57,10 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Keys that say nothing of the image encoder: of the other half, and of what joins them."""
-OF_PIXELS = ("image_mean", "image_std", "image_processor_type", "feature_extractor_type", "processor_class")
+OF_PIXELS = (
+    *("image_mean", "image_std", "image_processor_type", "feature_extractor_type", "processor_class"),
+    *("_valid_processor_keys", "data_format", "use_square_size"),
+)
 PREPROCESSING = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
     "resample": 3,
@@ -90,7 +93,8 @@ class Clip(VisionTower[ClipSettings]):
         if whole.get("model_type", "clip") not in ("clip", "clip_vision_model"):
             raise WeightsError(f"'{folder}' holds a '{whole['model_type']}', and 'clip' reads CLIP; name a CLIP folder")
         # As transformers reads it: the older of the two nested tables counts where there are both.
-        vision = {**whole.get("vision_config", whole), **(whole.get("vision_config_dict") or {})}
+        half = whole.get("vision_config") or ({} if "vision_config" in whole else whole)
+        vision = {**half, **(whole.get("vision_config_dict") or {})}
         known = {*DEFAULTS, *WITHOUT_EFFECT, *OF_TRANSFORMERS, "image_mean", "image_std"}
         for table in (whole, vision):
             refuse_unknown_settings(folder / "config.json", table, known, self.name)

@@ -36,6 +36,7 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
 OWN_SETTINGS = (
     *("hidden_sizes", "depths", "patch_size", "norm_eps", "drop_path_rate", "image_size", "image_mean", "image_std"),
     *("architecture", "num_classes", "num_features", "global_pool", "num_stages", "stage_names"),
+    "pretrained_cfg",
 )
 """What a config.json says of a ConvNeXt that is followed, or that is of its head."""
 OF_VISION = (
@@ -55,7 +56,7 @@ NAMES = (
     ("stages.{}.blocks.{}.gamma", "stages.{}.layers.{}.layer_scale_parameter"),
 )
 """How names begin in timm, and in transformers."""
-HEAD = ("visual.trunk.head.", "visual.trunk.norm_pre.", "visual.head.")
+HEAD = ("visual.trunk.head.", "visual.trunk.norm_pre.", "visual.head.", "head.", "norm_pre.")
 OTHER_HALF = (
     *("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale"),
     *("logit_bias", "attn_mask", "text."),
@@ -87,7 +88,7 @@ class OpenClipConvNext(VisionTower[NoSettings]):
                 f"'{folder}' does not say what its ConvNeXt is: it has neither a config.json with hidden_sizes, nor tensors "
                 "named visual.trunk.*, nor an open_clip_config.json with a known timm_model_name; name another folder"
             )
-        pixels = clip.get("preprocess_cfg", {})
+        pixels = clip.get("preprocess_cfg") or explicit.get("pretrained_cfg") or {}
         widths = list(sizes["hidden_sizes"])
         return {
             "hidden_sizes": widths,

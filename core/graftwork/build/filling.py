@@ -75,11 +75,9 @@ def open_base(
         )
         return held
 
-    own: dict[str, str] = {}
     for part, tower in towers.items():
         (prefix,) = structure.roles[f"vision.{part}"]
         for name, tensor in opened(model_spec.parts[part], tower).items():
-            own[part] = prefix
             if translated := tower.module_name(name):
                 tensors[f"{prefix}.{translated}"] = tensor
     parts = [part for part in architecture.parts_with_own_weights(config_of(model_spec.model)) if part in towers]

@@ -84,7 +84,7 @@ def _of_component(where: str, then: Choice | None, now: Choice | None, lookup: L
     component = restore_component(then, lookup)
     free = getattr(component, "learning_settings", ())
     before, after = (settings.dump(restore_component(choice, lookup).settings) for choice in (then, now))
-    yield from _of_tables(where, {k: v for k, v in before.items() if k not in free}, after)
+    yield from _of_tables(where, *({k: v for k, v in each.items() if k not in free} for each in (before, after)))
     yield from _of_tables(f"the configuration of {where}: ", then.config or {}, now.config or {})
     if (then.weights is None) != (now.weights is None) or (
         then.weights and now.weights and now.weights.sha256 not in ("", then.weights.sha256)
@@ -94,8 +94,8 @@ def _of_component(where: str, then: Choice | None, now: Choice | None, lookup: L
 
 def _of_tables(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     separator = "" if where.endswith(" ") else "."
-    for key in then:
-        if (before := then[key]) != (after := now.get(key)):
+    for key in {**then, **now}:
+        if (before := then.get(key)) != (after := now.get(key)):
             yield _clause(f"{where}{separator}{key}", before, after)
 
 

@@ -68,6 +68,8 @@ def one_writer(
                 held.enter_context(_writing(folder, take_over, say))
             except CheckpointError as error:
                 refusal = error
+            except OSError as error:
+                refusal = CheckpointError(f"'{folder}' cannot be written into: {error}; name another folder with --out")
         (refusal, *_) = processes.all_gather_object(refusal)
         if refusal:
             raise refusal

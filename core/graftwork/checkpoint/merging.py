@@ -34,8 +34,6 @@ from graftwork.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graftwork.contracts.assembly import Assembly
-
 CERTIFICATE = "certificate.json"
 CARRIED = (
     "generation_config.json",

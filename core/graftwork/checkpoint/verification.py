@@ -83,10 +83,16 @@ class Verification:
         return (*(each.clause() for each in self.agreements), *self.not_compared)
 
     @property
+    def undecided(self) -> str:
+        """Why the logits do not show that it is the checkpoint, a clause; empty where they do."""
+        other = "the logits cannot be compared: the precision, the device or the quantized weights are not the recorded ones"
+        return self.cannot_tell or other * (not self.comparable)
+
+    @property
     def words(self) -> str:
         """What it shows, in the words that are the same everywhere: with whom the checkpoint agrees, or whether it agrees with itself."""
         readers = dict.fromkeys(reader for agreement in self.agreements for reader in agreement.readers)
-        alone = "not verified" if self.cannot_tell else "reopens as saved"
+        alone = "not verified" if self.undecided else "reopens as saved"
         return f"verified against {' and '.join(readers)}" if readers else alone
 
 

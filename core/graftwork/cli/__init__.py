@@ -152,7 +152,7 @@ def _say_ended(how: str) -> None:
 
 def _resuming(arguments: Sequence[str]) -> str:
     """The command that goes on with the run that a command began."""
-    once = [word for word in arguments if word not in ("--resume", "--accept-data", "--take-over")]
+    once = [word for word in arguments if word not in ("--resume", "--take-over")]
     return shlex.join(["graftwork", *once, "--resume"])
 
 

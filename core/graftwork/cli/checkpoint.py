@@ -155,24 +155,21 @@ def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json:
     with open_checkpoint(session, checkpoint, options) as found:
         opened = found.verify(against=against)
     tensors, verification = opened.manifest.tensors, opened.verification
-    shown = {"verified": verification.words, "compared": [*verification.compared], **asdict(verification)}
+    shown = {"verified": verification.words, "undecided": verification.undecided, "compared": [*verification.compared]}
+    shown |= asdict(verification)
     if as_json:
         print_json({"checkpoint": str(opened.folder), "sha256": opened.sha256, **shown})
         return
     console = open_console()
-    undecided = verification.cannot_tell
+    undecided = verification.undecided
     console.print(f"[bold]{opened.folder}[/bold]: {verification.words}.")
     console.print(f"  files     all {len(opened.manifest.files)} are as they were written")
     console.print(f"  tensors   {len(tensors)} of {len(tensors)} expected ones were loaded, none is left over")
     if undecided:
         console.print(f"  logits    {undecided.removeprefix('the logits ')}", soft_wrap=True)
-    elif verification.comparable:
-        console.print(
-            f"  logits    differ by {verification.error:.3g} from those recorded; at most {verification.tolerance:.3g} is rounding"
-        )
     else:
         console.print(
-            "  logits    not comparable: the precision, the device or the quantized weights are not the recorded ones"
+            f"  logits    differ by {verification.error:.3g} from those recorded; at most {verification.tolerance:.3g} is rounding"
         )
     for clause in verification.compared:
         console.print(f"  compared  {clause}")

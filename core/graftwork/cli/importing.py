@@ -50,7 +50,7 @@ def import_command(
         lookup=session.catalog,
     )
     console, diagnosis, imported, facts = open_console(), result.diagnosis, result.imported, result.verification
-    undecided = facts["cannot_tell"]
+    undecided = facts["undecided"]
     console.print(
         f"[bold]{out}[/bold] is a checkpoint of '{folder}', {diagnosis.description}: {result.verified}", soft_wrap=True
     )
@@ -62,6 +62,8 @@ def import_command(
             console.print(f"  {name:9}  {place.found or 'not found: the checkpoint holds everything'}", soft_wrap=True)
     held = "all that the base lacks or that differs from it" if diagnosis.places["base"].found else "the whole model"
     console.print(f"  tensors    {len(imported.manifest.tensors)}: {held}")
+    for line in result.not_taken:
+        console.print(f"  noticed    {line}", style="yellow", soft_wrap=True)
     if undecided:
         console.print(f"  logits     {undecided.removeprefix('the logits ')}", soft_wrap=True)
     else:

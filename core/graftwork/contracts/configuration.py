@@ -20,6 +20,8 @@ OF_TRANSFORMERS = frozenset(
             "transformers_version",
         ),
         *("torch_dtype", "dtype", "use_bfloat16", "torchscript", "attn_implementation", "_attn_implementation"),
+        *("_attn_implementation_autoset", "_flash_attn_2_enabled", "use_flash_attention_2", "gradient_checkpointing"),
+        *("num_logits_to_keep", "model_max_length"),
         *("tf_legacy_loss", "tokenizer_class", "transformers.js_config", "unsloth_version", "unsloth_fixed"),
         *("return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "use_cache"),
         *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "prefix"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import weights
+from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor, StoredTensor
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ class ExternalFolder:
     def files(self) -> frozenset[str]:
         """The names of its files, without those in folders below."""
         return frozenset(file.name for file in self.path.iterdir() if file.is_file())
+
+    @property
+    def unread(self) -> list[str]:
+        """Its files that hold tensors, by their names, and that nobody asked for; without what Trainer saves to resume from."""
+        of_run = {*weights.NO_WEIGHTS, "scheduler.pt", "scaler.pt"}
+        rest = (name for name in self.files - self.read.keys() - of_run if not name.startswith("rng_state"))
+        return sorted(name for name in rest if any(fnmatchcase(name, form) for form in weights.FORMS))
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object in it; empty where there is no such file, WeightsError where it is no JSON object."""
@@ -77,7 +86,13 @@ class Rows:
         import torch
 
         def make(values: Any, whole: Any) -> Any:
-            return whole.to(values.dtype).index_copy(0, torch.tensor(self.indices), values)
+            if len(values) != len(self.indices) or max(self.indices) >= len(whole) or min(self.indices) < 0:
+                raise WeightsError(
+                    f"{len(values)} rows of an embedding were trained, and trainable_token_indices names {len(self.indices)} of "
+                    f"{len(whole):,}, up to {max(self.indices)}; restore adapter_config.json from where it was trained"
+                )
+            dtype = torch.promote_types(whole.dtype, values.dtype)  # no row that was not trained may be rounded
+            return whole.to(dtype).index_copy(0, torch.tensor(self.indices), values.to(dtype))
 
         return weights.DerivedTensor((self.values, tensor), make)
 

@@ -334,6 +334,8 @@ class _Diagnosing:
         base = places[BASE].found if BASE in places else None
         if adapter and adapter.revision and base and not hub.commit_of(base):
             faults.append(f"it was trained on revision '{adapter.revision}' of its base, and '{base}' records none")
+        if unread := self.folder.unread:
+            faults.append(f"it holds {', '.join(map(repr, unread[:5]))}, of which nothing is read")
         if verdict and not verdict.healthy:
             faults += [f"its losses are not those of a working model: {reason}" for reason in verdict.reasons]
         refused = (adapter.refused if adapter else "") or (import_plan.refused if import_plan else "")

@@ -158,10 +158,13 @@ class Checkpoint:
         limit: int | None = None,
         batch_size: int = BATCH_SIZE,
         out: Place | None = None,
+        take_over: bool = False,
     ) -> Scored:
         """The scores of one evaluator; the rest is as for `compare`."""
         where = Path(out) if out else None
-        (scored,) = self.evaluate_all(EvaluationRequest((evaluator,), settings or {}, limit, batch_size, where))
+        (scored,) = self.evaluate_all(
+            EvaluationRequest((evaluator,), settings or {}, limit, batch_size, where, take_over)
+        )
         return scored
 
     def evaluate_all(self, request: EvaluationRequest) -> Iterator[Scored]:
@@ -177,6 +180,7 @@ class Checkpoint:
         limit: int | None = None,
         batch_size: int = BATCH_SIZE,
         out: Place | None = None,
+        take_over: bool = False,
     ) -> Compared:
         """Base and adapter on one evaluator's questions, in one pass.
 
@@ -184,7 +188,9 @@ class Checkpoint:
         and the report go to `out`, by default to `evaluation` beside the checkpoint.
         """
         where = Path(out) if out else None
-        (compared,) = self.compare_all(EvaluationRequest((evaluator,), settings or {}, limit, batch_size, where))
+        (compared,) = self.compare_all(
+            EvaluationRequest((evaluator,), settings or {}, limit, batch_size, where, take_over)
+        )
         return compared
 
     def compare_all(self, request: EvaluationRequest) -> Iterator[Compared]:

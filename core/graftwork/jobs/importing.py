@@ -85,6 +85,13 @@ class ImportResult:
         """What that shows: `verified against` a library that opens the folder too, or `reopens as saved`."""
         return str(self.verification["verified"])
 
+    @property
+    def not_taken(self) -> list[str]:
+        """What the folder's files hold and the checkpoint does not, a line for each file and reason."""
+        own = {str(file) for file in self.diagnosis.folder.iterdir()}
+        accounts = self.imported.manifest.accounts.items()
+        return [f"of {Path(file).name} {why}" for file, each in accounts if file in own for why in each.reasons()]
+
 
 def import_folder(
     folder: Place,
@@ -113,7 +120,7 @@ def import_folder(
     try:
         facts = verify_in_fresh_process(out, lookup, against=diagnosis.folder)
         written = manifest.record(out, {"verified": facts["verified"], "compared": "; ".join(facts["compared"])})
-    except CheckpointError:
+    except BaseException:  # a signal too
         shutil.rmtree(out, ignore_errors=True)
         raise
     facts["sha256"] = sha256(out / manifest.FILE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from graftwork.errors import GraftworkError
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 STOPPED = {128 + number for number in FORWARDED}
 """The exit statuses of processes that ended because they were asked to, all after the same step."""
 GRACE_SECONDS = 10.0
@@ -53,7 +53,7 @@ def launch(command: Sequence[str], count: int) -> int:
                 child.kill()
                 child.wait()
     if failed is None:
-        return 0
+        return 128 + came[0] if len(came) > 1 else 0
     rank, status = failed
     if status > 0:
         return status
@@ -88,15 +88,17 @@ def watch(children: Sequence[subprocess.Popen[bytes]], came: Sequence[int]) -> t
 
 @contextmanager
 def forwarding(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """While entered, SIGTERM and SIGINT go to the children; yields the list of those that came."""
+    """While entered, what ends a command goes to the children; yields the list of those that came."""
     came: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         came.append(number)
         for child in children:
-            child.send_signal(number)
+            # A closed terminal ends a run as a cluster does: they sit in sessions of their own, and know no other signals.
+            child.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    ignored = [n for n in FORWARDED if n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN]  # as nohup does
+    before = {number: signal.signal(number, forward) for number in FORWARDED if number not in ignored}
     try:
         yield came
     finally:

@@ -60,11 +60,18 @@ def train(
     run, lookup, listen = Run.of(run), lookup or installed(), on_event
     plan, out = run.plan(lookup), Path(out or run.out)
     with one_writer(out, take_over=take_over, say=lambda sentence: listen(Message(sentence, "warning"))):
-        return carry_out(plan, lookup, out, resume, accept_data, device, listen)
+        return carry_out(plan, lookup, out, resume, accept_data, take_over, device, listen)
 
 
 def carry_out(
-    plan: Plan, lookup: Lookup, out: Path, resume: bool, accept_data: bool, device: str | None, listen: Listener
+    plan: Plan,
+    lookup: Lookup,
+    out: Path,
+    resume: bool,
+    accept_data: bool,
+    take_over: bool,
+    device: str | None,
+    listen: Listener,
 ) -> TrainResult:
     """All of `train` in a folder that nobody else writes into. Collective."""
     search, machine, saved = None, detect_machine(), checkpoints(out)
@@ -84,7 +91,7 @@ def carry_out(
     # Verifying and comparing build the model again: two of them were not rehearsed.
     outcome.assembly = None
     free_memory()
-    return finish(plan, lookup, outline, outcome, out, search, listen)
+    return finish(plan, lookup, outline, outcome, out, search, listen, take_over)
 
 
 def as_begun(plan: Plan, begun: Plan) -> Plan:
@@ -129,6 +136,7 @@ def finish(
     out: Path,
     search: CandidateSearch | None = None,
     listen: Listener = ignore,
+    take_over: bool = False,
 ) -> TrainResult:
     """Verify, compare and report a run that ended; UnhealthyRun when its result should not be used. Collective."""
     verdict = outcome.verdict
@@ -141,7 +149,7 @@ def finish(
         own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
         (facts, *_) = processes.all_gather_object(own_facts)
         verification = {name: fact for name, fact in facts.items() if fact not in ([], "")}
-        if undecided := facts["cannot_tell"]:
+        if undecided := facts["undecided"]:
             listen(Message(f"{facts['verified']}: {outcome.checkpoint}; {undecided}", "warning"))
         else:
             listen(
@@ -150,7 +158,7 @@ def finish(
                     f"{facts['tolerance']:.3g} is rounding)"
                 )
             )
-        answers = compare_all(plan, lookup, outcome.checkpoint, out, listen)
+        answers = compare_all(plan, lookup, outcome.checkpoint, out, listen, take_over)
     result = TrainResult(
         out,
         outcome.checkpoint,
@@ -201,7 +209,7 @@ def report_content(
 
 
 def compare_all(
-    plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore
+    plan: Plan, lookup: Lookup, checkpoint: Path, out: Path, listen: Listener = ignore, take_over: bool = False
 ) -> list[Scored | Compared]:
     """Ask base and adapter, in one pass, the questions of every evaluator of the plan."""
     answers: list[Scored | Compared] = []
@@ -212,7 +220,8 @@ def compare_all(
     for choice in plan.run_context.evaluate:
         evaluator = cast(Evaluator[Any], restore_component(choice, lookup))
         folder = out / "evaluation" / choice.name
-        result = run_evaluation(opened.assembly, evaluator, folder, variants, hashes_of(opened), listen=listen)
+        known = hashes_of(opened)
+        result = run_evaluation(opened.assembly, evaluator, folder, variants, known, listen=listen, take_over=take_over)
         if processes.is_first():
             lookup.emit(Evaluated(out, choice.name, result.scores))
         if len(variants) == 1:

@@ -12,7 +12,7 @@ from graftwork import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 1.0
-"""Where a launcher passes on what the system has told every process already, both are one signal if they come so close."""
+"""Who signals a process and then its group, as timeout(1) and launchers do, sends one signal twice: so close, both are one."""
 
 
 class Signals:
@@ -39,6 +39,6 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number, self._came = number, time.monotonic()
-        elif processes.count() == 1 or time.monotonic() - self._came > SAME_SECONDS:
+        elif time.monotonic() - self._came > SAME_SECONDS or (processes.count() == 1 and number != self.number):
             self.__exit__()
             signal.raise_signal(number)

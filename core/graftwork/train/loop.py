@@ -241,7 +241,7 @@ class Loop:
     @property
     def is_over(self) -> bool:
         """Whether there is no further step."""
-        return self.step == self.steps or self.health.should_abort
+        return self.step >= self.steps or self.health.should_abort
 
     def shares(self, encoder: Executor) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
         """This process's share of each step to come, what all processes have of it, and when it was begun. Collective.

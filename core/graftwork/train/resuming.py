@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ def resumable(start: Path, plan: Plan) -> manifest.Manifest:
     manifest.check_files(saved, start)
     if store.OPTIMIZER + "/state.safetensors" not in saved.files:
         raise CheckpointError(f"'{start}' holds no optimizer state to resume from; start a new run with --out")
-    recorded, current = comparable(saved.plan), comparable(store.with_fingerprints(plan, start))
+    # Where the digest of the records is known, it decides, wherever their files lie now.
+    without = ("sources", "operators") if saved.data.get("digest") else ()
+    recorded, current = (comparable(each, without) for each in (saved.plan, store.with_fingerprints(plan, start)))
     if recorded != current:
         differing = sorted(_differences(recorded, current))
         raise CheckpointError(
@@ -96,7 +98,7 @@ class DataHistory:
         return True
 
 
-def comparable(plan: Plan) -> dict[str, Any]:
+def comparable(plan: Plan, without: Sequence[str] = ()) -> dict[str, Any]:
     """The parts of a plan that must be the same when a run is resumed: all but where weights are, the plugins' versions,
     and how a batch is cut to fit a device."""
 
@@ -111,7 +113,7 @@ def comparable(plan: Plan) -> dict[str, Any]:
             return {name: without_skipped(name, inner, skipped) for name, inner in value.items() if name not in skipped}
         return [without_skipped("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    ignored = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size")
+    ignored = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size", *without)
     result: dict[str, Any] = without_skipped("", plan.to_json(), ignored)
     return result
 

@@ -312,11 +312,16 @@ class Mgm(ModelArchitecture[MgmSettings]):
         write(self.backbone, assembly, folder)
 
 
+def was_trained(whole: Mapping[str, Any], part: str) -> bool:
+    """Whether an MGM folder's config.json says that a part's tower was trained, so that upstream takes it from the folder."""
+    return bool(whole.get(TRAINED[part]) or (part == "low" and whole.get("unfreeze_mm_vision_tower")))
+
+
 def _high_from(whole: Mapping[str, Any]) -> dict[str, str]:
     """Where upstream takes the weights of an MGM folder's high part from. Nothing where there is no such part, where the folder is
     Graftwork's, which names no other place, and in checkpoints of before this was asked."""
     place = whole.get(KEYS["high"])
-    if place and whole.get(TRAINED["high"]):
+    if place and was_trained(whole, "high"):
         return {"high_from": "here"}
     return {"high_from": "its folder"} if place and place != "high" else {}
 

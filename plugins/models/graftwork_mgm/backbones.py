@@ -133,7 +133,7 @@ OF_MGM = frozenset(
         *("mm_vision_tower", "mm_vision_tower_aux", "mm_hidden_size", "mm_hidden_size_aux", "mm_vision_select_layer"),
         *("mm_vision_select_feature", "mm_use_im_start_end", "optimize_vision_tower", "optimize_vision_tower_aux"),
         *("image_size_aux", "mm_projector_type", "image_aspect_ratio", "image_grid", "image_global"),
-        *("conversation_template", "tie_word_embeddings"),
+        *("conversation_template", "tie_word_embeddings", "unfreeze_mm_vision_tower"),
     }
 )
 """What a published folder's config.json says besides, and is followed."""
@@ -141,9 +141,10 @@ WITHOUT_EFFECT = frozenset(
     {
         # Of the training that wrote a folder, and of the paths that it had.
         *("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_projector_lr", "pretrain_mm_mlp_adapter", "drop_path"),
-        *("unfreeze_mm_vision_tower", "vision_tower", "vision_tower_aux", "model_path", "tokenizer_padding_side"),
+        *("vision_tower", "vision_tower_aux", "model_path", "tokenizer_padding_side"),
         *("tokenizer_model_max_length", "mm_use_im_patch_token"),
         # Read by nothing that makes an MGM: kept from LLaVA, or said twice.
+        *("mm_patch_merge_type", "mm_vision_tower_lr"),
         *("use_mm_proj", "image_grid_pinpoints", "image_processor", "max_sequence_length"),
         *("is_llama_config", "pretraining_tp", "cls_token_id"),
     }

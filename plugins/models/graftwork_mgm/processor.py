@@ -50,6 +50,8 @@ TOKENIZER_SETTINGS = frozenset(
             "processor_class",
             "auto_map",
         ),
+        *("use_fast", "vocab_file", "merges_file", "device_map"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
         *("backend", "is_local", "from_slow", "local_files_only", "trust_remote_code", "vocab_size"),
     }
 )

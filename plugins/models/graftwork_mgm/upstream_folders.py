@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, RequiredTower, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import LazyTensor, agreeing, tensor_files
-from graftwork_mgm import KEYS, TOWERS, TRAINED
+from graftwork_mgm import KEYS, TOWERS, was_trained
 from graftwork_mgm.backbones import REQUIRED
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class Reading:
         ]
 
     def _part(self, part: str) -> RequiredTower:
-        trained = bool(self.config.get(TRAINED[part]))
+        beside = self.adapter.others if self.adapter else ()
+        trained = was_trained(self.config, part) or any(name.startswith(f"{TOWERS[part]}.") for name in beside)
         # Upstream's loader takes CLIP from a whole model's folder, and ConvNeXt from its own.
         source: Literal["its folder", "here", "trained here"] = "trained here" if trained else "its folder"
         if not trained and self.is_full_model and part == "low":

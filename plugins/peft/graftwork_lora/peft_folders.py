@@ -33,7 +33,12 @@ UNDERSTOOD = frozenset(
     }
 )
 """Settings of peft's that are read here. What the tensors' names say themselves, which modules are adapted, needs no reading."""
-WITHOUT_EFFECT = frozenset({"peft_type", "task_type", "auto_mapping", "inference_mode", "peft_version"})
+WITHOUT_EFFECT = frozenset(
+    {
+        *("peft_type", "task_type", "auto_mapping", "inference_mode", "peft_version"),
+        *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # how `init_lora_weights` is carried out
+    }
+)
 """Settings that change nothing of what a trained adapter computes."""
 REASONS = {
     "target_parameters": "it adapts parameters of modules that are no linear layers",
@@ -90,7 +95,7 @@ class Reading:
     def adapter(self, *, both: bool) -> Adapter:
         """What is in it, and what is wrong with it."""
         config, kinds = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
-        scaled = f"rank {config.get('r', 8)}, alpha {config.get('lora_alpha', 8):g}, dropout {config.get('lora_dropout', 0):g}"
+        scaled = f"rank {config.get('r') or 8}, alpha {config.get('lora_alpha') or 8:g}, dropout {config.get('lora_dropout') or 0:g}"
         named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
         varied = " and others" * bool(config.get("rank_pattern") or config.get("alpha_pattern"))
         return Adapter(
@@ -122,9 +127,9 @@ class Reading:
             () if set(targets) == set(self.layers) else ends if chosen == set(self.layers) else sorted(self.layers)
         )
         return {
-            "rank": config.get("r", 8),
-            "alpha": float(config.get("lora_alpha", 8)),
-            "dropout": float(config.get("lora_dropout", 0.0)),
+            "rank": config.get("r") or 8,
+            "alpha": float(config.get("lora_alpha") or 8),
+            "dropout": float(config.get("lora_dropout") or 0.0),
             "use_rslora": bool(config.get("use_rslora")),
             "use_dora": bool(config.get("use_dora")),
             "target_modules": [*narrowed],
@@ -145,14 +150,14 @@ class Reading:
     def misunderstood(self) -> str:
         """Which of its settings cannot be followed; empty where all can."""
         config = self.config
+        if str(start := config.get("init_lora_weights", True)).startswith(MOVED_BASE):
+            return f"it was started by '{start}', which changed the base's own weights, and it does not hold those; train again"
         if odd := unknown_settings(config, UNDERSTOOD | WITHOUT_EFFECT, defaults_of_peft):
             said = "; ".join(f"{key}: {REASONS[key]}" for key in odd if key in REASONS)
             return (
                 f"its adapter_config.json sets {', '.join(odd)}, which 'lora' does not have{f' ({said})' if said else ''}; merge it with "
                 "peft, and train from that"
             )
-        if str(start := config.get("init_lora_weights", True)).startswith(MOVED_BASE):
-            return f"it was started by '{start}', which changed the base's own weights, and it does not hold those; train again"
         if start not in STARTS:
             return f"its adapter_config.json sets init_lora_weights to '{start}', which 'lora' does not know; merge it with peft, and train from that"
         if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
