@@ -58,6 +58,7 @@ def planned(recipe: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_lora_recipe_adapts_126_layers_and_trains_the_published_counts() -> None:
     found = planned(LORA)
     roles = found["roles"]
@@ -198,7 +199,7 @@ def test_stage_1_leaves_the_language_model_and_the_towers_as_they_were(stage_1: 
     assert json.loads((stage_1 / "config.json").read_text())["image_aspect_ratio"] == "square"
 
 
-@pytest.mark.parametrize("recipe", [STAGE_2, LORA])
+@pytest.mark.parametrize("recipe", [STAGE_2, pytest.param(LORA, marks=pytest.mark.slow)])
 def test_stage_2_starts_from_the_merged_stage_1_and_is_evaluated_against_it(
     recipe: str, stage_1: Path, paths: dict[str, Path], tmp_path: Path
 ) -> None:
