@@ -230,7 +230,8 @@ def test_an_adapter_that_moves_nothing_has_no_effect_and_is_refused(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_peft_folder_works_on_a_whole_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [False, True])
+def test_a_peft_folder_works_on_a_whole_model(tmp_path: Path, below: bool) -> None:
     run = run_folder(tmp_path)
     for name in ("config.json", "non_lora_trainables.bin", "trainer_state.json"):
         (run / name).unlink()
@@ -238,7 +239,9 @@ def test_a_peft_folder_works_on_a_whole_model(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(GOLDEN / "full", whole)
     for key, part in (("mm_vision_tower", "clip"), ("mm_vision_tower_aux", "convnext")):
-        edit(whole / "config.json", **{key: str(GOLDEN / part)})
+        if below:
+            shutil.copytree(GOLDEN / part, whole / part)
+        edit(whole / "config.json", **{key: part if below else str(GOLDEN / part)})
     edit(run / "adapter_config.json", base_model_name_or_path=str(whole))
     manifest = import_folder(diagnose(run, LOOKUP), LOOKUP, tmp_path / "out").manifest
     assert manifest.plan.model_spec.model.weights is not None

@@ -140,9 +140,14 @@ class RequiredTower:
     """Whose tensors the model used: those in the tower's own folder, those that the foreign folder holds, or the latter,
     because they were trained. Where the one has none, the other has to do."""
 
-    def of_base(self) -> RequiredTower:
+    def of_base(self, folder: Path) -> RequiredTower:
         """The same of an adapter whose base the foreign folder is: what the adapter itself holds of the tower was trained."""
-        return replace(self, source="trained here" if self.source == "its folder" else "here")
+        own = folder / self.recorded  # A folder that was written whole has its towers below it.
+        return replace(
+            self,
+            recorded=str(own) if self.recorded and own.is_dir() else self.recorded,
+            source="trained here" if self.source == "its folder" else "here",
+        )
 
 
 @dataclass(frozen=True)

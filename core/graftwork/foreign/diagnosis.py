@@ -283,7 +283,7 @@ class _Diagnosing:
             of_base,
             description=description,
             configure=model.configuration,
-            parts={part: required.of_base() for part, required in of_base.parts.items()},
+            parts={part: required.of_base(place.found) for part, required in of_base.parts.items()},
             facts=[("adapter", adapter.description), *[("beside it", f"{len(beside)} tensors")] * bool(beside)],
             tensors=beside,
             is_full_model=False,

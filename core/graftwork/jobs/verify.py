@@ -34,8 +34,7 @@ def verify_in_fresh_process(folder: Path, lookup: Lookup, against: Path | None =
     CheckpointError with that process's message.
     """
     command = [sys.executable, "-m", "graftwork", *lookup.options()]
-    # An import was saved on the CPU: only there can its logits be compared.
-    compared = ["--device", "cpu", "--against", str(against.resolve())] if against else []
+    compared = ["--against", str(against.resolve())] if against else []
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [*command, "verify", str(folder.resolve()), "--json", *compared],
