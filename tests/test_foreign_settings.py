@@ -302,6 +302,11 @@ def test_what_lies_beside_an_adapter_has_the_names_of_the_model() -> None:
     }
 
 
+def test_a_number_that_is_null_is_the_default_and_one_that_is_0_is_0() -> None:
+    said = read(lora_alpha=None, lora_dropout=None).settings({})
+    assert (said["alpha"], said["dropout"], read(lora_alpha=0).settings({})["alpha"]) == (8.0, 0.0, 0.0)
+
+
 def test_a_start_that_changed_the_base_is_refused_for_that_whatever_else_is_set() -> None:
     said = read(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}).refusal()
     assert said.startswith("it was started by 'loftq', which changed the base's own weights")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.plan import Choice, RunContext
 from graftwork.contracts.records import Image, Record
-from graftwork.weights import blocks
+from graftwork.weights import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +35,7 @@ def image_hash(*, by_content: bool = True) -> Hash:
     def of_file(path: Path) -> str:
         try:
             if by_content:
-                digest = hashlib.sha256()
-                for block in blocks(path):
-                    digest.update(block)
-                return digest.hexdigest()
+                return sha256(path)
             found = path.stat()
             return f"{found.st_size} {found.st_mtime_ns}"
         except OSError:
@@ -57,7 +54,7 @@ def image_hash(*, by_content: bool = True) -> Hash:
 def question_digest(record: Record, hash_of: Hash) -> str:
     """The hash of all that a model is asked: the turns up to the question, and the images."""
     turns = [(turn.role, turn.text) for turn in record.without_answer().turns]
-    return f"{_hash(turns, [hash_of(image) for image in record.images]) & (1 << 64) - 1:016x}"
+    return _hex(_hash(turns, [hash_of(image) for image in record.images]))
 
 
 def _hash(*content: Any) -> int:
@@ -65,6 +62,11 @@ def _hash(*content: Any) -> int:
     in 30 million times."""
     text = repr(content).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)
+
+
+def _hex(number: int) -> str:
+    """A hash as a manifest writes it."""
+    return f"{number & (1 << 64) - 1:016x}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class DataDigest:
 
     def recorded(self) -> dict[str, Any]:
         """What a manifest says: a hash for each field of all records together."""
-        combined = {field: f"{_hash(values.tolist()) & (1 << 64) - 1:016x}" for field, values in self.fields.items()}
+        combined = {field: _hex(_hash(values.tolist())) for field, values in self.fields.items()}
         images = "content" if self.by_content else "size and time"
         return {
             "records": len(self.names),

@@ -85,6 +85,11 @@ class Reading:
             else:
                 self.others[whole if whole not in self.others else name] = tensor
 
+    def number(self, key: str, default: int) -> Any:
+        """A setting that is a number; peft's default where the file is silent or says null, and 0 where it says 0."""
+        found = self.config.get(key)
+        return default if found is None else found
+
     def indices(self, module: str) -> tuple[int, ...]:
         """Which rows of a module's weight were trained; none where the settings do not say."""
         given = self.config.get("trainable_token_indices") or ()
@@ -95,7 +100,7 @@ class Reading:
     def adapter(self, *, both: bool) -> Adapter:
         """What is in it, and what is wrong with it."""
         config, kinds = self.config, sorted({module.rpartition(".")[2] for module in self.layers})
-        scaled = f"rank {config.get('r') or 8}, alpha {config.get('lora_alpha') or 8:g}, dropout {config.get('lora_dropout') or 0:g}"
+        scaled = f"rank {self.number('r', 8)}, alpha {self.number('lora_alpha', 8):g}, dropout {self.number('lora_dropout', 0):g}"
         named = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
         varied = " and others" * bool(config.get("rank_pattern") or config.get("alpha_pattern"))
         return Adapter(
@@ -127,9 +132,9 @@ class Reading:
             () if set(targets) == set(self.layers) else ends if chosen == set(self.layers) else sorted(self.layers)
         )
         return {
-            "rank": config.get("r") or 8,
-            "alpha": float(config.get("lora_alpha") or 8),
-            "dropout": float(config.get("lora_dropout") or 0.0),
+            "rank": self.number("r", 8),
+            "alpha": float(self.number("lora_alpha", 8)),
+            "dropout": float(self.number("lora_dropout", 0)),
             "use_rslora": bool(config.get("use_rslora")),
             "use_dora": bool(config.get("use_dora")),
             "target_modules": [*narrowed],
@@ -192,7 +197,7 @@ class Reading:
         from peft.utils.other import get_pattern_key
 
         pattern = self.config.get("rank_pattern") or {}
-        rank: int = pattern.get(get_pattern_key(pattern.keys(), module), self.config.get("r", 8))
+        rank: int = pattern.get(get_pattern_key(pattern.keys(), module), self.number("r", 8))
         return rank
 
 
