@@ -39,7 +39,7 @@ SOURCE = '''
 """A data source."""
 {top}
 from graftwork import Record, Turn, hookimpl
-from graftwork.contracts.kinds import DataSource
+from graftwork.contracts.data import DataSource
 
 class Letters(DataSource):
     """One record for each letter"""

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 PLUGIN = '''
 from dataclasses import dataclass, field
 from graftwork import Requires, hookimpl, setting
-from graftwork.contracts.kinds import DataSource, Evaluator
+from graftwork.contracts.data import DataSource
+from graftwork.contracts.kinds import Evaluator
 
 @dataclass(frozen=True)
 class FilesSettings:

@@ -18,7 +18,7 @@ from graftwork_registry import Catalog, PluginRow
 
 SOURCE = '''
 from graftwork import hookimpl
-from graftwork.contracts.kinds import DataSource
+from graftwork.contracts.data import DataSource
 
 class {name}(DataSource):
     """{summary}"""

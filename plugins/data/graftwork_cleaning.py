@@ -23,7 +23,7 @@ class DropBrokenImages(DataOperator[NoSettings]):
         fault = cache(_fault)
         for record in records:
             why = next(filter(None, map(fault, record.images)), None)
-            yield BadRecord(_place(record), why) if why else record
+            yield BadRecord.of(record, why) if why else record
 
 
 class DeduplicateImages(DataOperator[NoSettings]):
@@ -40,12 +40,12 @@ class DeduplicateImages(DataOperator[NoSettings]):
             try:
                 owner = first.setdefault(tuple(map(digest, record.images)), record.images)
             except DataError as error:
-                yield BadRecord(_place(record), error.sentence)
+                yield BadRecord.of(record, error.sentence)
                 continue
             if owner == record.images:
                 yield record
             else:
-                yield BadRecord(_place(record), f"'{record.images[0]}' has the same pixels as '{owner[0]}'")
+                yield BadRecord.of(record, f"'{record.images[0]}' has the same pixels as '{owner[0]}'")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class LimitLength(DataOperator[LimitLengthSettings]):
         for record in records:
             words = sum(len(turn.text.replace("<image>", " ").split()) for turn in record.turns)
             if words < min_words:
-                yield BadRecord(_place(record), f"{words} words, fewer than {min_words}")
+                yield BadRecord.of(record, f"{words} words, fewer than {min_words}")
             elif max_words is not None and words > max_words:
-                yield BadRecord(_place(record), f"{words} words, more than {max_words}")
+                yield BadRecord.of(record, f"{words} words, more than {max_words}")
             else:
                 yield record
 
@@ -92,7 +92,3 @@ def _fault(image: Image) -> str | None:
     except DataError as error:
         return error.sentence
     return None
-
-
-def _place(record: Record) -> str:
-    return record.where or f"record '{record.id}'"

@@ -36,12 +36,11 @@ from graftwork.contracts.configuration import (
     refuse_unknown_settings,
     unknown_settings,
 )
+from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.hookspecs import hookimpl
 from graftwork.contracts.kinds import (
     KINDS,
     AttentionKernel,
-    DataOperator,
-    DataSource,
     Evaluator,
     MemoryStrategy,
     ModelArchitecture,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from graftwork.contracts.data import DataOperator, DataSource
     from graftwork.contracts.events import Event
     from graftwork.contracts.kinds import (
         AttentionKernel,
-        DataOperator,
-        DataSource,
         Evaluator,
         MemoryStrategy,
         ModelArchitecture,

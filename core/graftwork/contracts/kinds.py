@@ -1,9 +1,9 @@
-"""The eight contracts: what a component of each kind is asked for, and what it may rely on."""
+"""Every kind of component, and what one is asked for and may rely on; the two kinds of data are in `contracts/data.py`."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ from graftwork.contracts.anatomy import (
 )
 from graftwork.contracts.component import Approximation, Component, S, Support
 from graftwork.contracts.configuration import refuse_quantized
-from graftwork.contracts.model import Processor, Writer
+from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.errors import WeightsError
@@ -364,25 +364,3 @@ class Evaluator(Component[S]):
         `answers.jsonl` and `scores.json` are core's; by default there is nothing else. Where it cannot be written, as without a
         package that nothing else needs, raise GraftworkError: the sentence is said, and the scores stand.
         """
-
-
-class DataSource(Component[S]):
-    """A reader of training data."""
-
-    kind: ClassVar[str] = "data_source"
-
-    @abstractmethod
-    def records(self) -> Iterator[Record | BadRecord]:
-        """The records in a fixed order; what is malformed as a BadRecord with its file and line."""
-
-
-class DataOperator(Component[S]):
-    """A filter or maker of training data."""
-
-    kind: ClassVar[str] = "data_operator"
-
-    @abstractmethod
-    def apply(
-        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
-    ) -> Iterator[Record | BadRecord]:
-        """The records that stay, or new ones; what is dropped as a BadRecord that says why. Same seed, same result."""

@@ -15,22 +15,28 @@ class Turn:
 
     role: Literal["system", "user", "assistant"]
     text: str
+    trained: bool | None = None
+    """Whether an answer carries loss, as the data marks it; None where the data says nothing, which `data.train_on` then decides."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image by reference: a file, or its encoded bytes. `graftwork.data.images.load` opens it safely."""
+    """An image by reference: a file, a span of one, or its encoded bytes. `graftwork.data.load_image` opens it safely."""
 
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+    """Where in the file it lies, as the first byte and how many, for archives and stores; None for all of the file."""
 
     def __str__(self) -> str:
-        return str(self.path) if self.path else f"{len(self.data or b'')} bytes of image data"
+        if self.path is None:
+            return f"{len(self.data or b'')} bytes of image data"
+        return f"{self.path}[{self.span[0]}:{sum(self.span)}]" if self.span else str(self.path)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation about at most one image each, and what is known of it."""
+    """A conversation about images, and what is known of it; `<image>` stands in its turns once for each, in their order."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -42,6 +48,11 @@ class Record:
     where: str = ""
     """Where it was read, as `file:line`, for messages."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known, as plain data; `made_by` and `of` name the operator that made it and the ids that it was made from."""
+    weight: float = 1.0
+    """What its loss counts, against 1 for other records."""
+    source: int = 0
+    """Which of a run's sources it came from, counted from 0."""
     unit: str = ""
     """What counts only as a whole, such as a question in all rotations of its options: the same in all its records, which follow
     one another. Empty where a record counts alone."""
@@ -61,10 +72,19 @@ class Record:
 
 @dataclass(frozen=True)
 class BadRecord:
-    """Something in a data source that is not a record, with its place and what is wrong with it."""
+    """What is not a record, or is to be none any more, with its place and what is wrong with it."""
 
     where: str
     why: str
+    id: str = ""
+    """The record's id, where it was one."""
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers that decided, as plain data, such as `{"words": 3}`."""
+
+    @classmethod
+    def of(cls, record: Record, why: str, **stats: Any) -> BadRecord:
+        """A record that is dropped, why, and the numbers that decided."""
+        return cls(record.where or f"record '{record.id}'", why, record.id, stats)
 
 
 @dataclass(frozen=True)
@@ -104,4 +124,4 @@ def image_key(record: Record) -> str:
 
 
 def _name(image: Image) -> str:
-    return str(image.path) if image.path else hashlib.sha256(image.data or b"").hexdigest()
+    return str(image) if image.path else hashlib.sha256(image.data or b"").hexdigest()

@@ -12,11 +12,14 @@ from graftwork.data.datafiles import (
     read_text,
     required,
 )
-from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image
+from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
+from graftwork.data.lines import OWN, from_object, own_part, to_object
 
 __all__ = [
     "MAX_PIXELS",
+    "OWN",
     "find_image",
+    "from_object",
     "image_digest",
     "image_size",
     "is_file",
@@ -24,9 +27,12 @@ __all__ = [
     "make_records",
     "member",
     "missing_files",
+    "own_part",
     "path_below",
+    "read_bytes",
     "read_json",
     "read_json_lines",
     "read_text",
     "required",
+    "to_object",
 ]

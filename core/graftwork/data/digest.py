@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.plan import Choice, RunContext
 from graftwork.contracts.records import Image, Record
+from graftwork.data.images import read_bytes
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def image_hash(*, by_content: bool = True) -> Hash:
             return "unreadable"
 
     def of(image: Image) -> str:
-        if image.path is None:
-            return hashlib.sha256(image.data or b"").hexdigest()
+        if image.path is None or image.span:
+            try:
+                return hashlib.sha256(read_bytes(image)).hexdigest()
+            except OSError:
+                return "unreadable"
         if image.path not in known:
             known[image.path] = of_file(image.path)
         return known[image.path]

@@ -120,9 +120,21 @@ def _stream(image: Image) -> IO[bytes]:
     if not path.is_file():  # Opening a named pipe would wait for ever.
         what = "does not exist" if not path.exists() else "is a folder" if path.is_dir() else "is not a regular file"
         raise DataError(f"the image '{path}' {what}")
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"the image '{path}' has more than {MAX_BYTES // 2**20} MiB; write it as a smaller file")
-    return path.open("rb")
+    size = image.span[1] if image.span else path.stat().st_size
+    if size > MAX_BYTES:
+        raise DataError(f"the image '{image}' has more than {MAX_BYTES // 2**20} MiB; write it as a smaller file")
+    return BytesIO(read_bytes(image)) if image.span else path.open("rb")
+
+
+def read_bytes(image: Image) -> bytes:
+    """The encoded bytes of an image; OSError where its file cannot be read."""
+    if image.path is None:
+        return image.data or b""
+    with image.path.open("rb") as file:
+        if image.span is None:
+            return file.read()
+        file.seek(image.span[0])
+        return file.read(image.span[1])
 
 
 def _rgb(opened: PILImage.Image, image: Image) -> PILImage.Image:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from graftwork.contracts.component import Component
-from graftwork.contracts.kinds import DataOperator, DataSource
+from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.model import Writer
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.errors import DataError, GraftworkError

@@ -1,0 +1,51 @@
+"""The two contracts of data: sources, which read and write records, and operators, which filter, change or make them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from graftwork.contracts.component import Component, S
+from graftwork.contracts.model import Writer
+from graftwork.contracts.records import BadRecord, Record
+from graftwork.errors import DataError
+
+
+class DataSource(Component[S]):
+    """A reader of training data, and where it can, a writer of the same format."""
+
+    kind: ClassVar[str] = "data_source"
+
+    @abstractmethod
+    def records(self) -> Iterator[Record | BadRecord]:
+        """The records in a fixed order; what is malformed as a BadRecord with its file and line."""
+
+    def files(self) -> Sequence[Path] | None:
+        """The files, other than images, that the records are read from: as long as none of them changes, the records are
+        the same. None where that is not known, and then they are read anew each time."""
+        return None
+
+    @classmethod
+    def write(cls, records: Iterable[Record], folder: Path) -> Path:
+        """Write records and their images into an empty folder, and return the file or folder that this source reads, with no
+        other setting than `path`, as the same records; equal records give equal bytes. DataError for what the format cannot hold.
+        """
+        raise DataError(f"'{cls.name}' can be read, not written; choose another format")
+
+
+class DataOperator(Component[S]):
+    """A filter or maker of training data."""
+
+    kind: ClassVar[str] = "data_operator"
+
+    @abstractmethod
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        """The records that stay, changed ones or new ones, lazily; what is dropped as `BadRecord.of(record, why, **numbers)`.
+
+        A changed record keeps its id; a new one has `meta["made_by"]`, the operator's name, and `meta["of"]`, the ids that it
+        was made from. Same seed, same result.
+        """
