@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,9 @@ from tiny_runs import Interrupted, interrupt_at, plan_of
 from graftwork.checkpoint import manifest
 from graftwork.contracts import CheckpointSaved, DictLookup, Image, Plan, Record, RunContext, RunStarted, Turn
 from graftwork.contracts.plan import Choice
-from graftwork.data import digest as digests
+from graftwork.data import measuring
 from graftwork.data.digest import DataDigest, digest_of
+from graftwork.data.measuring import measure
 from graftwork.errors import CheckpointError
 from graftwork.train.loop import Outcome, train
 
@@ -35,10 +37,23 @@ def record(number: int, answer: str = "", question: str = "what colour?", image:
 RECORDS = [record(number) for number in range(24)]
 
 
-def digest(records: Sequence[Record], lengths: Sequence[int] = (), **options: Any) -> DataDigest:
-    return digest_of(
-        records, lengths or [10 + len(one.turns[-1].text) for one in records], RunContext(seed=1), **options
-    )
+class Counting:
+    """A processor that counts ten tokens and the letters of the answer, but for one record."""
+
+    def __init__(self, other: Mapping[str, int]) -> None:
+        self.other = other
+
+    def length(self, record: Record) -> int:
+        return self.other.get(record.id, 10 + len(record.turns[-1].text))
+
+
+def digest(records: Sequence[Record], context: RunContext | None = None, **lengths: int) -> DataDigest:
+    """The digest of records as a run computes it; `lengths` are those of single records."""
+    files = [
+        [image.path.stat().st_size, 0] for one in records for image in one.images if image.path and image.path.exists()
+    ]
+    known = measure(records, Counting(lengths), numpy.array(files, dtype=numpy.int64).reshape(-1, 2))
+    return digest_of(records, known.fields, known.lengths, context or RunContext(seed=1), by_content=known.by_content)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +80,7 @@ def test_what_differs_is_said(now: Sequence[Record], said: list[str]) -> None:
 
 
 def test_other_lengths_of_the_same_texts_are_the_tokenizers() -> None:
-    then, now = digest(RECORDS, [9] * 24), digest(RECORDS, [9] * 23 + [8])
+    then, now = digest(RECORDS), digest(RECORDS, r23=8)
     assert now.differences(then.tensors()) == ["the lengths in tokens of 1 record are others ('r23')"]
     assert now.recorded()["lengths"] != then.recorded()["lengths"]
     assert now.recorded()["answers"] == then.recorded()["answers"]
@@ -84,13 +99,14 @@ def test_images_in_files_count_by_content_and_many_large_ones_by_size_and_time(
     assert digest(there).differences(then.tensors()) == []
     moved.write_bytes(b"tan")
     assert digest(there).differences(then.tensors()) == ["the images of 1 record are others ('r0')"]
-    monkeypatch.setattr(digests, "LARGE", 2)
+    monkeypatch.setattr(measuring, "LARGE", 2)
     by_time = digest(there)
     assert (by_time.by_content, by_time.recorded()["images_by"]) == (False, "size and time")
     assert digest(there).differences(by_time.tensors()) == []
     os.utime(moved, (0, 0))
     assert digest(there).differences(by_time.tensors()) == ["the images of 1 record are others ('r0')"]
-    assert digest(there, by_content=True).by_content
+    by_content = digest(there).with_images(by_content=True)
+    assert by_content.differences(then.tensors()) == ["the images of 1 record are others ('r0')"]
     moved.unlink()
     assert digest(there).by_content
 
@@ -101,7 +117,7 @@ def test_the_files_of_sources_are_known_whatever_becomes_of_their_records(tmp_pa
     def now() -> DataDigest:
         settings = {"path": str(tmp_path / "data.json"), "image_folder": str(tmp_path), "limit": None, "group": "a\0b"}
         context = RunContext(seed=1, sources=[Choice("data_source", "llava-json", "p", "d", "0", settings)])
-        return digest_of(RECORDS, [1] * 24, context)
+        return digest(RECORDS, context)
 
     then = now().recorded()["files"]
     assert then.keys() == {"data.source.0.path"}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 from tiny_runs import COMPONENTS, PlanOf
 
@@ -25,6 +26,7 @@ from graftwork.contracts import (
     Writer,
 )
 from graftwork.contracts.records import RecordCounts
+from graftwork.data.measuring import measure
 from graftwork.data.pipeline import StageCount, read_records
 from graftwork.data.training_data import TrainingData, load_training_data
 from graftwork.errors import DataError
@@ -43,7 +45,15 @@ def of_nine(*numbers: int) -> list[Record]:
 def training_data(records: list[Record], bad: int = 0) -> TrainingData:
     lines = [f"file:bad {number}: it is bad" for number in range(bad)]
     read = len(records) + bad
-    return TrainingData(records, [8] * len(records), read, lines, [StageCount("file", read, len(records), bad)])
+    measured = measure(records, Eight(), numpy.zeros((0, 2), dtype=int))
+    return TrainingData(records, measured, read, lines, [StageCount("file", read, len(records), bad)])
+
+
+class Eight:
+    """A processor whose every record has eight tokens."""
+
+    def length(self, record: Record) -> int:
+        return 8
 
 
 def test_numbers_that_do_not_balance_are_a_bug() -> None:
@@ -139,7 +149,8 @@ def test_an_operator_that_loses_or_adds_records_does_not_upset_the_books(
     assert (result.read, len(result.records), len(result.bad)) == (read, used, left_out)
     assert all(row.read == row.kept + row.dropped for row in result.counts)
     if left_out:
-        assert result.bad[0].why == "it gave back neither a record nor why not; fix the plugin"
+        assert result.bad[0].why.endswith("gave back neither the record nor why not; fix the plugin")
+        assert result.bad[0].id
 
 
 def test_two_records_at_one_place_are_two(run: PlanOf) -> None:

@@ -49,3 +49,8 @@ class DataOperator(Component[S]):
         A changed record keeps its id; a new one has `meta["made_by"]`, the operator's name, and `meta["of"]`, the ids that it
         was made from. Same seed, same result.
         """
+
+    def files(self) -> Sequence[Path] | None:
+        """The files, other than its records' images, that the result depends on; None where that is not known, and then it is
+        applied anew each time."""
+        return ()

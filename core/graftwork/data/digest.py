@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.plan import Choice, RunContext
 from graftwork.contracts.records import Image, Record
+from graftwork.data.cache import known_hashes
 from graftwork.data.images import read_bytes
+from graftwork.data.store import Array, StoredImage, hash64
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGE = 1 << 30
-"""Images of more bytes than this, together, are known by their sizes and times: to read them all would take minutes."""
 STATE = "data/"
 """What the names of the hashes begin with among the tensors of a checkpoint."""
 TEXTS = {"user": "questions", "assistant": "answers"}
 """Role to field; turns of other roles are one field."""
-FIELDS = ("ids", *TEXTS.values(), "other turns", "images", "lengths")
+OTHERS = "other turns"
+TEXT_FIELDS = (*TEXTS.values(), OTHERS)
+RECORD_FIELDS = ("ids", *TEXT_FIELDS, "images")
+FIELDS = (*RECORD_FIELDS, "lengths")
 MAX_NAMED = 3
 
 Hash = Callable[[Image], str]
 
 
 def image_hash(*, by_content: bool = True) -> Hash:
-    """A function that hashes an image's bytes, or without `by_content` the size and time of its file; each file once."""
-    known: dict[Path, str] = {}
+    """A function that hashes an image's bytes, or without `by_content` the size and time of its file; each file once, as long
+    as it is among the last few thousand."""
 
+    @lru_cache(1 << 16)
     def of_file(path: Path) -> str:
         try:
             if by_content:
@@ -43,29 +47,42 @@ def image_hash(*, by_content: bool = True) -> Hash:
             return "unreadable"
 
     def of(image: Image) -> str:
-        if image.path is None or image.span:
-            try:
-                return hashlib.sha256(read_bytes(image)).hexdigest()
-            except OSError:
-                return "unreadable"
-        if image.path not in known:
-            known[image.path] = of_file(image.path)
-        return known[image.path]
+        if image.path and image.span and not by_content and not isinstance(image, StoredImage):
+            return f"{of_file(image.path)} {image.span}"
+        if image.path and not image.span:
+            return of_file(image.path)
+        try:
+            return hashlib.sha256(read_bytes(image)).hexdigest()
+        except OSError:
+            return "unreadable"
 
     return of
+
+
+def record_fields(records: Iterable[Record], hash_of: Hash) -> Array:
+    """A hash of each of `RECORD_FIELDS` of each record, int64 `[records, fields]`."""
+    import numpy
+
+    return numpy.array([_hashes(record, hash_of) for record in records], dtype=numpy.int64).reshape(
+        -1, len(RECORD_FIELDS)
+    )
+
+
+def _hashes(record: Record, hash_of: Hash) -> tuple[int, ...]:
+    texts: dict[str, list[tuple[Any, ...]]] = {field: [] for field in TEXT_FIELDS}
+    for place, turn in enumerate(record.turns):
+        marked = () if turn.trained is None else (turn.trained,)
+        texts[TEXTS.get(turn.role, OTHERS)].append((place, turn.role, turn.text, *marked))
+    if record.weight != 1:
+        texts["answers"].append((record.weight,))
+    hashes = [hash64(texts[field]) for field in TEXT_FIELDS]
+    return (hash64(record.id), *hashes, hash64([hash_of(image) for image in record.images]))
 
 
 def question_digest(record: Record, hash_of: Hash) -> str:
     """The hash of all that a model is asked: the turns up to the question, and the images."""
     turns = [(turn.role, turn.text) for turn in record.without_answer().turns]
-    return _hex(_hash(turns, [hash_of(image) for image in record.images]))
-
-
-def _hash(*content: Any) -> int:
-    """A hash of plain content, as a signed integer of 64 bits: among a million records, two are the same by chance once
-    in 30 million times."""
-    text = repr(content).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)
+    return _hex(hash64(turns, [hash_of(image) for image in record.images]))
 
 
 def _hex(number: int) -> str:
@@ -77,9 +94,10 @@ def _hex(number: int) -> str:
 class DataDigest:
     """The data of a run: a hash for each field of each record, and what else batches are made from."""
 
-    fields: Mapping[str, array[int]]
-    names: Sequence[str]
-    """The records' ids, to name some."""
+    fields: Mapping[str, Array]
+    """`FIELDS` to int64 `[records]`."""
+    records: Sequence[Record]
+    """The records, to name some."""
     by_content: bool
     files: Mapping[str, Mapping[str, Any]]
     """The files that the sources' settings name."""
@@ -89,48 +107,57 @@ class DataDigest:
         """Every hash, for a checkpoint; eight bytes for a field of a record."""
         import torch
 
-        return {STATE + field: torch.tensor(values, dtype=torch.int64) for field, values in self.fields.items()}
+        return {STATE + field: torch.from_numpy(values) for field, values in self.fields.items()}
 
     def recorded(self) -> dict[str, Any]:
         """What a manifest says: a hash for each field of all records together."""
-        combined = {field: _hex(_hash(values.tolist())) for field, values in self.fields.items()}
+        combined = {field: _hex(hash64(values.tobytes())) for field, values in self.fields.items()}
         images = "content" if self.by_content else "size and time"
         return {
-            "records": len(self.names),
+            "records": len(self.records),
             **combined,
             "images_by": images,
             "files": self.files,
             "sampling": self.sampling,
         }
 
+    def with_images(self, *, by_content: bool) -> DataDigest:
+        """The same data, with its images hashed by their bytes, or by size and time."""
+        images = record_fields(self.records, image_hash(by_content=by_content))[:, RECORD_FIELDS.index("images")]
+        return replace(self, fields={**self.fields, "images": images}, by_content=by_content)
+
     def differences(self, saved: Mapping[str, Tensor]) -> list[str]:
         """What is different from the data whose `tensors` are among `saved`, a clause each; none where all is the same."""
-        then = {field: saved[STATE + field].tolist() for field in FIELDS}
-        places = {id: place for place, id in enumerate(then["ids"])}
-        both = [(places[id], now) for now, id in enumerate(self.fields["ids"]) if id in places]
+        import numpy
+
+        then = {field: saved[STATE + field].numpy() for field in FIELDS}
+        if all(numpy.array_equal(then[field], self.fields[field]) for field in FIELDS):
+            return []
+        ids, ids_then = self.fields["ids"], then["ids"]
+        known, now, was = numpy.intersect1d(ids, ids_then, return_indices=True)
+        order = numpy.argsort(now)
+        now, was = now[order], was[order]
         clauses = []
-        if len(places) != len(self.names):
-            clauses.append(f"{_records(len(places))} then, {len(self.names):,} now")
-        if gone := len(places) - len(both):
+        if len(ids_then) != len(ids):
+            clauses.append(f"{_records(len(ids_then))} then, {len(ids):,} now")
+        if gone := len(ids_then) - len(known):
             clauses.append(f"{_records(gone)} of then {'is' if gone == 1 else 'are'} gone")
-        added = [now for now, id in enumerate(self.fields["ids"]) if id not in places]
-        if added:
+        added = numpy.setdiff1d(numpy.arange(len(ids)), now)
+        if len(added):
             clauses.append(f"{_records(len(added))} {'is' if len(added) == 1 else 'are'} new{self._named(added)}")
-        changed = set[int]()
+        changed = numpy.zeros(len(ids), dtype=bool)
         for field in FIELDS[1:]:
-            other = [now for was, now in both if then[field][was] != self.fields[field][now]]
+            other = now[then[field][was] != self.fields[field][now]]
             if field == "lengths":  # They follow from all the rest, and from the tokenizer.
-                other = [now for now in other if now not in changed]
-            changed.update(other)
-            if other:
+                other = other[~changed[other]]
+            changed[other] = True
+            if len(other):
                 what = "lengths in tokens" if field == "lengths" else field
                 clauses.append(f"the {what} of {_records(len(other))} are others{self._named(other)}")
-        if not clauses and then["ids"] != self.fields["ids"].tolist():
-            clauses.append("the records are in another order")
-        return clauses
+        return clauses or ["the records are in another order"]
 
-    def _named(self, records: Sequence[int]) -> str:
-        shown = ", ".join(f"'{self.names[record]}'" for record in records[:MAX_NAMED])
+    def _named(self, records: Array) -> str:
+        shown = ", ".join(f"'{self.records[int(record)].id}'" for record in records[:MAX_NAMED])
         return f" ({shown}{', …' * (len(records) > MAX_NAMED)})"
 
     def changed_files(self, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -147,52 +174,28 @@ def _records(count: int) -> str:
 
 
 def digest_of(
-    records: Sequence[Record], lengths: Sequence[int], run_context: RunContext, *, by_content: bool | None = None
+    records: Sequence[Record], fields: Array, lengths: Array, run_context: RunContext, *, by_content: bool
 ) -> DataDigest:
-    """The digest of records and their lengths in tokens.
+    """The digest of records, from their `record_fields` and their lengths in tokens."""
+    import numpy
 
-    Images enter by their content, or where all their files take more than LARGE bytes by size and time; `by_content`
-    says which, so that it can be compared with an earlier one.
-    """
-    if by_content is None:
-        by_content = _bytes_of(image for record in records for image in record.images) <= LARGE
-    hash_of, fields = image_hash(by_content=by_content), {field: array("q") for field in FIELDS}
-    for record, length in zip(records, lengths, strict=True):
-        texts: dict[str, list[tuple[int, str, str]]] = {field: [] for field in (*TEXTS.values(), "other turns")}
-        for place, turn in enumerate(record.turns):
-            texts[TEXTS.get(turn.role, "other turns")].append((place, turn.role, turn.text))
-        fields["ids"].append(_hash(record.id))
-        for field, turns in texts.items():
-            fields[field].append(_hash(turns))
-        fields["images"].append(_hash([hash_of(image) for image in record.images]))
-        fields["lengths"].append(length)
+    columns = {name: numpy.ascontiguousarray(fields[:, place]) for place, name in enumerate(RECORD_FIELDS)}
+    columns["lengths"] = numpy.asarray(lengths, dtype=numpy.int64)
     settings = run_context.train
     sampling = {"seed": run_context.seed, "batch_size": settings.batch_size, "by_length": settings.group_by_length}
-    return DataDigest(fields, [record.id for record in records], by_content, _files(run_context.sources), sampling)
-
-
-def _bytes_of(images: Iterable[Image]) -> int:
-    """The bytes of all files of images together."""
-    total = 0
-    for path in {image.path for image in images if image.path}:
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue
-    return total
+    return DataDigest(columns, records, by_content, _files(run_context.sources), sampling)
 
 
 def _files(sources: Sequence[Choice]) -> dict[str, dict[str, Any]]:
     """The files that the sources' settings name, by the places of these settings in a run file."""
-    hash_of, found = image_hash(), dict[str, dict[str, Any]]()
+    found = dict[str, dict[str, Any]]()
     for number, source in enumerate(sources):
         for name, value in source.settings.items():
             path = Path(value) if isinstance(value, str | Path) and value and len(str(value)) < 4096 else None
             try:
                 if path and path.is_absolute() and path.is_file():
-                    size = path.stat().st_size
-                    known = hash_of(Image(path)) if size <= LARGE else f"time {path.stat().st_mtime_ns}"
-                    found[f"data.source.{number}.{name}"] = {"bytes": size, "sha256": known}
+                    (known,) = known_hashes([path]).values()
+                    found[f"data.source.{number}.{name}"] = {"bytes": path.stat().st_size, "sha256": known}
             except (OSError, ValueError):
                 continue
     return found

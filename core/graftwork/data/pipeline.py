@@ -1,20 +1,28 @@
-"""From data sources through data operators to a list of records, with every dropped record counted and explained."""
+"""From data sources through data operators to records on disk, with every dropped record counted and explained."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from graftwork.contracts.component import Component
 from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.model import Writer
 from graftwork.contracts.records import BadRecord, Record
+from graftwork.data.store import DroppedStore, Joined, RecordStore, RecordWriter, TemporaryFolder, hash64
 from graftwork.errors import DataError, GraftworkError
 
 MAX_EXAMPLES = 5
 """How many bad records an error lists."""
+SOURCES = "sources"
+"""The stage that reads."""
+DONE = "stage.json"
 
 
 class StageCount(NamedTuple):
@@ -27,14 +35,57 @@ class StageCount(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PipelineResult:
-    """What is left for a run, everything that was dropped on the way, and a row for each stage."""
+class Stage:
+    """What a source or an operator did: `read + made = kept + dropped`."""
 
-    records: list[Record]
-    bad: list[BadRecord]
-    counts: list[StageCount]
+    name: str
     read: int
-    """How many records the sources gave and the operators added."""
+    made: int
+    kept: int
+    dropped: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.read + self.made != self.kept + self.dropped or min(self.made, self.kept, self.dropped) < 0:
+            raise AssertionError(f"the numbers of stage '{self.name}' do not balance: {self}")
+
+    @property
+    def count(self) -> StageCount:
+        """The same as a row of a table."""
+        return StageCount(self.name, self.read + self.made, self.kept, self.dropped)
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What is left for a run, everything that was dropped on the way, and what each stage did."""
+
+    folder: Path
+    stages: Sequence[Stage]
+    folders: Sequence[Path]
+    """What holds the stages' records, in their order: one for all sources, then one for each operator."""
+    temporary: TemporaryFolder | None = None
+    """Where they lie, if nobody else is to find them."""
+
+    @property
+    def records(self) -> RecordStore:
+        """The records that are left."""
+        return RecordStore(self.folders[-1], self.folder, self.temporary)
+
+    @property
+    def bad(self) -> Sequence[BadRecord]:
+        """Everything that was dropped, in the order of the stages."""
+        return Joined([DroppedStore(folder) for folder in self.folders])
+
+    @property
+    def counts(self) -> list[StageCount]:
+        """A row for each stage."""
+        return [stage.count for stage in self.stages]
+
+    @property
+    def read(self) -> int:
+        """How many records the sources gave and the operators added."""
+        sources = len(self.stages) - len(self.folders) + 1
+        return sum(stage.read for stage in self.stages[:sources]) + sum(stage.made for stage in self.stages)
 
 
 def read_records(
@@ -44,54 +95,127 @@ def read_records(
     seed: int,
     strict: bool,
     writer: Writer | None = None,
+    folder: Path | None = None,
 ) -> PipelineResult:
-    """Read the sources in order and pass their records through the operators in order.
+    """Read the sources in order and pass their records through the operators in order, stage by stage, each on disk.
 
-    Ids that repeat get `#2`, `#3`, … so that all differ. With `strict` the first bad record of a source raises
-    DataError; what an operator drops is meant to be dropped. DataError also when nothing is left, or when a component
-    raises anything else; then it names the component.
+    `folder` keeps the stages; those that are complete there are not done again, so it must be of the same components. Without
+    it they lie in a temporary folder as long as the result lives. Ids that repeat get `#2`, `#3`, … so that all differ. With
+    `strict` the first bad record of a source raises DataError; what an operator drops is meant to be dropped. DataError also
+    when nothing is left, or when a component raises anything else; then it names the component.
     """
-    records: list[Record] = []
-    bad: list[BadRecord] = []
-    counts: list[StageCount] = []
-    read = 0
-    for source in sources:
-        kept, dropped = _run(source, source.records, strict=strict)
-        counts.append(StageCount(source.name, len(kept) + len(dropped), len(kept), len(dropped)))
-        records += kept
-        bad += dropped
-        read += counts[-1].read
-    records = _distinct(records)
-    for operator in operators:
-        kept, dropped = _run(operator, partial(operator.apply, records, seed=seed, writer=writer))
-        lost = max(0, len(records) - len(kept) - len(dropped))
-        place, why = f"data operator '{operator.name}'", "it gave back neither a record nor why not; fix the plugin"
-        dropped += [BadRecord(place, why)] * lost
-        counts.append(StageCount(operator.name, len(kept) + len(dropped), len(kept), len(dropped)))
-        read += counts[-1].read - len(records)
-        records = _distinct(kept)
-        bad += dropped
-    if not records:
-        losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in counts if count.dropped)
-        raise DataError(
-            f"no record is left of {read:,} that were read: {losses or 'no source has any'}", _examples(bad)
+    temporary = None if folder else TemporaryFolder()
+    root = temporary.path if temporary else folder
+    assert root is not None
+    folders = [root / SOURCES, *(root / f"{number}-{each.name}" for number, each in enumerate(operators, 1))]
+    stages = _once(folders[0], root, lambda to: _read(sources, to, strict=strict))
+    for number, operator in enumerate(operators):
+        given = RecordStore(folders[number], root)
+        stages += _once(
+            folders[number + 1], root, partial(_apply, operator, given, seed=seed, writer=writer, place=number + 1)
         )
-    return PipelineResult(records, bad, counts, read)
+    result = PipelineResult(root, stages, folders, temporary)
+    if not len(result.records):
+        losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in result.counts if count.dropped)
+        raise DataError(
+            f"no record is left of {result.read:,} that were read: {losses or 'no source has any'}", _examples(result)
+        )
+    return result
 
 
-def _run(
-    component: Component[Any], start: Callable[[], Iterable[Record | BadRecord]], *, strict: bool = False
-) -> tuple[list[Record], list[BadRecord]]:
-    kept: list[Record] = []
-    dropped: list[BadRecord] = []
-    for item in _items_of(component, start):
+def _once(folder: Path, root: Path, work: Callable[[RecordWriter], list[Stage]]) -> list[Stage]:
+    """What a stage, or several, did, now or earlier; `work` writes its records, which are complete once DONE is there."""
+    done = folder / DONE
+    if done.exists():
+        return [Stage(**stage) for stage in json.loads(done.read_text(encoding="utf-8"))]
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with RecordWriter(folder, root) as to:
+            stages = work(to)
+        unfinished = done.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps([asdict(stage) for stage in stages]), encoding="utf-8")
+        unfinished.replace(done)
+    except OSError as error:
+        raise DataError(
+            f"records cannot be written to '{root}' ({error.strerror or error}); make room there, and try again"
+        ) from error
+    return stages
+
+
+def _read(sources: Sequence[DataSource[Any]], to: RecordWriter, *, strict: bool) -> list[Stage]:
+    stages = []
+    for number, source in enumerate(sources):
+        begun, before = time.perf_counter(), (len(to.records), len(to.dropped))
+        for item in _items_of(source, source.records):
+            if isinstance(item, Record):
+                item = _add(to, replace(item, source=number) if number else item)
+            if isinstance(item, BadRecord):
+                if strict:
+                    raise DataError(f"{item.where}: {item.why}; fix it, or set data.strict to false")
+                to.drop(item, source.name)
+        kept, dropped = len(to.records) - before[0], len(to.dropped) - before[1]
+        stages.append(Stage(source.name, kept + dropped, 0, kept, dropped, time.perf_counter() - begun))
+    return stages
+
+
+def _apply(
+    operator: DataOperator[Any],
+    given: RecordStore,
+    to: RecordWriter,
+    *,
+    seed: int,
+    writer: Writer | None,
+    place: int,
+) -> list[Stage]:
+    import numpy
+
+    begun, named = time.perf_counter(), list[int]()
+    unnamed: list[BadRecord] = []
+    for item in _items_of(operator, partial(operator.apply, given, seed=seed, writer=writer)):
         if isinstance(item, Record):
-            kept.append(item)
-        elif strict:
-            raise DataError(f"{item.where}: {item.why}; fix it, or set data.strict to false")
+            item = _add(to, item)
+        if isinstance(item, BadRecord) and item.id:
+            named.append(hash64(item.id))
+            to.drop(item, operator.name)
+        elif isinstance(item, BadRecord):
+            unnamed.append(item)
+    before, after = given.array("ids"), numpy.frombuffer(to.ids, dtype=numpy.int64)
+    dropped = numpy.array(named, dtype=numpy.int64)
+    made = int((~numpy.isin(after, before)).sum() + (~numpy.isin(dropped, before)).sum())
+    if numpy.isin(dropped, after).any() or len(numpy.unique(dropped)) < len(dropped):
+        raise DataError(f"data operator '{operator.name}' kept or dropped a record twice; fix the plugin")
+    gone = numpy.flatnonzero(~numpy.isin(before, after) & ~numpy.isin(before, dropped))
+    made += max(0, len(unnamed) - len(gone))
+    for bad in _explained([given[int(index)] for index in gone], unnamed, operator.name):
+        to.drop(bad, operator.name)
+    kept, lost = len(to.records), len(to.dropped)
+    return [Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun)]
+
+
+def _explained(gone: Sequence[Record], reasons: Sequence[BadRecord], name: str) -> Iterator[BadRecord]:
+    """Why records are gone: by the reasons that were given without an id, found by their places, else in their order."""
+    by_place: dict[str, list[BadRecord]] = {}
+    for reason in reversed(reasons):  # so that the first is taken first
+        by_place.setdefault(reason.where, []).append(reason)
+    matched = [found.pop() if (found := by_place.get(BadRecord.of(record, "").where)) else None for record in gone]
+    left = iter([reason for reasons in by_place.values() for reason in reversed(reasons)])
+    for record, at_its_place in zip(gone, matched, strict=True):
+        if why := at_its_place or next(left, None):
+            yield replace(why, id=record.id)
         else:
-            dropped.append(item)
-    return kept, dropped
+            yield BadRecord.of(
+                record, f"data operator '{name}' gave back neither the record nor why not; fix the plugin"
+            )
+    yield from left
+
+
+def _add(to: RecordWriter, record: Record) -> Record | BadRecord:
+    """Write a record; what it is instead when no file can hold it."""
+    try:
+        to.add(record)
+    except DataError as error:
+        return BadRecord.of(record, error.sentence)
+    return record
 
 
 def _items_of(
@@ -110,22 +234,7 @@ def _items_of(
         raise DataError(f"{title} failed with {type(error).__name__}: {error}") from error
 
 
-def _distinct(records: Sequence[Record]) -> list[Record]:
-    used_ids = {record.id for record in records}
-    counts: dict[str, int] = {}
-    distinct = []
-    for record in records:
-        number = counts[record.id] = counts.get(record.id, 0) + 1
-        if number > 1:
-            while (id := f"{record.id}#{number}") in used_ids:
-                number += 1
-            used_ids.add(id)
-            counts[record.id] = number
-            record = replace(record, id=id)
-        distinct.append(record)
-    return distinct
-
-
-def _examples(bad: Sequence[BadRecord]) -> list[str]:
-    lines = [f"{each.where}: {each.why}" for each in bad[:MAX_EXAMPLES]]
-    return [*lines, f"… and {len(bad) - MAX_EXAMPLES:,} more"] if len(bad) > MAX_EXAMPLES else lines
+def _examples(result: PipelineResult) -> list[str]:
+    lines = [f"{each.where}: {each.why}" for _, each in zip(range(MAX_EXAMPLES), result.bad, strict=False)]
+    dropped = sum(count.dropped for count in result.counts)
+    return [*lines, f"… and {dropped - MAX_EXAMPLES:,} more"] if dropped > MAX_EXAMPLES else lines

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from graftwork import processes
 from graftwork.config.restore import restore_component
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.plan import Plan
+from graftwork.contracts.plan import Plan, RunContext
 from graftwork.contracts.records import Record, RecordCounts
-from graftwork.data import pipeline
-from graftwork.data.pipeline import StageCount
+from graftwork.data import cache, pipeline
+from graftwork.data.digest import RECORD_FIELDS
+from graftwork.data.measuring import Measured, image_states, measure, processor_files
+from graftwork.data.pipeline import PipelineResult, StageCount
+from graftwork.data.store import Array, Joined, Mapped
 from graftwork.errors import DataError
 
 MAX_RECORDED = 100
@@ -25,11 +30,12 @@ MAX_RECORDED = 100
 class TrainingData:
     """The records of a run that fit its context, and what became of all others that were read."""
 
-    records: list[Record]
+    records: Sequence[Record]
     """What batches are drawn from. Those that turn out to be unusable stay, so that every batch stays what it is."""
-    lengths: list[int]
+    measured: Measured
+    """What is known of each of `records`; its length is what is used of it."""
     read: int
-    bad: list[str]
+    bad: Sequence[str]
     """A line for each record that was left out before training."""
     stages: list[StageCount]
     """Who left them out."""
@@ -40,9 +46,15 @@ class TrainingData:
     unusable: dict[int, str] = field(default_factory=dict)
     """Which of `records` could not be encoded when their batch came: their lines by their places."""
 
+    @property
+    def lengths(self) -> Array:
+        """Of each record in tokens, as far as it is used."""
+        return self.measured.lengths
+
     def leave_out(self, unusable: Mapping[int, str]) -> None:
         """Leave out records that could not be encoded; each counts once."""
-        self.unusable = {**unusable, **self.unusable}
+        for index, line in unusable.items():
+            self.unusable.setdefault(index, line)
 
     def leave_out_again(self, places: Sequence[int], recorded: Mapping[str, Any]) -> None:
         """Leave out what a run had left out in training when it saved the checkpoint that holds these `recorded` facts."""
@@ -51,29 +63,37 @@ class TrainingData:
         self.leave_out(dict(zip(places, lines, strict=True)))
 
     @property
-    def usable(self) -> list[Record]:
-        """The records but for those that could not be encoded."""
-        return [record for index, record in enumerate(self.records) if index not in self.unusable]
-
-    @property
     def counts(self) -> RecordCounts:
         """How many records were read, used and left out, as far as is known by now."""
         return RecordCounts(self.read, len(self.records) - len(self.unusable), len(self.bad) + len(self.unusable))
 
     @property
+    def usable(self) -> Array:
+        """Whether each record can be used, as far as is known by now."""
+        import numpy
+
+        usable = numpy.ones(len(self.records), dtype=bool)
+        usable[[*self.unusable]] = False
+        return usable
+
+    @property
     def summary(self) -> dict[str, Any]:
-        """What became of the records, as plain data."""
+        """What became of the records, as plain data but for the lines on those left out, of which there may be many."""
+        import numpy
+
         counts, cut, stages = self.counts, len(self.cut - self.unusable.keys()), [*self.stages]
         if self.unusable:
             stages.append(StageCount("training", len(self.records), counts.used, len(self.unusable)))
         stages.append(StageCount("total", counts.read, counts.used, counts.left_out))
-        groups = Counter(record.group for record in self.usable if record.group)
+        names = self.measured.group_names
+        sizes = numpy.bincount(self.measured.groups[self.usable], minlength=len(names)).tolist()
+        groups = {name: size for name, size in zip(names, sizes, strict=True) if name and size}
         return {
             "read": counts.read,
             "records": counts.used,
             "left_out": counts.left_out,
             "left_out_in_training": len(self.unusable),
-            "bad": [*self.bad, *(self.unusable[index] for index in sorted(self.unusable))],
+            "bad": Joined([self.bad, [self.unusable[index] for index in sorted(self.unusable)]]),
             "too_long": self.too_long + cut,
             "too_long_were": "cut" if cut else "left out",
             "answers_cut": cut,
@@ -86,50 +106,135 @@ class TrainingData:
         summary = self.summary
         return {**summary, "bad": summary["bad"][:MAX_RECORDED], "bad_in_all": summary["left_out"]}
 
+    def faults(self) -> list[str]:
+        """Why nothing but one answer can be learned from the records that can be used (see `faults_of`)."""
+        usable = self.usable.nonzero()[0]
+        return faults_of(self.measured.fields[usable], lambda place: self.records[int(usable[place])])
+
 
 def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> TrainingData:
-    """Read the records of a plan and measure them in tokens; what is too long is cut or left out, and counted."""
-    run_context = plan.run_context
-    result = pipeline.read_records(
-        [restore_component(choice, lookup) for choice in run_context.sources],  # type: ignore[misc]
-        [restore_component(choice, lookup) for choice in run_context.operators],  # type: ignore[misc]
-        seed=run_context.seed,
-        strict=run_context.strict_data,
-    )
-    max_length, strict = run_context.train.max_length, run_context.strict_data
-    records, lengths, cut, unfit, long = list[Record](), list[int](), set[int](), list[str](), list[str]()
-    for record in result.records:
+    """Read the records of a plan and measure them in tokens; what is too long is cut or left out, and counted.
+
+    Both are done once, and kept for the next run (see `data.cache`). Collective: the first process reads, and the others open
+    what it has read where they share its cache.
+    """
+    failure = found = None
+    if processes.is_first():
         try:
-            length = processor.length(record)
+            found = _read_and_measured(plan, lookup, processor)
         except DataError as error:
-            if strict:
-                raise
-            unfit.append(f"{place_of(record)}: {error}")
-            continue
-        if length > max_length:
-            if strict:
-                raise DataError(f"{place_of(record)}: the record has {length} tokens, train.max_length is {max_length}")
-            if run_context.train.too_long == "skip":
-                long.append(f"{place_of(record)}: {length} tokens, and train.max_length is {max_length}")
-                continue
-            cut.add(len(records))
-        records.append(record)
-        lengths.append(min(length, max_length))
-    bad = [*(f"{dropped.where}: {dropped.why}" for dropped in result.bad), *unfit, *long]
-    if not records:
-        others = len(bad) - len(long)
-        raise DataError(
-            f"no record is left to train on: {result.read} were read, {len(long)} are longer than "
-            f"train.max_length = {max_length} tokens" + (f", {others} could not be used" if others else ""),
-            [*long[:3], *bad[: min(others, 3)]],
+            failure = error
+    processes.all_gather_object(None)
+    if failure:
+        raise failure
+    result, measured = found or _read_and_measured(plan, lookup, processor)
+    return _fitting(plan.run_context, result, measured)
+
+
+def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tuple[PipelineResult, Measured]:
+    """The records of a plan, and what is known of them, new or kept from an earlier run."""
+    run_context = plan.run_context
+    sources: list[Any] = [restore_component(choice, lookup) for choice in run_context.sources]
+    operators: list[Any] = [restore_component(choice, lookup) for choice in run_context.operators]
+
+    def read(folder: Path | None) -> PipelineResult:
+        return pipeline.read_records(
+            sources, operators, seed=run_context.seed, strict=run_context.strict_data, folder=folder
         )
-    fit = len(result.records) - len(unfit)
+
+    def keep_read(folder: Path) -> None:
+        numpy.save(folder / IMAGES, image_states(read(folder).folders[0]))
+
+    def keep_measured(folder: Path) -> None:
+        measure(result.records, processor, numpy.load(result.folder / IMAGES)).save(folder)
+
+    import numpy
+
+    try:
+        key = _key_of(run_context, [*sources, *operators])
+        if key is not None:
+            result = read(cache.entry(key, keep_read, _has_same_images))
+            with tempfile.TemporaryDirectory() as folder:
+                files = processor_files(processor, Path(folder))
+            spec = plan.model_spec
+            choices = [asdict(each) for each in (spec.model, *spec.parts.values())]
+            return result, Measured.load(cache.entry(cache.key_of(key, choices, files), keep_measured))
+    except OSError:
+        pass  # There is no place to keep it: it is read for this run alone.
+    result = read(None)
+    return result, measure(result.records, processor, image_states(result.folders[0]))
+
+
+IMAGES = "image-states.npy"
+
+
+def _has_same_images(folder: Path) -> bool:
+    """Whether the images of records that were kept are as they were."""
+    import numpy
+
+    return bool(numpy.array_equal(numpy.load(folder / IMAGES), image_states(folder / pipeline.SOURCES)))
+
+
+def _key_of(run_context: RunContext, components: Sequence[Any]) -> str | None:
+    """The hash of all that records depend on but their images; None where that is not known."""
+    files = [each.files() for each in components]
+    if None in files:
+        return None
+    choices = [asdict(choice) for choice in (*run_context.sources, *run_context.operators)]
+    hashes = cache.known_hashes(file for each in files for file in each)
+    return cache.key_of(choices, hashes, run_context.seed, run_context.strict_data)
+
+
+def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured) -> TrainingData:
+    """The records that fit the run, and a line for each other."""
+    import numpy
+
+    settings, strict, records, lengths = run_context.train, run_context.strict_data, result.records, measured.lengths
+    max_length = settings.max_length
+
+    def unfit_line(place: int) -> str:
+        return f"{place_of(records[int(place)])}: {measured.unfit[int(place)]}"
+
+    def long_line(place: int) -> str:
+        return f"{place_of(records[int(place)])}: {lengths[place]} tokens, and train.max_length is {max_length}"
+
+    unfit, long = (lengths < 0).nonzero()[0], (lengths > max_length).nonzero()[0]
+    if strict and len(unfit):
+        raise DataError(measured.unfit[int(unfit[0])])
+    if strict and len(long):
+        place = int(long[0])
+        raise DataError(
+            f"{place_of(records[place])}: the record has {lengths[place]} tokens, train.max_length is {max_length}"
+        )
+    cuts = settings.too_long == "cut"
+    left_out = [Mapped(long_line, long)] if not cuts else []
+    places = ((lengths >= 0) & (cuts | (lengths <= max_length))).nonzero()[0]
+    bad = Joined([Mapped(_dropped_line, result.bad), Mapped(unfit_line, unfit), *left_out])
+    too_long = 0 if cuts else len(long)
+    if not len(places):
+        others = len(bad) - too_long
+        raise DataError(
+            f"no record is left to train on: {result.read} were read, {too_long} are longer than "
+            f"train.max_length = {max_length} tokens" + (f", {others} could not be used" if others else ""),
+            [*map(long_line, long[:3]), *bad[: min(others, 3)]],
+        )
+    fit = len(records) - len(unfit)
     stages = [
         *result.counts,
-        *([StageCount("processor", len(result.records), fit, len(unfit))] if unfit else []),
-        *([StageCount("train.max_length", fit, len(records), len(long))] if long else []),
+        *([StageCount("processor", len(records), fit, len(unfit))] if len(unfit) else []),
+        *([StageCount("train.max_length", fit, len(places), too_long)] if too_long else []),
     ]
-    return TrainingData(records, lengths, result.read, bad, stages, len(long), frozenset(cut))
+    chosen = replace(measured.select(places), lengths=lengths[places].clip(max=max_length))
+    cut_places = frozenset(numpy.searchsorted(places, long).tolist()) if cuts else frozenset()
+    return TrainingData(Mapped(_at(records), places), chosen, result.read, bad, stages, too_long, cut_places)
+
+
+def _at(records: Sequence[Record]) -> Callable[[Any], Record]:
+    return lambda place: records[int(place)]
+
+
+def _dropped_line(dropped: Any) -> str:
+    return f"{dropped.where}: {dropped.why}"
 
 
 def place_of(record: Record) -> str:
@@ -141,19 +246,25 @@ ONE_ANSWER = 0.95
 """The share of records from which one answer is all that can be learned."""
 
 
-def faults_of(records: Sequence[Record]) -> list[str]:
-    """Why nothing but one answer can be learned from records, as clauses; none for data that is as it should be."""
-    answers = Counter(tuple(turn.text for turn in record.turns if turn.role == "assistant") for record in records)
-    questions = {
-        (tuple(turn.text for turn in record.turns if turn.role == "user"), record.images) for record in records
-    }
-    (answer, count), total = answers.most_common(1)[0], len(records)
-    if len(questions) == len(answers) == 1:
+def faults_of(fields: Array, record_at: Callable[[int], Record]) -> list[str]:
+    """Why nothing but one answer can be learned from records, as clauses; none for data that is as it should be.
+
+    `fields` are their `record_fields`, and `record_at` gives the one at a place, to name its answer.
+    """
+    import numpy
+
+    questions, answers, images = (fields[:, RECORD_FIELDS.index(name)] for name in ("questions", "answers", "images"))
+    total = len(fields)
+    _, firsts, counts = numpy.unique(answers, return_index=True, return_counts=True)
+    most = int(counts.argmax())
+    one_question = (questions == questions[0]).all() and (images == images[0]).all()
+    if one_question and len(counts) == 1:
         return [f"the data is one record, {total} times: there is nothing to learn but that record"]
-    if len(questions) == 1:
+    if one_question:
         return [f"all {total} records ask the same of the same image, so that no answer can depend on it"]
-    if count >= ONE_ANSWER * total:
-        return [f"{count} of {total} records have the same answer, '{answer[-1][:40]}', and no other can be learned"]
+    if counts[most] >= ONE_ANSWER * total:
+        answer = [turn.text for turn in record_at(int(firsts[most])).turns if turn.role == "assistant"][-1]
+        return [f"{counts[most]} of {total} records have the same answer, '{answer[:40]}', and no other can be learned"]
     return []
 
 

@@ -22,7 +22,7 @@ from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import steps_for
-from graftwork.data.training_data import TrainingData, faults_of, load_training_data
+from graftwork.data.training_data import TrainingData, load_training_data
 from graftwork.errors import AdapterError, CheckpointError, RunInterrupted
 from graftwork.memory import budget
 from graftwork.train import data_parallel, progress, resuming
@@ -157,7 +157,7 @@ class Loop:
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
         vocabulary, overflows_in = assembly.processor.vocabulary, assembly.architecture.overflows_in
-        self.health = Health(vocabulary, assembly.precision, overflows_in, faults_of(data.records))
+        self.health = Health(vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.log: list[dict[str, Any]] = []
@@ -332,7 +332,7 @@ class Loop:
 
     def save(self) -> None:
         """Save a complete checkpoint of this step, and remove the oldest."""
-        self.health.data_faults = faults_of(self.data.usable)
+        self.health.data_faults = self.data.faults()
         store.save(
             self.assembly,
             self.folder,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +58,8 @@ class DataHistory:
     """What data a run reads, and after which steps it went on with other data."""
 
     def __init__(self, data: TrainingData, run_context: RunContext) -> None:
-        self._digest_of = partial(digest_of, data.records, data.lengths, run_context)
-        self.digest = self._digest_of()
+        known = data.measured
+        self.digest = digest_of(data.records, known.fields, known.lengths, run_context, by_content=known.by_content)
         self.accepted: list[dict[str, Any]] = []
         self.messages: tuple[str, ...] = ()
         """What a person should know of it, a sentence each."""
@@ -82,7 +81,7 @@ class DataHistory:
             return False
         self.accepted = [*saved.data["accepted"]]
         if (by_content := recorded["images_by"] == "content") != self.digest.by_content:
-            self.digest = self._digest_of(by_content=by_content)
+            self.digest = self.digest.with_images(by_content=by_content)
         gathered = processes.all_gather_object(self.digest.differences(state))
         differing = next(filter(None, gathered), [])
         if not differing:

@@ -1,0 +1,152 @@
+"""What is known of every record before training: its length in tokens, its group, and hashes by which data is compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from graftwork.contracts.model import Processor
+from graftwork.contracts.records import Record
+from graftwork.data.digest import image_hash, record_fields
+from graftwork.data.store import Array, paths_of
+from graftwork.errors import DataError
+
+CHUNK = 1024
+"""Records that are measured at a time."""
+LARGE = 1 << 30
+"""Images of more bytes than this, together, are known by their sizes and times: to read them all would take minutes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, or several, for each record of a data set; arrays of as many items as it has records."""
+
+    lengths: Array
+    """In tokens, int32; -1 where the model's processor takes no such record."""
+    groups: Array
+    """The number of each record's group among `group_names`, int32."""
+    fields: Array
+    """What `digest.record_fields` gave: int64 `[records, fields]`."""
+    by_content: bool
+    """Whether images were hashed by their bytes, and not by size and time."""
+    unfit: Mapping[int, str] = field(default_factory=dict)
+    """Why the processor does not take a record, by its place."""
+    group_names: Sequence[str] = ()
+
+    def select(self, places: Array) -> Measured:
+        """The same of some of the records, by their places."""
+        return replace(
+            self, lengths=self.lengths[places], groups=self.groups[places], fields=self.fields[places], unfit={}
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write everything into a folder."""
+        import numpy
+
+        numpy.savez(folder / "measured.npz", lengths=self.lengths, groups=self.groups, fields=self.fields)
+        rest = {"unfit": [*self.unfit.items()], "group_names": self.group_names, "by_content": self.by_content}
+        (folder / "measured.json").write_text(json.dumps(rest), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Measured:
+        """Read what `save` wrote."""
+        import numpy
+
+        with numpy.load(folder / "measured.npz") as arrays:
+            rest = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+            return cls(
+                arrays["lengths"],
+                arrays["groups"],
+                arrays["fields"],
+                rest["by_content"],
+                dict(rest["unfit"]),
+                rest["group_names"],
+            )
+
+
+def measure(records: Iterable[Record], processor: Processor, images: Array) -> Measured:
+    """Measure every record, the tokens on other threads than the rest; `images` is what `image_states` gave of them."""
+    import numpy
+
+    by_content = int(images[:, 0].clip(0).sum()) <= LARGE
+    hash_of = image_hash(by_content=by_content)
+    lengths, groups, unfit = array("i"), array("i"), dict[int, str]()
+    fields: list[Array] = []
+    names: dict[str, int] = {}
+
+    def take(found: Sequence[int | DataError]) -> None:
+        for length in found:
+            if isinstance(length, DataError):
+                unfit[len(lengths)] = str(length)
+            lengths.append(-1 if isinstance(length, DataError) else length)
+
+    with ThreadPoolExecutor(1) as tokenizing:
+        waiting: list[Future[Sequence[int | DataError]]] = []
+        for chunk in chunks(records):
+            waiting.append(tokenizing.submit(lengths_of, processor, chunk))
+            fields.append(record_fields(chunk, hash_of))
+            groups.extend(names.setdefault(record.group, len(names)) for record in chunk)
+            if len(waiting) > 2:
+                take(waiting.pop(0).result())
+        for each in waiting:
+            take(each.result())
+    return Measured(
+        numpy.array(lengths, dtype=numpy.int32),
+        numpy.array(groups, dtype=numpy.int32),
+        numpy.concatenate([record_fields([], hash_of), *fields]),
+        by_content,
+        unfit,
+        [*names],
+    )
+
+
+def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records, some at a time."""
+    left = iter(records)
+    while chunk := [*islice(left, CHUNK)]:
+        yield chunk
+
+
+def lengths_of(processor: Processor, records: Sequence[Record]) -> Sequence[int | DataError]:
+    """The length of each record in tokens, or why the processor takes no such record."""
+    batched: Callable[[Sequence[Record]], Sequence[int | DataError]] | None = getattr(processor, "lengths", None)
+    if batched:
+        return batched(records)
+
+    def one(record: Record) -> int | DataError:
+        try:
+            return processor.length(record)
+        except DataError as error:
+            return error
+
+    return [one(record) for record in records]
+
+
+def image_states(folder: Path) -> Array:
+    """The size and the time in nanoseconds, int64 `[files, 2]`, of every image file that the records of a folder name; -1
+    where it is missing."""
+    import numpy
+
+    states = array("q")
+    for path in paths_of(folder):
+        try:
+            found = os.stat(path)  # noqa: PTH116 — called a million times.
+            states.extend((found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):
+            states.extend((-1, -1))
+    return numpy.array(states, dtype=numpy.int64).reshape(-1, 2)
+
+
+def processor_files(processor: Processor, folder: Path) -> dict[str, Any]:
+    """The files that a processor writes into an empty folder, each with its size and hash."""
+    from graftwork.weights import sha256
+
+    processor.save(folder)
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
