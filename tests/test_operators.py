@@ -56,8 +56,8 @@ def test_duplicate_images_are_dropped_but_not_the_records_of_one_image(tmp_path:
     ]
     items = list(DeduplicateImages(NoSettings()).apply(records, seed=0))
     assert kept(items) == ["1", "3", "4", "5", "6"]
-    assert items[1] == BadRecord("record '2'", f"'{copy}' has the same pixels as '{red}'")
-    assert items[6] == BadRecord("record '7'", f"the image '{tmp_path / 'none.png'}' does not exist")
+    assert items[1] == BadRecord.of(records[1], f"'{copy}' has the same pixels as '{red}'")
+    assert items[6] == BadRecord.of(records[6], f"the image '{tmp_path / 'none.png'}' does not exist")
 
 
 def test_records_are_limited_by_their_words() -> None:
@@ -68,9 +68,9 @@ def test_records_are_limited_by_their_words() -> None:
     ]
     items = list(LimitLength(LimitLengthSettings(min_words=3, max_words=4)).apply(records, seed=0))
     assert items == [
-        BadRecord("record 'short'", "2 words, fewer than 3"),
+        BadRecord.of(records[0], "2 words, fewer than 3", words=2),
         records[1],
-        BadRecord("record 'long'", "5 words, more than 4"),
+        BadRecord.of(records[2], "5 words, more than 4", words=5),
     ]
     assert list(LimitLength(LimitLengthSettings()).apply(records, seed=0)) == records
 

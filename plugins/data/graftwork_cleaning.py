@@ -74,9 +74,9 @@ class LimitLength(DataOperator[LimitLengthSettings]):
         for record in records:
             words = sum(len(turn.text.replace("<image>", " ").split()) for turn in record.turns)
             if words < min_words:
-                yield BadRecord.of(record, f"{words} words, fewer than {min_words}")
+                yield BadRecord.of(record, f"{words} words, fewer than {min_words}", words=words)
             elif max_words is not None and words > max_words:
-                yield BadRecord.of(record, f"{words} words, more than {max_words}")
+                yield BadRecord.of(record, f"{words} words, more than {max_words}", words=words)
             else:
                 yield record
 

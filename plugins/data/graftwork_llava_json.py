@@ -37,6 +37,11 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
     name = "llava-json"
     Settings = LlavaJsonSettings
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the end of its name."""
+        return path.suffix.lower() in READERS and path.is_file()
+
     def validate(self, plan: object) -> Iterable[str]:
         if self.settings.path is None:
             yield "'path' is not set; name the .json or .jsonl file"
@@ -48,12 +53,11 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         path = self.settings.path
         if path is None:
             raise DataError("'llava-json' has no 'path'; name the .json or .jsonl file")
-        readers = {".json": _elements, ".jsonl": _lines}
-        if path.suffix.lower() not in readers:
+        if path.suffix.lower() not in READERS:
             raise DataError(f"'{path}' ends neither in .json (a list) nor in .jsonl (one record a line); rename it")
         folder = ImageFolder(self.settings.image_folder or path.parent)
         left = self.settings.limit
-        for item in readers[path.suffix.lower()](path, _text(path)):
+        for item in READERS[path.suffix.lower()](path, _text(path)):
             if isinstance(item, BadRecord):
                 yield item
                 continue
@@ -144,6 +148,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+READERS = {".json": _elements, ".jsonl": _lines}
+"""By what a file's name ends in."""
 
 
 # A record -------------------------------------------------------------------------------------------------------------

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from graftwork import hub, weights
-from graftwork.config import settings
-from graftwork.config.machine import Machine, unmet_requirement
-from graftwork.config.runfile import EMPTY, RESERVED_KEYS, RunFile, Selection
+from graftwork import weights
+from graftwork.config.choosing import Chooser, Resolved, choice_of, lines_of
+from graftwork.config.machine import Machine
+from graftwork.config.runfile import EMPTY, RunFile, Selection
 from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
-from graftwork.contracts.component import Component, MissingFile
-from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower, Weighted
-from graftwork.contracts.lookup import Found, Lookup
-from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings, WeightsRef
-from graftwork.errors import ComponentNotFound, GraftworkError, PlanRefused, WeightsError
+from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings
+from graftwork.errors import PlanRefused, WeightsError
 
 
 def resolve(
@@ -55,30 +54,14 @@ BROUGHT = {
 """What a memory strategy may bring instead of core's own, by the hook that it overrides, and what it then does."""
 
 
-@dataclass(frozen=True)
-class _Resolved:
-    """A component that was found and whose settings are right."""
-
-    where: str
-    choice: Choice
-    component: Component[Any]
-
-
-class _Resolver:
+class _Resolver(Chooser):
     """Resolves one run. What cannot work becomes None and adds to `reasons`."""
 
     def __init__(
         self, run: RunFile, lookup: Lookup, machine: Machine | None, fetch: bool, missing_files: list[str] | None
     ) -> None:
+        super().__init__(run.folder, lookup, machine, fetch=fetch, missing_files=missing_files)
         self.run = run
-        self.lookup = lookup
-        self.machine = machine
-        self.fetch = fetch
-        self.missing_files = missing_files
-        self.reasons: list[str] = []
-        self.complete = True
-        """Whether everything that the run names was resolved, so that the plan is worth checking further."""
-        self.resolved: list[_Resolved] = []
 
     def plan(self, kernels: Sequence[str]) -> Plan | None:
         run = self.run
@@ -124,14 +107,7 @@ class _Resolver:
             for each in self.resolved:
                 if each.choice.kind == "memory" and each.choice not in candidate:
                     continue
-                for clause in each.component.validate(candidate_plan):
-                    into = (
-                        self.reasons
-                        if self.missing_files is None or not isinstance(clause, MissingFile)
-                        else self.missing_files
-                    )
-                    if (line := f"{each.where}: {clause}") not in into:
-                        into.append(line)
+                self.validate(each, candidate_plan)
         return plan
 
     def init_from(self) -> CheckpointRef | None:
@@ -141,7 +117,7 @@ class _Resolver:
             self.reasons.append("peft.init_from: is empty; name a checkpoint, or the folder of a run")
         return CheckpointRef(given, str(weights.absolute(Path(given), self.run.folder))) if given else None
 
-    def train(self, model: _Resolved) -> TrainSettings:
+    def train(self, model: Resolved) -> TrainSettings:
         """The settings of training, in which records are no longer than what the model reads."""
         train, where = self.run.train, "train.max_length"
         context = cast(ModelArchitecture[Any], model.component).context_length(model.choice.config or {})
@@ -152,81 +128,12 @@ class _Resolver:
             self.reasons.append(f"{found}; set it to {context} or less, or leave it out")
         return replace(train, max_length=context)
 
-    def refuse(self, *reasons: str) -> None:
-        """Reasons that leave something unresolved."""
-        self.reasons += reasons
-        self.complete = False
-
-    def choose(self, kind: str, selection: Selection) -> _Resolved | None:
-        """The selected component with its settings, its weights and its configuration."""
-        where = selection.where
-        found = self.find(kind, selection.use, where)
-        if found is None:
-            return None
-        component, beside = found.component, RESERVED_KEYS.get(kind, ())
-        if unmet := unmet_requirement(component.requires, self.machine):
-            self.reasons.append(f"{where}: '{selection.use}' {unmet}")
-        values = settings.read(
-            component.Settings,
-            selection.settings,
-            where=where,
-            folder=self.run.folder,
-            problems=self.reasons,
-            beside=beside,
-        )
-        base, configured = self.folder(selection, "weights"), self.folder(selection, "config")
-        if values is None:
-            self.complete = False
-            return None
-        instance = component(values)
-        choice = _choice(found, instance)
-        if isinstance(instance, Weighted):
-            if (selection.weights and not base) or (selection.config and not configured):
-                return None  # for the reason that `folder` gave
-            folder = configured or base
-            try:
-                config = dict(instance.configuration(folder))
-            except WeightsError as error:
-                self.refuse(*_lines(where, error))
-                return None
-            ref = WeightsRef(selection.weights or "", str(base), commit=hub.commit_of(base)) if base else None
-            choice = replace(choice, weights=ref, config=config, folder=str(folder) if folder else None)
-        self.resolved.append(_Resolved(where, choice, instance))
-        return self.resolved[-1]
-
-    def choose_all(self, kind: str, selections: Iterable[Selection]) -> list[_Resolved]:
-        """Those of the selections that can be resolved."""
-        return [chosen for selection in selections if (chosen := self.choose(kind, selection))]
-
-    def find(self, kind: str, name: str, where: str) -> Found | None:
-        try:
-            return self.lookup.find(kind, name)
-        except ComponentNotFound as error:
-            self.refuse(*_lines(where, error, kind))
-            return None
-
-    def folder(self, selection: Selection, key: str) -> Path | None:
-        """The folder that a selection's `weights` or `config` names."""
-        given = getattr(selection, key)
-        if given is None:
-            return None
-        where = join(selection.where, key)
-        try:
-            return hub.locate(given, self.run.folder, where=where, fetch=self.fetch, tensors=key == "weights")
-        except WeightsError as error:
-            path = weights.absolute(Path(given), self.run.folder)
-            if key == "weights" and selection.config and self.missing_files is not None and not path.exists():
-                self.missing_files += _lines(where, error)
-                return path
-            self.refuse(*_lines(where, error))
-            return None
-
     def architecture(self) -> type[ModelArchitecture[Any]] | None:
         """The class of the model, which is known even when its settings or weights are wrong."""
         found = self.find("model", self.run.model.use, self.run.model.where)
         return cast(type[ModelArchitecture[Any]], found.component) if found else None
 
-    def parts(self, architecture: type[ModelArchitecture[Any]] | None) -> dict[str, _Resolved]:
+    def parts(self, architecture: type[ModelArchitecture[Any]] | None) -> dict[str, Resolved]:
         """The towers of the model's parts, in the model's order."""
         if architecture is None:
             return {}
@@ -250,9 +157,9 @@ class _Resolver:
         """The kernels to try at a site. One that does not work here is passed over when the site is bound, and is no error."""
         where = "attention.prefer" if site == "*" else f"attention.sites.{site}"
         found = [kernel for name in names if (kernel := self.find("attention", name, where))]
-        return [_choice(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
+        return [choice_of(kernel, kernel.component(kernel.component.Settings())) for kernel in found]
 
-    def check_collisions(self, memory: Sequence[_Resolved]) -> None:
+    def check_collisions(self, memory: Sequence[Resolved]) -> None:
         """Of what strategies bring instead of core's own, there can be one only."""
         told: set[str] = set()
         for hook, clause in BROUGHT.items():
@@ -295,7 +202,7 @@ class _Resolver:
             devices = ", ".join(dict.fromkeys(machine.devices))
             self.reasons.append(f"train.precision: this machine ({devices}) does not compute in bf16; use fp32 or fp16")
 
-    def check_sites(self, plan: Plan, model: _Resolved, parts: Mapping[str, _Resolved]) -> None:
+    def check_sites(self, plan: Plan, model: Resolved, parts: Mapping[str, Resolved]) -> None:
         """The towers must fit the model, and every attention site must exist and have a kernel that computes it."""
 
         architecture = cast(ModelArchitecture[Any], model.component)
@@ -304,7 +211,7 @@ class _Resolver:
             outputs = describe_towers(plan, architecture, towers)
             sites = attention_sites(plan, architecture, towers, outputs)
         except WeightsError as error:
-            self.reasons += _lines("model", error)
+            self.reasons += lines_of("model", error)
             return
         known = [site.name for site in sites]
         for name in sorted(plan.run_context.attention.keys() - {"*", *known}):
@@ -316,21 +223,3 @@ class _Resolver:
             if chosen.name is None and chosen.passed_over:
                 why = "; ".join(f"{name}: {reason}" for name, reason in chosen.passed_over)
                 self.reasons.append(f"attention: no kernel computes what '{site.name}' needs ({why}); name one more")
-
-
-def _lines(where: str, error: GraftworkError, kind: str = "") -> list[str]:
-    """The lines of an error's message, each with the path of what it is about."""
-    sentence = error.sentence.removeprefix(f"{kind}: ").removeprefix(f"{where}: ")
-    return [f"{where}: {line}" for line in (sentence, *error.details)]
-
-
-def _choice(found: Found, component: Component[Any]) -> Choice:
-    return Choice(
-        kind=component.kind,
-        name=component.name,
-        plugin=found.plugin,
-        distribution=found.distribution,
-        version=found.version,
-        settings=settings.dump(component.settings),
-        settings_version=component.settings_version,
-    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from graftwork.config import settings
 from graftwork.contracts.component import Component
+from graftwork.contracts.data import DataOperator
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice
 from graftwork.errors import CheckpointError, ComponentNotFound
@@ -26,4 +28,17 @@ def restore_component(choice: Choice, lookup: Lookup) -> Component[Any]:
                 f'not work: pip install "{choice.distribution}=={choice.version}"',
                 [error.sentence, *error.details],
             ) from None
-    return found.component(settings.restore(found.component, choice.settings, choice.settings_version))
+    component = found.component(settings.restore(found.component, choice.settings, choice.settings_version))
+    if isinstance(component, DataOperator) and component.evaluators:
+        _lend_questions(component, component.evaluators, lookup)
+    return component
+
+
+def _lend_questions(operator: DataOperator[Any], setting: str, lookup: Lookup) -> None:
+    """Give an operator the questions of the evaluators that its setting names."""
+    lent = {}
+    for name, table in getattr(operator.settings, setting).items():
+        kind = lookup.find("evaluator", name).component
+        evaluator = cast("Evaluator[Any]", kind(settings.restore(kind, table, kind.settings_version)))
+        lent[name] = evaluator.records
+    operator.questions = lent

@@ -178,7 +178,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | Iterable[str] = ()) ->
     is no TOML, otherwise every mistake with its path.
     """
     source = Path(path)
-    table = _toml(source)
+    table = read_toml(source)
     changes = overrides.items() if isinstance(overrides, Mapping) else map(_split, overrides)
     problems = [problem for key, value in changes if (problem := _override(table, key, value))]
     if problems:
@@ -186,7 +186,8 @@ def load(path: Path | str, overrides: Mapping[str, Any] | Iterable[str] = ()) ->
     return parse_run(table, source.parent.absolute(), source)
 
 
-def _toml(source: Path) -> dict[str, Any]:
+def read_toml(source: Path) -> dict[str, Any]:
+    """The tables of a file; RunFileError where it cannot be read or is no TOML."""
     try:
         if source.exists() and not source.is_file():
             raise RunFileError(f"'{source}' is not a file; name a run file, which is TOML")
@@ -266,7 +267,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     Settings of components are kept as they are: only `resolve` knows the classes that check them. Raises
     RunFileError whose details hold every mistake with its path.
     """
-    reader = _Reader(folder)
+    reader = TableReader(folder)
     run, tables = reader.split(RunTable, table, "")
     reader.unknown(tables, [*settings.names(RunTable), *TABLES], "")
     model_table = reader.table(tables, "model")
@@ -323,7 +324,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     )
 
 
-class _Reader:
+class TableReader:
     """Splits tables into fields. A table with a mistake gives None, or empty, and adds to `problems`."""
 
     def __init__(self, folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from graftwork.contracts.component import Component, S
@@ -28,6 +29,12 @@ class DataSource(Component[S]):
         return None
 
     @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a file or folder is what this source reads with no other setting than `path`, to be told without reading much:
+        by the end of its name, or by the names of files in it. By default nothing is."""
+        return False
+
+    @classmethod
     def write(cls, records: Iterable[Record], folder: Path) -> Path:
         """Write records and their images into an empty folder, and return the file or folder that this source reads, with no
         other setting than `path`, as the same records; equal records give equal bytes. DataError for what the format cannot hold.
@@ -39,6 +46,11 @@ class DataOperator(Component[S]):
     """A filter or maker of training data."""
 
     kind: ClassVar[str] = "data_operator"
+    evaluators: ClassVar[str | None] = None
+    """The setting, a `dict[str, dict[str, Any]]` of names and their settings, by which it is told evaluators whose questions it has to
+    know. Core checks them as it does a run's own, and lends the questions."""
+    questions: Mapping[str, Callable[[], Iterable[Record | BadRecord]]] = MappingProxyType({})
+    """Lent by core before `apply`, where `evaluators` names a setting: each evaluator's name with what reads its questions."""
 
     @abstractmethod
     def apply(

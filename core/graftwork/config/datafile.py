@@ -1,0 +1,152 @@
+"""Data files: the `[data]` table of a run without its model, a run file, or data of a known format, resolved to components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from graftwork.config import runfile, settings
+from graftwork.config.choosing import Chooser
+from graftwork.config.restore import restore_component
+from graftwork.config.runfile import DataTable, EvaluateTable, RunFile, RunTable, Selection, TableReader
+from graftwork.config.wording import count
+from graftwork.contracts.data import DataOperator, DataSource
+from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.plan import Choice, Plan, RunContext
+from graftwork.errors import DataError, PlanRefused, RunFileError
+
+BESIDE = ("writer", "verify")
+"""The tables of a data file that a run file has not."""
+TABLES = ("data", "evaluate", *BESIDE)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Sources and operators as a file asks for them."""
+
+    run_context: RunContext
+    """The seed, the choices and their settings, all else as by default; what `validate` of sources and operators may read."""
+    sources: tuple[DataSource[Any], ...]
+    operators: tuple[DataOperator[Any], ...]
+    out: Path
+    """The folder to write to where no other is given."""
+    folder: Path
+    """Where relative paths start, absolute."""
+    given: Path | None = None
+    """The file, or the data itself, that it was read from."""
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """As the file says it."""
+    evaluate: tuple[Selection, ...] = ()
+    """The evaluators that the file names, with settings that are not checked yet."""
+    run: RunFile | None = None
+    """The whole run, where the file names a model."""
+
+    @property
+    def seed(self) -> int:
+        """What all that is random is drawn by."""
+        return self.run_context.seed
+
+    @property
+    def strict(self) -> bool:
+        """Whether the first record that cannot be read is an error."""
+        return self.run_context.strict_data
+
+    @property
+    def writer(self) -> Mapping[str, Any]:
+        """The table `[writer]`; empty where there is none."""
+        return cast("Mapping[str, Any]", self.table.get("writer", {}))
+
+    @property
+    def verify(self) -> Mapping[str, Any]:
+        """The table `[verify]`; empty where there is none."""
+        return cast("Mapping[str, Any]", self.table.get("verify", {}))
+
+
+def resolve_data(
+    given: Path | str | Mapping[str, Any],
+    lookup: Lookup,
+    *,
+    folder: Path | None = None,
+    missing_files: list[str] | None = None,
+) -> DataPlan:
+    """The sources and operators of a data file, a run file, its tables, or of data that a source recognises.
+
+    Relative paths start at the file's folder, those of tables at `folder`. No model is resolved: where the file names one, `run`
+    holds it. Raises RunFileError for a file that cannot be read or has mistakes, PlanRefused whose details hold every reason
+    against its components, DataError for data that no source, or several, recognise.
+    """
+    if isinstance(given, Mapping):
+        return _resolve(given, (folder or Path()).absolute(), None, lookup, missing_files)
+    path = Path(given)
+    if path.suffix.lower() == ".toml" and not path.is_dir():
+        return _resolve(runfile.read_toml(path), path.parent.absolute(), path, lookup, missing_files)
+    use = _source_of(path, lookup)
+    table = {"data": {"source": [{"use": use, "path": str(path.absolute())}]}}
+    return _resolve(table, path.parent.absolute(), path, lookup, missing_files)
+
+
+def _source_of(path: Path, lookup: Lookup) -> str:
+    """The source that reads a file or folder with no other setting than `path`."""
+    if not path.exists():
+        raise DataError(f"there is no file or folder '{path}'; correct the path")
+    names = lookup.names("data_source", ready_only=True)
+    found = [
+        n for n in names if cast("type[DataSource[Any]]", lookup.find("data_source", n).component).recognises(path)
+    ]
+    if len(found) == 1:
+        return found[0]
+    how = "write a data file that names its source, as [[data.source]] of a run file does"
+    if not found:
+        raise DataError(f"no data source says that '{path}' is its own; {how}; installed: {', '.join(names)}")
+    raise DataError(f"'{path}' may be read by {' or '.join(map(repr, found))}; {how}")
+
+
+def _resolve(
+    table: Mapping[str, Any], folder: Path, given: Path | None, lookup: Lookup, missing_files: list[str] | None
+) -> DataPlan:
+    name = f"'{given}'" if given else "the data"
+    reader = TableReader(folder)
+    fields, tables = reader.split(RunTable, table, "")
+    has_model = "model" in tables
+    known = [*TABLES, *runfile.TABLES] if has_model else TABLES
+    reader.unknown(tables, [*settings.names(RunTable), *known], "")
+    data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
+    reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
+    sources, operators = reader.items(items, "source"), reader.items(items, "operator")
+    asked, evaluators = reader.split(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
+    evaluate = reader.named_list("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
+    for key in BESIDE:
+        reader.table(tables, key)
+    if not reader.problems and not sources:
+        reader.problems.append("data.source: is missing, wanted tables that begin with [[data.source]]")
+    if reader.problems:
+        raise RunFileError(f"{name} has {count(reader.problems, 'mistake')}", reader.problems)
+    chooser = Chooser(folder, lookup, missing_files=missing_files)
+    chosen = [each.choice for each in chooser.choose_all("data_source", sources)]
+    applied = [each.choice for each in chooser.choose_all("data_operator", operators)]
+    run_context = RunContext(seed=fields.seed, sources=chosen, operators=applied, strict_data=data.strict)
+    plan = DataPlan(
+        run_context,
+        sources=cast("tuple[DataSource[Any], ...]", _restored(chosen, lookup)),
+        operators=cast("tuple[DataOperator[Any], ...]", _restored(applied, lookup)),
+        out=fields.out or folder / f"{given.stem if given else 'data'}-out",
+        folder=folder,
+        given=given,
+        table=table,
+        evaluate=evaluate,
+        run=runfile.parse_run({k: v for k, v in table.items() if k not in BESIDE}, folder, given)
+        if has_model
+        else None,
+    )
+    for each in chooser.resolved:  # Sources and operators read the run context alone, which both kinds of plan have.
+        chooser.validate(each, cast(Plan, plan))
+    if chooser.reasons:
+        reasons = list(dict.fromkeys(chooser.reasons))
+        raise PlanRefused(f"{name} cannot work, for {count(reasons, 'reason')}", reasons)
+    return plan
+
+
+def _restored(choices: list[Choice], lookup: Lookup) -> tuple[Any, ...]:
+    return tuple(restore_component(choice, lookup) for choice in choices)
