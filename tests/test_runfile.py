@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from graftwork.config import runfile, settings
+from graftwork.config import runfile, settings, tables
 from graftwork.config.runfile import RunFile, Selection
 from graftwork.contracts import TrainSettings
+from graftwork.contracts.plan import Mix
 from graftwork.errors import RunFileError
 
 DOCS = Path(__file__).parents[1] / "docs" / "run-file.md"
@@ -113,7 +114,8 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             Selection("json", {"path": "b.json"}, where="data.source.1"),
         ),
         operators=(Selection("words", where="data.operator.0"),),
-        strict_data=True,
+        mix=(Mix(),),
+        data=tables.DataTable(strict=True),
         train=TrainSettings(learning_rate=1.0, steps=10),
         train_given=frozenset({"learning_rate", "steps"}),
         evaluate=(
@@ -368,7 +370,8 @@ def test_the_documented_example_is_read(tmp_path: Path) -> None:
         runfile.AttentionTable,
         runfile.MemoryTable,
         runfile.DataTable,
-        runfile.ItemTable,
+        tables.OperatorTable,
+        tables.SourceTable,
         runfile.EvaluateTable,
         TrainSettings,
     ],

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftwork.config import runfile, settings
+from graftwork.config import runfile, settings, tables
 from graftwork.config.schema import schema as schema_of
 from graftwork.contracts import Component, TrainSettings, setting
 
@@ -67,6 +67,6 @@ def test_the_keys_beside_settings_are_those_of_the_tables() -> None:
         "model": (*settings.names(runfile.ModelTable), "parts"),
         "vision_tower": tuple(settings.names(runfile.PartTable)),
         "peft": tuple(settings.names(runfile.PeftTable)),
-        "data_source": tuple(settings.names(runfile.ItemTable)),
-        "data_operator": tuple(settings.names(runfile.ItemTable)),
+        "data_source": tuple(settings.names(tables.SourceTable)),
+        "data_operator": tuple(settings.names(tables.OperatorTable)),
     } == runfile.RESERVED_KEYS

@@ -146,7 +146,7 @@ class Noting(MemoryStrategy[NoSettings]):
 
     def stepper(self, assembly: Assembly, settings: TrainSettings) -> Stepper:
         class NotingStepper(Stepper):
-            def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> torch.Tensor:
+            def accumulate(self, batch: Batch, num_label_tokens: float, *, last: bool = True) -> torch.Tensor:
                 texts = map(assembly.processor.decode, batch.input_ids.tolist())
                 Noting.trained += [int(text.partition("?")[0].rpartition(" ")[2]) for text in texts]
                 return super().accumulate(batch, num_label_tokens, last=last)

@@ -181,7 +181,7 @@ class GrowingGradients(MemoryStrategy[NoSettings]):
         class Growing(Stepper):
             factor = 1.0
 
-            def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> torch.Tensor:
+            def accumulate(self, batch: Batch, num_label_tokens: float, *, last: bool = True) -> torch.Tensor:
                 loss = super().accumulate(batch, num_label_tokens, last=last)
                 if last:
                     self.factor *= 1.5

@@ -10,7 +10,8 @@ from typing import Any, cast
 from graftwork.config import runfile, settings
 from graftwork.config.choosing import Chooser
 from graftwork.config.restore import restore_component
-from graftwork.config.runfile import DataTable, EvaluateTable, RunFile, RunTable, Selection, TableReader
+from graftwork.config.runfile import RunFile, Selection, TableReader
+from graftwork.config.tables import DataTable, EvaluateTable, RunTable
 from graftwork.config.wording import count
 from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.lookup import Lookup
@@ -114,7 +115,7 @@ def _resolve(
     reader.unknown(tables, [*settings.names(RunTable), *known], "")
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
-    sources, operators = reader.items(items, "source"), reader.items(items, "operator")
+    (sources, _), operators = reader.sources(items), reader.operators(items)
     asked, evaluators = reader.split(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
     evaluate = reader.named_list("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
     for key in BESIDE:

@@ -15,7 +15,7 @@ from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower
 from graftwork.contracts.lookup import Lookup
-from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings
+from graftwork.contracts.plan import CheckpointRef, Choice, Mix, ModelSpec, Plan, RunContext, TrainSettings
 from graftwork.errors import PlanRefused, WeightsError
 
 
@@ -92,7 +92,10 @@ class _Resolver(Chooser):
             budget=run.budget,
             sources=[each.choice for each in sources],
             operators=[each.choice for each in operators],
-            strict_data=run.strict_data,
+            strict_data=run.data.strict,
+            train_on=run.data.train_on,
+            validation=run.data.validation,
+            mix=[*run.mix] if set(run.mix) - {Mix()} else [],
             train=self.train(model),
             evaluate=[each.choice for each in evaluators],
             init_from=self.init_from(),

@@ -10,10 +10,21 @@ from typing import Any
 
 from graftwork.config import settings
 from graftwork.config.sizes import parse_size
+from graftwork.config.tables import (
+    AttentionTable,
+    DataTable,
+    EvaluateTable,
+    MemoryTable,
+    ModelTable,
+    OperatorTable,
+    PartTable,
+    PeftTable,
+    RunTable,
+    SourceTable,
+)
 from graftwork.config.wording import count, join, suggestion, toml_text
-from graftwork.contracts import setting
-from graftwork.contracts.plan import TrainSettings
-from graftwork.errors import GraftworkError, RunFileError
+from graftwork.contracts.plan import Mix, TrainSettings
+from graftwork.errors import RunFileError
 
 MAX_BYTES = 1 << 20  # a run file is written by a person; a larger file is something else
 
@@ -57,105 +68,13 @@ class RunFile:
     """In bytes."""
     sources: tuple[Selection, ...] = ()
     operators: tuple[Selection, ...] = ()
-    strict_data: bool = False
+    mix: tuple[Mix, ...] = ()
+    """How the sources are mixed, one for each."""
+    data: DataTable = field(default_factory=DataTable)
     train: TrainSettings = field(default_factory=TrainSettings)
     train_given: frozenset[str] = frozenset()
     """The keys of `[train]` that the run sets itself."""
     evaluate: tuple[Selection, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunTable:
-    """The keys outside all tables."""
-
-    seed: int = setting(17, "Seeds all that is random: new weights, data order, dropout", minimum=0, maximum=2**32 - 1)
-    out: Path | None = setting(None, "The folder to write to; by default NAME-out beside the run file NAME.toml")
-
-
-@dataclass(frozen=True)
-class ModelTable:
-    """The keys of `[model]` beside the model's settings."""
-
-    use: str = field(metadata={"help": "The model architecture"})
-    weights: str | None = setting(None, "The base weights: a folder, or a Hugging Face hub id, owner/name[@revision]")
-    config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
-
-
-@dataclass(frozen=True)
-class PartTable:
-    """The keys of `[model.parts.PART]` beside the tower's settings."""
-
-    use: str = setting("", "The vision tower; by default the model's choice; 'none' leaves an optional part empty")
-    weights: str | None = setting(
-        None, "The tower's weights: a folder, or a Hugging Face hub id, owner/name[@revision]"
-    )
-    config: str | None = setting(None, "A folder or hub id to take the configuration from; by default that of weights")
-
-
-@dataclass(frozen=True)
-class PeftTable:
-    """The keys of `[peft]` beside the method's settings."""
-
-    use: str | None = setting(None, "The PEFT method; only also_train may do without one")
-    on: tuple[str, ...] = setting(
-        (), "The roles of the model that the method adapts; 'language' means all 'language.*'"
-    )
-    also_train: tuple[str, ...] = setting((), "The roles whose own parameters are trained as well")
-    init_from: str | None = setting(
-        None,
-        "A checkpoint, or the folder of a run, whose trained tensors this run begins with; everything else begins anew",
-    )
-
-
-@dataclass(frozen=True)
-class AttentionTable:
-    """The keys of `[attention]`."""
-
-    prefer: tuple[str, ...] = setting((), "Kernels in order of preference; by default all that are installed")
-    sites: dict[str, tuple[str, ...]] = setting({}, "The same for single sites, such as 'language' or 'vision.low'")
-
-
-@dataclass(frozen=True)
-class MemoryTable:
-    """The keys of `[memory]`; the settings of a strategy are in `[memory.NAME]`."""
-
-    use: tuple[str, ...] = setting((), "The memory strategies, in order")
-    try_: tuple[tuple[str, ...], ...] = setting(
-        (), "Lists of strategies, the fastest first; the first that fits the budget is used, instead of use"
-    )
-    budget: str | None = setting(
-        None, "The memory that a run may take of its device, such as '24 GiB'; by default what the device has"
-    )
-
-    def __post_init__(self) -> None:
-        if self.use and self.try_:
-            raise ValueError("'use' and 'try' exclude each other; keep one of them")
-        if self.budget is not None:
-            try:
-                parse_size(self.budget)
-            except GraftworkError as error:
-                raise ValueError(f"budget: {error}") from None
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """The keys of `[data]`; sources and operators are in `[[data.source]]` and `[[data.operator]]`."""
-
-    strict: bool = setting(False, "Stop at the first record that a source cannot read; by default they are counted")
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """The keys of `[[data.source]]` and `[[data.operator]]` beside the component's settings."""
-
-    use: str = field(metadata={"help": "The data source or operator"})
-
-
-@dataclass(frozen=True)
-class EvaluateTable:
-    """The keys of `[evaluate]`; the settings of an evaluator are in `[evaluate.NAME]`."""
-
-    on: tuple[str, ...] = setting((), "The evaluators, each at most once")
 
 
 EMPTY = "none"
@@ -165,7 +84,7 @@ RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
     "peft": ("use", "on", "also_train", "init_from"),
-    "data_source": ("use",),
+    "data_source": ("use", "weight", "repeat"),
     "data_operator": ("use",),
 }
 """Kind to the keys beside a component's settings, which no setting of that kind may be called."""
@@ -285,7 +204,7 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     attention = reader.attention(tables)
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
-    sources, operators = reader.items(items, "source"), reader.items(items, "operator")
+    (sources, mix), operators = reader.sources(items), reader.operators(items)
     memory_table, strategies = reader.split(MemoryTable, reader.table(tables, "memory"), "memory")
     candidates = memory_table.try_ if memory_table else ()
     if candidates:
@@ -317,7 +236,8 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
         budget=parse_size(memory_table.budget) if memory_table.budget is not None else None,
         sources=sources,
         operators=operators,
-        strict_data=data.strict,
+        mix=mix,
+        data=data,
         train=train,
         train_given=frozenset(reader.table(tables, "train")),
         evaluate=evaluate,
@@ -369,13 +289,32 @@ class TableReader:
             self.problems.append(f"{where}: a part that is '{EMPTY}' has no other keys; remove them, or name a tower")
         return self.selection(PartTable, table, where)
 
-    def items(self, data: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-        """The components of `[[data.KEY]]`, in order."""
+    def sources(self, data: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Mix, ...]]:
+        """The sources of `[[data.source]]`, in order, and how they are mixed."""
+        tables = self.tables(data, "source")
+        items = [self.selection(SourceTable, table, f"data.source.{index}") for index, table in enumerate(tables)]
+        names = [name for name in settings.names(SourceTable) if name != "use"]
+        mix = tuple(Mix(**{name: table[name] for name in names if name in table}) for table in tables)
+        weights = [each.weight for each in mix if isinstance(each.weight, int | float)]
+        if len(weights) < len(mix) and sum(weights) >= 1:
+            self.problems.append(
+                f"data.source: the weights add up to {sum(weights):g}, which leaves nothing for the sources without one; "
+                "make them smaller, or give every source a weight"
+            )
+        return tuple(items), mix
+
+    def operators(self, data: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The operators of `[[data.operator]]`, in order."""
+        tables = enumerate(self.tables(data, "operator"))
+        return tuple(self.selection(OperatorTable, table, f"data.operator.{index}") for index, table in tables)
+
+    def tables(self, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+        """The tables of `[[data.KEY]]`."""
         tables = data.get(key, [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self.problems.append(f"data.{key}: found {toml_text(tables)}, wanted tables that begin with [[data.{key}]]")
-            return ()
-        return tuple(self.selection(ItemTable, table, f"data.{key}.{index}") for index, table in enumerate(tables))
+        if isinstance(tables, list) and all(isinstance(table, dict) for table in tables):
+            return tables
+        self.problems.append(f"data.{key}: found {toml_text(tables)}, wanted tables that begin with [[data.{key}]]")
+        return []
 
     def named_list(
         self, key: str, chosen: Sequence[str], tables: Mapping[str, Any], where: str

@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from graftwork.config import settings
-from graftwork.config.runfile import (
-    EMPTY,
+from graftwork.config.runfile import EMPTY
+from graftwork.config.tables import (
     AttentionTable,
     DataTable,
     EvaluateTable,
-    ItemTable,
     MemoryTable,
     ModelTable,
+    OperatorTable,
     PartTable,
     PeftTable,
     RunTable,
+    SourceTable,
 )
 from graftwork.contracts.component import Component
 from graftwork.contracts.kinds import KINDS
@@ -38,8 +39,8 @@ def schema(components: Iterable[type[Component[Any]]]) -> dict[str, Any]:
     attention["properties"]["prefer"] |= kernels
     attention["properties"]["sites"]["additionalProperties"] = kernels
     data = settings.json_schema(DataTable)
-    for key in ("source", "operator"):
-        data["properties"][key] = {"type": "array", "items": _selection(ItemTable, kinds[f"data_{key}"])}
+    for key, table in (("source", SourceTable), ("operator", OperatorTable)):
+        data["properties"][key] = {"type": "array", "items": _selection(table, kinds[f"data_{key}"])}
     memory = _named_list(MemoryTable, "use", kinds["memory"])
     memory["properties"]["try"]["items"]["items"] = _name(kinds["memory"])
     run = settings.json_schema(RunTable)

@@ -25,11 +25,18 @@ class Encoded:
     pixels: Mapping[str, torch.Tensor]
     """The images of this record: part name to `[images, 3, height, width]`, or more where a part sees an image in several
     views; empty without images."""
+    weight: float = 1.0
+    """What the record's loss counts; set by the engine."""
 
     @property
     def num_label_tokens(self) -> int:
         """How many positions carry a loss."""
         return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def loss_weight(self) -> float:
+        """What its labels count in the mean of a step's loss, together."""
+        return self.weight * self.num_label_tokens
 
 
 @dataclass
@@ -49,6 +56,8 @@ class Batch:
     label_positions: torch.Tensor | None = None
     """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
     collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
+    weights: Sequence[tuple[float, int]] = ()
+    """What the loss of each row counts, and how many labels it has; empty where all rows count alike, as 1."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -60,6 +69,7 @@ class Batch:
             self.labels.to(device, non_blocking=True),
             moved,
             None if self.label_positions is None else self.label_positions.to(device, non_blocking=True),
+            self.weights,
         )
 
 
@@ -95,4 +105,10 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
         torch.tensor(labels, dtype=torch.int64),
         {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
         torch.tensor(label_positions, dtype=torch.int64),
+        _weights(examples, labels) if any(example.weight != 1 for example in examples) else (),
     )
+
+
+def _weights(examples: Sequence[Encoded], labels: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+    counts = [sum(label != IGNORED for label in row[1:]) for row in labels]
+    return [(example.weight, count) for example, count in zip(examples, counts, strict=True)]

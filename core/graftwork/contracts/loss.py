@@ -23,10 +23,18 @@ def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
 def summed_loss(
     model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
 ) -> Tensor:
-    """The cross entropy in nats, summed over the labelled positions, and computed only there.
+    """The cross entropy in nats, summed over the labelled positions, by the weight of their rows, and computed only there.
 
     Most positions are image or prompt; logits for them are never made (their size is tokens x vocabulary).
     """
+    import torch
+
     label_positions = find_label_positions(batch.labels) if batch.label_positions is None else batch.label_positions
     hidden = model(batch).flatten(0, 1).index_select(0, label_positions)
-    return cross_entropy(model, hidden, batch.labels.flatten()[label_positions + 1])
+    labels = batch.labels.flatten()[label_positions + 1]
+    if not batch.weights:
+        return cross_entropy(model, hidden, labels)
+    counts = [count for _, count in batch.weights]
+    rows = zip(batch.weights, torch.split(hidden, counts), torch.split(labels, counts), strict=True)
+    losses = [weight * cross_entropy(model, states, wanted) for (weight, _), states, wanted in rows]
+    return sum(losses[1:], losses[0])

@@ -106,6 +106,20 @@ class TrainSettings:
     log_every: int = setting(1, "Steps between lines of the log", minimum=1)
 
 
+TrainOn = Literal["all", "last", "marked"]
+"""Which answers carry loss: all that the data does not exclude, the last of each record, or only those that the data marks."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many records of a source an epoch takes."""
+
+    weight: float | None = None
+    """The share of the epoch's records; None where `repeat` decides."""
+    repeat: int = 1
+    """How many times each record of the source comes in an epoch."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """How the trained weights come about; recorded in full, and chosen afresh elsewhere."""
@@ -121,6 +135,11 @@ class RunContext:
     sources: list[Choice] = field(default_factory=list)
     operators: list[Choice] = field(default_factory=list)
     strict_data: bool = False
+    train_on: TrainOn = "all"
+    validation: float = 0.0
+    """The share of the records that is kept for validation."""
+    mix: list[Mix] = field(default_factory=list)
+    """How the sources are mixed, one for each; empty where an epoch takes every record once."""
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: list[Choice] = field(default_factory=list)
     init_from: CheckpointRef | None = None

@@ -87,11 +87,11 @@ class Stepper:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> Tensor:
+    def accumulate(self, batch: Batch, num_label_tokens: float, *, last: bool = True) -> Tensor:
         """Add the gradients of a micro-batch; returns its share of the loss: the sum over its labels divided by `num_label_tokens`, the
-        number of labels of the whole step, of all processes. `last` says whether it is the step's last micro-batch."""
+        number of labels of the whole step, of all processes, each counted by its record's weight. `last` says whether it is the step's last micro-batch."""
         with self.assembly.autocast():
-            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
+            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / (num_label_tokens or 1)
         if loss.requires_grad:  # else nothing that is trained had a part in it
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()

@@ -24,6 +24,9 @@ LARGE = 1 << 30
 """Images of more bytes than this, together, are known by their sizes and times: to read them all would take minutes."""
 
 
+ARRAYS = ("lengths", "groups", "sources", "fields")
+
+
 @dataclass(frozen=True)
 class Measured:
     """A number, or several, for each record of a data set; arrays of as many items as it has records."""
@@ -32,6 +35,8 @@ class Measured:
     """In tokens, int32; -1 where the model's processor takes no such record."""
     groups: Array
     """The number of each record's group among `group_names`, int32."""
+    sources: Array
+    """The number of each record's source, int32."""
     fields: Array
     """What `digest.record_fields` gave: int64 `[records, fields]`."""
     by_content: bool
@@ -43,14 +48,16 @@ class Measured:
     def select(self, places: Array) -> Measured:
         """The same of some of the records, by their places."""
         return replace(
-            self, lengths=self.lengths[places], groups=self.groups[places], fields=self.fields[places], unfit={}
+            self,
+            **{name: getattr(self, name)[places] for name in ARRAYS},
+            unfit={},
         )
 
     def save(self, folder: Path) -> None:
         """Write everything into a folder."""
         import numpy
 
-        numpy.savez(folder / "measured.npz", lengths=self.lengths, groups=self.groups, fields=self.fields)
+        numpy.savez(folder / "measured.npz", **{name: getattr(self, name) for name in ARRAYS})
         rest = {"unfit": [*self.unfit.items()], "group_names": self.group_names, "by_content": self.by_content}
         (folder / "measured.json").write_text(json.dumps(rest), encoding="utf-8")
 
@@ -59,16 +66,10 @@ class Measured:
         """Read what `save` wrote."""
         import numpy
 
+        rest = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
         with numpy.load(folder / "measured.npz") as arrays:
-            rest = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-            return cls(
-                arrays["lengths"],
-                arrays["groups"],
-                arrays["fields"],
-                rest["by_content"],
-                dict(rest["unfit"]),
-                rest["group_names"],
-            )
+            found = {name: arrays[name] for name in ARRAYS}
+        return cls(**found, by_content=rest["by_content"], unfit=dict(rest["unfit"]), group_names=rest["group_names"])
 
 
 def measure(records: Iterable[Record], processor: Processor, images: Array) -> Measured:
@@ -77,7 +78,7 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
 
     by_content = int(images[:, 0].clip(0).sum()) <= LARGE
     hash_of = image_hash(by_content=by_content)
-    lengths, groups, unfit = array("i"), array("i"), dict[int, str]()
+    lengths, groups, sources, unfit = array("i"), array("i"), array("i"), dict[int, str]()
     fields: list[Array] = []
     names: dict[str, int] = {}
 
@@ -92,6 +93,7 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
         for chunk in chunks(records):
             waiting.append(tokenizing.submit(lengths_of, processor, chunk))
             fields.append(record_fields(chunk, hash_of))
+            sources.extend(record.source for record in chunk)
             groups.extend(names.setdefault(record.group, len(names)) for record in chunk)
             if len(waiting) > 2:
                 take(waiting.pop(0).result())
@@ -100,6 +102,7 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
     return Measured(
         numpy.array(lengths, dtype=numpy.int32),
         numpy.array(groups, dtype=numpy.int32),
+        numpy.array(sources, dtype=numpy.int32),
         numpy.concatenate([record_fields([], hash_of), *fields]),
         by_content,
         unfit,

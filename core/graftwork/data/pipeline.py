@@ -179,7 +179,7 @@ def _apply(
             to.drop(item, operator.name)
         elif isinstance(item, BadRecord):
             unnamed.append(item)
-    before, after = given.array("ids"), numpy.frombuffer(to.ids, dtype=numpy.int64)
+    before, after = given.ids(), numpy.frombuffer(to.ids, dtype=numpy.int64)
     dropped = numpy.array(named, dtype=numpy.int64)
     made = int((~numpy.isin(after, before)).sum() + (~numpy.isin(dropped, before)).sum())
     if numpy.isin(dropped, after).any() or len(numpy.unique(dropped)) < len(dropped):

@@ -121,11 +121,11 @@ class RecordStore(Lines[Record]):
         """The record of a line."""
         return from_object(json.loads(line), self._image)
 
-    def array(self, name: str) -> Array:
-        """What was noted of every record: `ids`, hashes of their ids, or `sources`, the numbers of their sources."""
+    def ids(self) -> Array:
+        """The hash of each record's id, int64."""
         import numpy
 
-        return numpy.load(self.folder / f"{name}.npy")
+        return numpy.load(self.folder / "ids.npy")
 
     def _image(self, name: str) -> Image:
         if not name.startswith(SPAN):
@@ -223,7 +223,7 @@ class RecordWriter:
         self._paths = (folder / PATHS).open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
         self.ids = array("q")
         """The hashes of the ids that were written."""
-        self._path_hashes, self._sources = array("q"), array("H")
+        self._path_hashes = array("q")
         self._used, self._repeated = set[int](), dict[str, int]()
         self._spans: dict[bytes, str] = {}
 
@@ -243,7 +243,6 @@ class RecordWriter:
         record = self._distinct(record)
         self.records.add(to_object(record, self._name))
         self.ids.append(hash64(record.id))
-        self._sources.append(record.source)
 
     def drop(self, bad: BadRecord, stage: str) -> None:
         """Write what a stage dropped."""
@@ -288,7 +287,6 @@ class RecordWriter:
         self.dropped.complete()
         self._paths.close()
         numpy.save(self.folder / "ids.npy", numpy.frombuffer(self.ids, dtype=numpy.int64))
-        numpy.save(self.folder / "sources.npy", numpy.frombuffer(self._sources, dtype=numpy.uint16))
         first = numpy.zeros(len(self._path_hashes), dtype=bool)
         first[numpy.unique(numpy.frombuffer(self._path_hashes, dtype=numpy.int64), return_index=True)[1]] = True
         every = self.folder / PATHS

@@ -13,12 +13,13 @@ from graftwork.config.restore import restore_component
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.plan import Plan, RunContext
+from graftwork.contracts.plan import Plan, RunContext, TrainOn
 from graftwork.contracts.records import Record, RecordCounts
-from graftwork.data import cache, pipeline
-from graftwork.data.digest import RECORD_FIELDS
+from graftwork.data import cache, pipeline, splitting
+from graftwork.data.digest import RECORD_FIELDS, image_hash
 from graftwork.data.measuring import Measured, image_states, measure, processor_files
 from graftwork.data.pipeline import PipelineResult, StageCount
+from graftwork.data.sampling import Sampler
 from graftwork.data.store import Array, Joined, Mapped
 from graftwork.errors import DataError
 
@@ -43,8 +44,22 @@ class TrainingData:
     """How many of them are longer than the run's limit."""
     cut: frozenset[int] = frozenset()
     """Which of `records` lose the end of their answer."""
+    validation: Sequence[Record] = ()
+    """The records that are kept for validation; no image of theirs is in `records`."""
     unusable: dict[int, str] = field(default_factory=dict)
     """Which of `records` could not be encoded when their batch came: their lines by their places."""
+
+    def sampler(self, run_context: RunContext) -> Sampler:
+        """What draws the batches of a run."""
+        settings = run_context.train
+        return Sampler(
+            self.lengths,
+            settings.batch_size,
+            seed=run_context.seed,
+            by_length=settings.group_by_length,
+            sources=self.measured.sources,
+            mix=run_context.mix,
+        )
 
     @property
     def lengths(self) -> Array:
@@ -65,7 +80,8 @@ class TrainingData:
     @property
     def counts(self) -> RecordCounts:
         """How many records were read, used and left out, as far as is known by now."""
-        return RecordCounts(self.read, len(self.records) - len(self.unusable), len(self.bad) + len(self.unusable))
+        used = len(self.records) + len(self.validation) - len(self.unusable)
+        return RecordCounts(self.read, used, len(self.bad) + len(self.unusable))
 
     @property
     def usable(self) -> Array:
@@ -83,7 +99,7 @@ class TrainingData:
 
         counts, cut, stages = self.counts, len(self.cut - self.unusable.keys()), [*self.stages]
         if self.unusable:
-            stages.append(StageCount("training", len(self.records), counts.used, len(self.unusable)))
+            stages.append(StageCount("training", counts.used + len(self.unusable), counts.used, len(self.unusable)))
         stages.append(StageCount("total", counts.read, counts.used, counts.left_out))
         names = self.measured.group_names
         sizes = numpy.bincount(self.measured.groups[self.usable], minlength=len(names)).tolist()
@@ -99,6 +115,7 @@ class TrainingData:
             "answers_cut": cut,
             "stages": [stage._asdict() for stage in stages],
             "groups": dict(sorted(groups.items())),
+            "validation": len(self.validation),
         }
 
     def recorded(self) -> dict[str, Any]:
@@ -198,6 +215,9 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
     def long_line(place: int) -> str:
         return f"{place_of(records[int(place)])}: {lengths[place]} tokens, and train.max_length is {max_length}"
 
+    if run_context.train_on == "marked":
+        measured = _without_unmarked(records, measured)
+        lengths = measured.lengths
     unfit, long = (lengths < 0).nonzero()[0], (lengths > max_length).nonzero()[0]
     if strict and len(unfit):
         raise DataError(measured.unfit[int(unfit[0])])
@@ -224,13 +244,55 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
         *([StageCount("processor", len(records), fit, len(unfit))] if len(unfit) else []),
         *([StageCount("train.max_length", fit, len(places), too_long)] if too_long else []),
     ]
+
+    def record_at(place: int) -> Record:
+        return marked(records[int(place)], run_context.train_on)
+
+    held_out = numpy.zeros(0, dtype=int)
+    if run_context.validation:
+        hash_of = image_hash() if measured.by_content else str
+        chosen_records = Mapped(record_at, places)
+        is_held_out = splitting.held_out(chosen_records, run_context.validation, run_context.seed, hash_of)
+        held_out, places = places[is_held_out], places[~is_held_out]
+        if not len(places) or not len(held_out):
+            raise DataError(
+                f"data.validation = {run_context.validation:g} leaves nothing on one side: {len(places)} records to train on, "
+                f"{len(held_out)} to validate, as records about the same image stay together; change the share, or set it to 0"
+            )
     chosen = replace(measured.select(places), lengths=lengths[places].clip(max=max_length))
-    cut_places = frozenset(numpy.searchsorted(places, long).tolist()) if cuts else frozenset()
-    return TrainingData(Mapped(_at(records), places), chosen, result.read, bad, stages, too_long, cut_places)
+    cut_places = frozenset(numpy.flatnonzero(numpy.isin(places, long)).tolist()) if cuts else frozenset()
+    return TrainingData(
+        Mapped(record_at, places),
+        chosen,
+        result.read,
+        bad,
+        stages,
+        too_long,
+        cut_places,
+        Mapped(record_at, held_out),
+    )
 
 
-def _at(records: Sequence[Record]) -> Callable[[Any], Record]:
-    return lambda place: records[int(place)]
+def marked(record: Record, train_on: TrainOn) -> Record:
+    """The record whose answers are marked by what a run trains on."""
+    answers = [place for place, turn in enumerate(record.turns) if turn.role == "assistant"]
+    if train_on == "all" or not answers:
+        return record
+    chosen = answers[-1:] if train_on == "last" else [place for place in answers if record.turns[place].trained]
+    turns = (
+        replace(turn, trained=place in chosen) if turn.role == "assistant" else turn
+        for place, turn in enumerate(record.turns)
+    )
+    return replace(record, turns=tuple(turns))
+
+
+def _without_unmarked(records: Sequence[Record], measured: Measured) -> Measured:
+    """The same, where records without a marked answer do not fit."""
+    why = 'no answer of it is marked, and data.train_on is "marked"'
+    unmarked = {place: why for place, each in enumerate(records) if not any(turn.trained for turn in each.turns)}
+    lengths = measured.lengths.copy()
+    lengths[[*unmarked]] = -1
+    return replace(measured, lengths=lengths, unfit={**unmarked, **measured.unfit})
 
 
 def _dropped_line(dropped: Any) -> str:
@@ -266,6 +328,11 @@ def faults_of(fields: Array, record_at: Callable[[int], Record]) -> list[str]:
         answer = [turn.text for turn in record_at(int(firsts[most])).turns if turn.role == "assistant"][-1]
         return [f"{counts[most]} of {total} records have the same answer, '{answer[:40]}', and no other can be learned"]
     return []
+
+
+def encode(record: Record, processor: Processor, max_length: int) -> Encoded:
+    """The first `max_length` tokens of a record, with its weight; DataError when it cannot be encoded, or nothing to learn is left."""
+    return replace(cut(processor.encode(record), max_length), weight=record.weight)
 
 
 def cut(example: Encoded, max_length: int) -> Encoded:

@@ -28,7 +28,8 @@ class Tally:
     """What all processes have in a step, in total."""
 
     records: int
-    num_label_tokens: int
+    loss_weight: float
+    """How many labels they have, each counted by its record's weight."""
     images: int
     tokens: int
     micro_batches: int
@@ -48,7 +49,7 @@ def tally(share: Share, signal: int = 0) -> Tally:
     examples = [example for micro_batch in share.micro_batches for example in micro_batch]
     mine = Tally(
         records=len(examples),
-        num_label_tokens=sum(example.num_label_tokens for example in examples),
+        loss_weight=sum(example.loss_weight for example in examples),
         images=share.images,
         tokens=sum(len(e.input_ids) for e in examples),
         micro_batches=len(share.micro_batches),
@@ -58,7 +59,7 @@ def tally(share: Share, signal: int = 0) -> Tally:
     found = processes.all_gather_object(mine)
     return Tally(
         records=sum(each.records for each in found),
-        num_label_tokens=sum(each.num_label_tokens for each in found),
+        loss_weight=sum(each.loss_weight for each in found),
         images=sum(each.images for each in found),
         tokens=sum(each.tokens for each in found),
         micro_batches=max(each.micro_batches for each in found),

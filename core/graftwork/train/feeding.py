@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import RunContext
-from graftwork.data.sampling import Sampler
-from graftwork.data.training_data import TrainingData, cut, place_of
+from graftwork.data.training_data import TrainingData, encode, place_of
 from graftwork.errors import DataError
 from graftwork.train import data_parallel
 
@@ -19,20 +18,20 @@ class Feed:
     def __init__(self, run_context: RunContext, processor: Processor, data: TrainingData) -> None:
         self.settings, self.strict = run_context.train, run_context.strict_data
         self.processor, self.data = processor, data
-        self.sampler = Sampler(
-            data.lengths,
-            min(self.settings.batch_size, len(data.records)),
-            seed=run_context.seed,
-            by_length=self.settings.group_by_length,
-        )
+        self.sampler = data.sampler(run_context)
 
     def share(self, batch: int) -> data_parallel.Share:
         """This process's encoded records of a batch, in micro-batches."""
-        encoded, unusable = self._encode(data_parallel.strided_slice(self.sampler.batch(batch)))
-        examples, size = [*encoded.values()], self.settings.micro_batch_size or max(1, len(encoded))
+        indices = data_parallel.strided_slice(self.sampler.batch(batch))
+        encoded, unusable = self._encode(indices)
+        examples = [
+            encoded[index] for index in indices if index in encoded
+        ]  # One may come twice, where sources are mixed.
+        size = self.settings.micro_batch_size or max(1, len(examples))
+        images = {index: len(self.data.records[index].images) for index in encoded}
         return data_parallel.Share(
             [examples[start : start + size] for start in range(0, len(examples), size)],
-            sum(len(self.data.records[index].images) for index in encoded),
+            sum(images[index] for index in indices if index in encoded),
             unusable,
         )
 
@@ -65,10 +64,10 @@ class Feed:
     def _encode(self, indices: Sequence[int]) -> tuple[dict[int, Encoded], dict[int, str]]:
         """Records, encoded, and a line for each that cannot be, by index."""
         encoded, unusable = dict[int, Encoded](), dict[int, str]()
-        for index in indices:
+        for index in dict.fromkeys(indices):
             record = self.data.records[index]
             try:
-                encoded[index] = cut(self.processor.encode(record), self.settings.max_length)
+                encoded[index] = encode(record, self.processor, self.settings.max_length)
             except DataError as error:
                 if self.strict:
                     raise

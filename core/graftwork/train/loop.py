@@ -119,7 +119,8 @@ def attempt(
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
     data = load_training_data(plan, lookup, assembly.processor)
-    steps = steps_for(len(data.records), settings.batch_size, settings.epochs, settings.steps)
+    records = data.sampler(plan.run_context).records
+    steps = steps_for(records, settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
         raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
     loop = Loop(plan, assembly, data, steps, out, lookup, listen)
@@ -300,7 +301,7 @@ class Loop:
         loss = 0.0
         for number, examples in enumerate(micro_batches, 1):
             batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
-            loss += float(self.stepper.accumulate(batch, totals.num_label_tokens, last=number == len(micro_batches)))
+            loss += float(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
         loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))

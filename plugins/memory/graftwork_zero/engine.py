@@ -56,10 +56,10 @@ class Engine(Stepper):
         self.updated = False
         assembly.run_forward = self.engine
 
-    def accumulate(self, batch: Batch, num_label_tokens: int, *, last: bool = True) -> Tensor:
+    def accumulate(self, batch: Batch, num_label_tokens: float, *, last: bool = True) -> Tensor:
         def compute() -> Tensor:
             with self.assembly.autocast():
-                return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / max(1, num_label_tokens)
+                return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / (num_label_tokens or 1)
 
         self.engine.set_gradient_accumulation_boundary(last)
         loss: Tensor = self.engine(compute)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,41 @@ class MgmProcessor:
 
     def length(self, record: Record) -> int:
         """How many tokens `encode` makes."""
-        return len(self._tokens(record)[0])
+        (length,) = self.lengths([record])
+        if isinstance(length, DataError):
+            raise length
+        return length
+
+    def lengths(self, records: Sequence[Record]) -> list[int | DataError]:
+        """The length of each record, or why it does not fit the template; all their texts are tokenised together."""
+        parts, counts, found = list[str](), list[int](), list[int | DataError]()
+        for record in records:
+            try:
+                turns = [(text, known) for _, text, known, _ in self._turns(record)]
+            except DataError as error:
+                found.append(error)
+                counts.append(0)
+                continue
+            pieces = [piece for text, _ in turns for piece in text.split(PLACE)]
+            images = len(pieces) - len(turns)
+            found.append(len(self.start) + images * self.images.tokens - sum(known for _, known in turns))
+            parts += pieces
+            counts.append(len(pieces))
+        sizes = iter(self._sizes(parts))
+        return [
+            length if isinstance(length, DataError) else length + sum(islice(sizes, count))
+            for length, count in zip(found, counts, strict=True)
+        ]
+
+    def _sizes(self, texts: list[str]) -> Iterable[int]:
+        """How many tokens each text has, without special tokens around it."""
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return map(len, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        # transformers would make a list of all the ids. Its call sets what its own tokenizer does with long texts: nothing.
+        self.tokenizer(texts[:1], add_special_tokens=False, verbose=False)
+        return map(len, self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens and surrounding space."""
@@ -163,21 +197,14 @@ class MgmProcessor:
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool], list[int]]:
         """Token ids, image positions and labels, every image spread over its tokens."""
-        template = self.template
         ids, labels = list(self.start), [IGNORED] * len(self.start)
-        system, texts = self._system(record), self._texts(record)
-        for number, (user, answer) in enumerate(zip_longest(texts[::2], texts[1::2])):
-            # A later turn is tokenised behind the end of the answer before, and that token dropped: some tokenizers
-            # put a space before the first word of a text, but not before one that follows a token.
-            before, known = (self.end + template.between, 1) if number else (system, 0)
-            asked = before + template.user.replace("{}", user)
-            prompt = turn = self._ids(asked)[known:]
-            if answer is not None:
-                # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
-                turn = self._ids(asked + template.answer.replace("{}", answer) + self.end)[known:]
+        for asked, answered, known, trained in self._turns(record):
+            # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
+            turn = self._ids(answered)[known:]
+            prompt = len(self._ids(asked)) - known if trained else len(turn)
             ids += turn
-            labels += [IGNORED] * len(prompt) + turn[len(prompt) :]
-        if len(texts) % 2:
+            labels += [IGNORED] * prompt + turn[prompt:]
+        if record.turns[-1].role == "user":
             labels = [IGNORED] * len(ids)
         times = [self.images.tokens if token == IMAGE else 1 for token in ids]
         spread = [(token, label) for token, label, n in zip(ids, labels, times, strict=True) for _ in range(n)]
@@ -186,6 +213,21 @@ class MgmProcessor:
             [token == IMAGE for token, _ in spread],
             [IGNORED if token == IMAGE else label for token, label in spread],
         )
+
+    def _turns(self, record: Record) -> Iterator[tuple[str, str, int, bool]]:
+        """For each question and its answer: the text up to the answer, the text with it, how many tokens before both are not
+        theirs, and whether the answer carries loss."""
+        template = self.template
+        system, texts, trained = self._system(record), self._texts(record), _trained(record)
+        for number, (user, answer) in enumerate(zip_longest(texts[::2], texts[1::2])):
+            # A later turn is tokenised behind the end of the answer before, and that token dropped: some tokenizers
+            # put a space before the first word of a text, but not before one that follows a token.
+            before, known = (self.end + template.between, 1) if number else (system, 0)
+            asked = before + template.user.replace("{}", user)
+            if answer is None:
+                yield asked, asked, known, False
+            else:
+                yield asked, asked + template.answer.replace("{}", answer) + self.end, known, trained[number]
 
     def _system(self, record: Record) -> str:
         """What stands before the first turn: the record's own system turn as the template writes one, else the template's own."""
@@ -210,9 +252,12 @@ class MgmProcessor:
             )
         if control := next((c for c in self.controls for turn in (*system, *turns) if c in turn.text), None):
             raise DataError(f"record '{record.id}' has '{control}' in its text, which would end a turn; remove it")
-        texts = [turn.text for turn in turns]
-        texts = [f"{PLACE}\n{text.replace(PLACE, '').strip()}".strip() if PLACE in text else text for text in texts]
-        if (found := sum(PLACE in text for text in texts)) != len(record.images):
+        # Where a turn shows one image in several places, one is meant; else it shows as many.
+        places = [turn.text.count(PLACE) for turn in turns]
+        if sum(places) != len(record.images):
+            places = [min(1, count) for count in places]
+        texts = [_images_first(turn.text, count) for turn, count in zip(turns, places, strict=True)]
+        if (found := sum(places)) != len(record.images):
             raise DataError(
                 f"record '{record.id}' has {len(record.images)} images and {found} turns with '{PLACE}'; make them agree"
             )
@@ -224,6 +269,16 @@ class MgmProcessor:
             self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in text.split(PLACE)
         )
         return [*first, *(token for part in others for token in (IMAGE, *part))]
+
+
+def _images_first(text: str, count: int) -> str:
+    """A turn's text with its `count` images in front, as the published models were trained."""
+    return (f"{PLACE}\n" * count + text.replace(PLACE, "").strip()).strip() if count else text
+
+
+def _trained(record: Record) -> list[bool]:
+    """Whether each answer carries loss."""
+    return [turn.trained is not False for turn in _split(record)[1] if turn.role == "assistant"]
 
 
 def _split(record: Record) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
