@@ -125,6 +125,11 @@ def labels_everything(processor: Any, record: Record) -> Any:
     return replace(encoded, labels=list(encoded.input_ids))
 
 
+def labels_what_is_not_trained(processor: Any, record: Record) -> Any:
+    """It does not ask which answers are to be learned."""
+    return processor.encode(replace(record, turns=tuple(replace(turn, trained=None) for turn in record.turns)))
+
+
 def labels_no_stop(processor: Any, record: Record) -> Any:
     """It never learns to end."""
     encoded = processor.encode(record)

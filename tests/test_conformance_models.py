@@ -84,6 +84,11 @@ BROKEN = {
         "answers are labelled and nothing else",
         "label every assistant turn alone",
     ),
+    "labels on what is not trained": (
+        models.processing(encode=models.labels_what_is_not_trained),
+        "what is not trained has no label",
+        "label a turn only where 'trained' is not False",
+    ),
     "no stop": (
         models.processing(encode=models.labels_no_stop),
         "answers are labelled and nothing else",

@@ -114,7 +114,7 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             Selection("json", {"path": "b.json"}, where="data.source.1"),
         ),
         operators=(Selection("words", where="data.operator.0"),),
-        mix=(Mix(),),
+        mix=(Mix(), Mix()),
         data=tables.DataTable(strict=True),
         train=TrainSettings(learning_rate=1.0, steps=10),
         train_given=frozenset({"learning_rate", "steps"}),

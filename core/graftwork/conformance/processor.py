@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from graftwork.conformance.model import PICKLES, built
 from graftwork.conformance.outcome import Check, Subject
 from graftwork.conformance.specimens import records
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.model import Processor
-from graftwork.contracts.records import Image, Turn
+from graftwork.contracts.records import Image, Record, Turn
+from graftwork.data.measuring import lengths_of
 from graftwork.errors import DataError
 
 
@@ -33,8 +35,8 @@ def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
     processor = processor_of(subject)
     for record in records():
         encoded = processor.encode(record)
-        counts = {field.name: len(getattr(encoded, field.name)) for field in fields(encoded) if field.name != "pixels"}
-        counts["length"] = processor.length(record)
+        counts = {name: len(getattr(encoded, name)) for name in ("input_ids", "image_token_mask", "labels")}
+        counts["length"], counts["lengths"] = processor.length(record), _only(lengths_of(processor, [record]))
         if len(set(counts.values())) != 1:
             yield f"everything about a record must count its tokens, and for '{record.id}' there are {counts}; make them agree"
             return
@@ -47,6 +49,35 @@ def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
                 yield f"image positions must hold the padding id, {processor.pad_id}, and '{record.id}' has {token} at one; use pad_id"
         if any(encoded.image_token_mask) != bool(record.images) or bool(encoded.pixels) != bool(record.images):
             yield f"pixels and image positions must come with images, and for '{record.id}' they do not; fix 'encode'"
+
+
+def _only(found: Sequence[Any]) -> Any:
+    """The one item there should be."""
+    return found[0] if len(found) == 1 else len(found)
+
+
+def what_is_not_trained_has_no_label(subject: Subject) -> Iterator[str]:
+    """An answer whose turn says `trained=False`; the other answers keep their labels, and the tokens stay."""
+    processor = processor_of(subject)
+    for record in records():
+        answers = [place for place, turn in enumerate(record.turns) if turn.role == "assistant"]
+        whole = processor.encode(record)
+        alone = [processor.encode(replace(record, turns=_training_only(record, place))) for place in answers]
+        for encoded in alone:
+            if list(encoded.input_ids) != list(whole.input_ids):
+                yield f"which answers are trained must not change the tokens, and for '{record.id}' it does; change labels only"
+        labels = [{at for at, label in enumerate(each.labels) if label != IGNORED} for each in alone]
+        if sum(map(len, labels)) != whole.num_label_tokens or set().union(*labels) != {
+            at for at, label in enumerate(whole.labels) if label != IGNORED
+        }:
+            yield (
+                f"each label must belong to one answer, and have none where its turn has trained=False; in '{record.id}' that "
+                "is not so; label a turn only where 'trained' is not False"
+            )
+
+
+def _training_only(record: Record, place: int) -> tuple[Turn, ...]:
+    return tuple(replace(turn, trained=number == place) for number, turn in enumerate(record.turns))
 
 
 def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
@@ -158,6 +189,7 @@ def it_comes_back_from_its_files(subject: Subject) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     tokens_labels_and_length_agree,
+    what_is_not_trained_has_no_label,
     pixels_are_what_the_parts_take,
     answers_are_labelled_and_nothing_else,
     a_system_turn_is_used_or_refused,

@@ -47,12 +47,16 @@ class Processor(Protocol):
 
     def encode(self, record: Record) -> Encoded:
         """The record's tokens and pixels. A last user turn makes a prompt for generation; otherwise every assistant
-        turn is labelled, and no other. Raises DataError for a record that does not fit the template, such as one with a system
+        turn is labelled but those with `trained=False`, and no other. Raises DataError for a record that does not fit the template, such as one with a system
         turn where that has no place for one, or an image that cannot be read."""
         ...
 
     def length(self, record: Record) -> int:
-        """How many tokens `encode` would make, without opening the images."""
+        """How many tokens `encode` would make, without opening the images.
+
+        A processor may also have `lengths(records)`, which gives, faster for many, the length of each or the DataError that
+        `length` would raise.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
