@@ -14,9 +14,9 @@ from graftwork.data.datafiles import (
     member,
     missing_files,
     read_json,
-    read_json_lines,
     required,
 )
+from graftwork.data.jsonfiles import read_json_lines
 from graftwork.errors import DataError
 
 
