@@ -14,6 +14,7 @@ from graftwork.data import (
     conversation,
     first_records,
     images_of,
+    make_records,
     mark_of,
     plain_text,
     read_json_lines,
@@ -52,7 +53,18 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
 
     def records(self) -> Iterator[Record | BadRecord]:
         """The file's records in order; DataError when the file as a whole cannot be read."""
-        return first_records(self._all(), self.settings.limit)
+        path = self.settings.path
+        if path is None:
+            raise DataError("'llava-json' has no 'path'; name the .json or .jsonl file")
+        readers = {".json": read_json_list, ".jsonl": read_json_lines}
+        if path.suffix.lower() not in readers:
+            raise DataError(f"'{path}' ends neither in .json (a list) nor in .jsonl (one record a line); rename it")
+        folder = ImageFolder(self.settings.image_folder or path.parent)
+
+        def make(where: str, content: Mapping[str, Any]) -> Record:
+            return _record(content, where, folder, self.settings.group)
+
+        return first_records(make_records(readers[path.suffix.lower()](path), make), self.settings.limit)
 
     def files(self) -> Sequence[Path] | None:
         """The file."""
@@ -64,35 +76,14 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         name_of = ImageFiles(folder).name_of
         return write_json_lines(folder / "records.jsonl", (to_object(record, name_of) for record in records))
 
-    def _all(self) -> Iterator[Record | BadRecord]:
-        path = self.settings.path
-        if path is None:
-            raise DataError("'llava-json' has no 'path'; name the .json or .jsonl file")
-        readers = {".json": read_json_list, ".jsonl": read_json_lines}
-        if path.suffix.lower() not in readers:
-            raise DataError(f"'{path}' ends neither in .json (a list) nor in .jsonl (one record a line); rename it")
-        folder = ImageFolder(self.settings.image_folder or path.parent)
-        for where, content in readers[path.suffix.lower()](path):
-            if isinstance(content, BadRecord):
-                yield content
-                continue
-            try:
-                record = _record(content, where, folder, self.settings.group)
-            except DataError as error:
-                yield BadRecord(where, error.sentence)
-            else:
-                yield record
-
 
 @hookimpl
 def data_sources() -> list[type[DataSource[Any]]]:
     return [LlavaJson]
 
 
-def _record(content: Any, where: str, folder: ImageFolder, group: str) -> Record:
-    """The record; DataError says why the content is none."""
-    if not isinstance(content, dict):
-        raise DataError(f"the record is {type_name(content)}, not an object")
+def _record(content: Mapping[str, Any], where: str, folder: ImageFolder, group: str) -> Record:
+    """The record; DataError says why the object is none."""
     if "conversations" not in content and "messages" in content:
         raise DataError("the record has 'messages', which is another format; read it with 'messages-jsonl'")
     refuse_moving(content)
@@ -100,11 +91,7 @@ def _record(content: Any, where: str, folder: ImageFolder, group: str) -> Record
     if not isinstance(given, list) or not given:
         raise DataError("'conversations' is missing or is not a list of turns")
     turns = [_turn(turn, number) for number, turn in enumerate(given, start=1)]
-    # The place of an element of a list ends in "(record 3)", that of a line in its number.
-    number = where.rpartition(" " if where.endswith(")") else ":")[2].rstrip(")")
-    return conversation(
-        content, turns, images_of(content, folder), where=where, number=number, group=group, names=("human", "gpt")
-    )
+    return conversation(content, turns, images_of(content, folder), where=where, group=group, names=("human", "gpt"))
 
 
 def _turn(turn: Any, number: int) -> Turn:

@@ -18,7 +18,7 @@ from graftwork.data.imagefolders import NO_VIDEOS, ImageFiles, ImageFolder, enco
 from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
 from graftwork.data.jsonfiles import read_json_lines, read_json_list
 from graftwork.data.lines import OWN, from_object, own_part, to_object
-from graftwork.data.messages import images_of, read_messages, refuse_moving, to_messages
+from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
 from graftwork.data.plain import plain_text, type_name
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "path_below",
     "plain_text",
     "read_bytes",
+    "read_example",
     "read_json",
     "read_json_lines",
     "read_json_list",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from graftwork.data.plain import plain_text, type_name
 from graftwork.errors import DataError
 
 PLACE = "<image>"
+LAST_NUMBER = re.compile(r"\d+(?=\)?$)")
 MARKS = ("train", "training", "loss")
 """What data calls the mark of a turn that says whether it carries loss; OpenAI's is `weight`, 0 or 1."""
 
@@ -24,14 +26,13 @@ def conversation(
     images: Sequence[Image],
     *,
     where: str,
-    number: str,
     group: str = "",
     names: tuple[str, str] = ("user", "assistant"),
     lenient: bool = True,
 ) -> Record:
     """The record of turns and images, with the `id`, the `weight` and our own part of the object that they were read from.
 
-    A record without an id has its `number`. `names` are what the format calls who asks and who answers. `lenient` keeps one of several places in a question where there is one image,
+    A record without an id is called by the number that its place ends in. `names` are what the format calls who asks and who answers. `lenient` keeps one of several places in a question where there is one image,
     at the beginning, and drops a leading answer, both as LLaVA does. DataError says why it is no record.
     """
     turns = _ordered(turns, names, lenient=lenient)
@@ -50,7 +51,7 @@ def conversation(
             counted, found = "turns with", sum(PLACE in turn.text for turn in turns)
         counts = f"{counted} '{PLACE}' in the conversation: {found}, images of the record: {len(images)}"
         raise DataError(f"{counts}; they must be equal")
-    record = Record(_id(content, number), turns, tuple(images), group, where=where, weight=_weight(content))
+    record = Record(_id(content, where), turns, tuple(images), group, where=where, weight=_weight(content))
     if own := content.get(OWN):
         record = _with_own_part(record, own)
         if group:
@@ -117,10 +118,11 @@ def _with_one_place(turn: Turn) -> Turn:
     return replace(turn, text=f"{PLACE}\n{turn.text.replace(PLACE, '').strip()}")
 
 
-def _id(content: Mapping[str, Any], number: str) -> str:
+def _id(content: Mapping[str, Any], where: str) -> str:
     name = content.get("id")
     if name is None or name == "":
-        return number
+        found = LAST_NUMBER.search(where)
+        return found[0] if found else where
     if type(name) not in (str, int):
         raise DataError(f"'id' is {_shown(name)}, not a string or an integer")
     return plain_text("id", str(name))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from graftwork.contracts.component import MissingFile
 from graftwork.contracts.records import BadRecord, Image, Record
+from graftwork.data.plain import type_name
 from graftwork.errors import DataError
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def make_records(
         if isinstance(content, BadRecord):
             yield content
         elif not isinstance(content, Mapping):
-            yield BadRecord(where, "this is not a JSON object")
+            yield BadRecord(where, f"the record is {type_name(content)}, not an object")
         else:
             try:
                 yield make(where, content)

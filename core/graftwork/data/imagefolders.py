@@ -32,23 +32,37 @@ class ImageFolder:
 
     def image(self, given: Any) -> Image:
         """The image of a path, a data URI, base64 text, bytes, or an object of `bytes`, `path` or `url`; DataError says why there is none."""
-        if isinstance(given, str) and (path := self._at_once(given)):
-            return Image(path)
+        if isinstance(given, str):
+            if given.startswith("data:"):
+                return Image(data=_of_data_uri(given))
+            if given.startswith(BASE64) and len(given) > 60 and (data := _of_base64(given)) is not None:
+                return Image(data=data)
+            return self.named(given.removeprefix("file://"))
         if isinstance(given, bytes | bytearray | memoryview):
             return _of_bytes(bytes(given))
         if isinstance(given, Mapping):
             return self._of_object(given)
-        if not isinstance(given, str):
-            raise DataError(f"'image' is {type_name(given)}, not a path")
-        if given.startswith("data:"):
-            return Image(data=_of_data_uri(given))
-        if given.startswith(BASE64) and len(given) > 60 and (data := _of_base64(given)) is not None:
-            return Image(data=data)
-        return self._named(given.removeprefix("file://"))
+        raise DataError(f"'image' is {type_name(given)}, not a path")
+
+    def named(self, name: str) -> Image:
+        """The image of that path; DataError says why there is none."""
+        if found := self._at_once(name):
+            return Image(found)
+        if not name.strip():
+            raise DataError("'image' is empty; name the file, or leave it out of a record about text only")
+        if "://" in name:
+            raise DataError(f"the image '{plain_text('image', name)}' is an address, not a path; download it")
+        path = path_below(self.path, plain_text("image", name))
+        if path is None:
+            raise DataError(f"the image path '{name}' leads out of the image folder; make it relative to that")
+        for each in (path, *(self.path / other for other in _also_known_as(name))):
+            if is_file(each):
+                return Image(each)
+        raise DataError(f"there is no image '{path}'; {self._hint(path)}")
 
     def _at_once(self, name: str) -> Path | None:
         """The path of a plain name at which there is a file."""
-        if not name.isascii() or name.startswith(("/", "data:")) or ".." in name or "://" in name or not name.strip():
+        if not name.isascii() or name.startswith("/") or ".." in name or "://" in name or not name.strip():
             return None
         path = self._start + name
         try:
@@ -70,19 +84,6 @@ class ImageFolder:
             if given.get(key) is not None:
                 return self.image(given[key])
         raise DataError("an image is an object without 'bytes', 'path' or 'url'")
-
-    def _named(self, name: str) -> Image:
-        if not name.strip():
-            raise DataError("'image' is empty; name the file, or leave it out of a record about text only")
-        if "://" in name:
-            raise DataError(f"the image '{plain_text('image', name)}' is an address, not a path; download it")
-        path = path_below(self.path, plain_text("image", name))
-        if path is None:
-            raise DataError(f"the image path '{name}' leads out of the image folder; make it relative to that")
-        for each in (path, *(self.path / other for other in _also_known_as(name))):
-            if is_file(each):
-                return Image(each)
-        raise DataError(f"there is no image '{path}'; {self._hint(path)}")
 
     def _hint(self, path: Path) -> str:
         """What to do about a path at which there is no image."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from graftwork.contracts.records import Image, Record, Turn
@@ -39,9 +41,7 @@ NO_TOOLS = "calls of tools are not learned here; leave such records out"
 MOVING = ("video", "videos", "audio", "audios")
 
 
-def read_messages(
-    content: Mapping[str, Any], folder: ImageFolder, *, where: str, number: str, group: str = ""
-) -> Record:
+def read_messages(content: Mapping[str, Any], folder: ImageFolder, *, where: str, group: str = "") -> Record:
     """The record of an object with `messages` or `conversations`, and images in them or as `image` or `images`.
 
     A turn has a `role` and a `content`, which is text or a list of parts, or it is `from` someone and has a `value`. DataError
@@ -63,9 +63,46 @@ def read_messages(
         if not isinstance(system, str):
             raise DataError(f"'system' is {type_name(system)}, not a text")
         turns.insert(0, Turn("system", plain_text("'system'", system)))
-    return conversation(
-        content, turns, _filled(images, images_of(content, folder)), where=where, number=number, group=group
+    return conversation(content, turns, _filled(images, images_of(content, folder)), where=where, group=group)
+
+
+def read_example(content: Mapping[str, Any], folder: ImageFolder, *, where: str, group: str = "") -> Record:
+    """The record of an object with messages, as `read_messages`, or with a `question` and its `answer` or `answers`.
+
+    Where a question has no places for its images, they stand before it. Of several answers the one given most often, and of
+    these the first, is learned, and all are accepted.
+    """
+    if any(content.get(name) is not None for name in ("messages", "conversations")):
+        return read_messages(content, folder, where=where, group=group)
+    refuse_moving(content)
+    question, answers = content.get("question"), content.get("answers")
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"'question' is {'empty' if isinstance(question, str) else type_name(question)}, not a text")
+    accepted = _answers(answers if answers is not None else content.get("answer"))
+    answer = accepted[0] if content.get("answer") is None else _answers(content["answer"])[0]
+    images = images_of(content, folder)
+    if PLACE not in question:
+        question = f"{PLACE}\n" * len(images) + question
+    turns = (
+        Turn("user", plain_text("'question'", question)),
+        Turn("assistant", plain_text("the answer", answer)),
     )
+    record = conversation(content, turns, images, where=where, group=group)
+    return replace(record, reference=accepted) if answers is not None and not record.reference else record
+
+
+def _answers(given: Any) -> tuple[str, ...]:
+    """The different answers, the most frequent first; DataError for none, or for other than text."""
+    answers = given if isinstance(given, list | tuple) else [given]
+    counts = Counter[str]()
+    for answer in answers:
+        text = answer.get("answer") if isinstance(answer, Mapping) else answer
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"an answer is {'empty' if isinstance(text, str) else type_name(text)}, not a text")
+        counts[text] += 1
+    if not counts:
+        raise DataError("there is a question without an answer")
+    return tuple(text for text, _ in counts.most_common())
 
 
 def images_of(content: Mapping[str, Any], folder: ImageFolder) -> list[Image]:
