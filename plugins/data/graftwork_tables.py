@@ -187,7 +187,8 @@ class HfDataset(DataSource[HfDatasetSettings]):
                 writer.write(row)
             writer.finalize()
         # A fingerprint that is given does not depend on where and when it was written.
-        Dataset(MemoryMappedTable.from_file(str(aside)), fingerprint=OWN).save_to_disk(str(written))
+        rows = Dataset(MemoryMappedTable.from_file(str(aside)), fingerprint=OWN)
+        rows.save_to_disk(str(written), num_shards=None if len(rows) else 1)
         aside.unlink()
         return written
 
