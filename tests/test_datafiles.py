@@ -14,9 +14,9 @@ from graftwork.data.datafiles import (
     member,
     missing_files,
     read_json,
-    read_json_lines,
     required,
 )
+from graftwork.data.jsonfiles import read_json_lines
 from graftwork.errors import DataError
 
 
@@ -64,7 +64,7 @@ def test_each_line_becomes_a_record_or_says_where_it_is_none(tmp_path: Path) -> 
     assert (good.id, good.where) == ("a\u2028b", f"{file}:1")
     assert [one.where for one in bad] == [f"{file}:3", f"{file}:4", f"{file}:5"]
     whys = [one.why for one in bad if isinstance(one, BadRecord)]
-    assert whys[:2] == ["'id' is missing, or is not a string", "this is not a JSON object"]
+    assert whys[:2] == ["'id' is missing, or is not a string", "the record is a list, not an object"]
     assert whys[2].startswith("the line is not JSON (")
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_asked_says_where_and_why(tmp_path: Path) -> None:
         str(file),
         str(file),
     ]
-    whys = ["no image", "no first turn", "answer of the problem '3' is 1, and it has 1 choices", "not a JSON object"]
+    whys = ["no image", "no first turn", "answer of the problem '3' is 1, and it has 1 choices", "not an object"]
     for one, why in zip(bad, [*whys, "problem '4' of the split", "problem '8' of the split"], strict=True):
         assert why in one.why
     assert found == bad

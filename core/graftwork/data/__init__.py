@@ -1,6 +1,8 @@
-"""Data: images and files read safely, and the pipeline from data sources to the batch of any step."""
+"""Data: files and images read safely, conversations made of them, and the pipeline from data sources to the batch of any step."""
 
+from graftwork.data.conversations import PLACE, conversation, first_records, mark_of
 from graftwork.data.datafiles import (
+    files_at,
     find_image,
     is_file,
     make_records,
@@ -8,31 +10,54 @@ from graftwork.data.datafiles import (
     missing_files,
     path_below,
     read_json,
-    read_json_lines,
     read_text,
     required,
+    write_json_lines,
 )
+from graftwork.data.imagefolders import NO_VIDEOS, ImageFiles, ImageFolder, encoded_bytes, extension_of
 from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
+from graftwork.data.jsonfiles import read_json_lines, read_json_list
 from graftwork.data.lines import OWN, from_object, own_part, to_object
+from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
+from graftwork.data.plain import plain_text, type_name
 
 __all__ = [
     "MAX_PIXELS",
+    "NO_VIDEOS",
     "OWN",
+    "PLACE",
+    "ImageFiles",
+    "ImageFolder",
+    "conversation",
+    "encoded_bytes",
+    "extension_of",
+    "files_at",
     "find_image",
+    "first_records",
     "from_object",
     "image_digest",
     "image_size",
+    "images_of",
     "is_file",
     "load_image",
     "make_records",
+    "mark_of",
     "member",
     "missing_files",
     "own_part",
     "path_below",
+    "plain_text",
     "read_bytes",
+    "read_example",
     "read_json",
     "read_json_lines",
+    "read_json_list",
+    "read_messages",
     "read_text",
+    "refuse_moving",
     "required",
+    "to_messages",
     "to_object",
+    "type_name",
+    "write_json_lines",
 ]

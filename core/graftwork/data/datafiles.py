@@ -1,4 +1,4 @@
-"""Reading the files of a data set: JSON, JSON lines and images, with every mistake at its place."""
+"""Reading the files of a data set: paths in settings, JSON, objects made records, and images, with every mistake at its place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from graftwork.contracts.component import MissingFile
 from graftwork.contracts.records import BadRecord, Image, Record
+from graftwork.data.plain import type_name
 from graftwork.errors import DataError
 
 T = TypeVar("T")
@@ -32,6 +33,27 @@ def required(settings: Any, name: str) -> Path:
     return path
 
 
+def files_at(settings: Any, suffix: str) -> list[Path]:
+    """The file that the setting `path` names, or the files in that folder whose names end so, sorted; DataError without any."""
+    path = required(settings, "path")
+    try:
+        found = sorted(each for each in path.iterdir() if each.name.endswith(suffix)) if path.is_dir() else [path]
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror}); correct the path") from None
+    if not found:
+        raise DataError(f"the folder '{path}' has no file that ends in {suffix}; correct 'path'")
+    return found
+
+
+def write_json_lines(file: Path, objects: Iterable[Mapping[str, Any]]) -> Path:
+    """Write an object a line into a new file, in whose folder it makes room, and return it; equal objects give equal bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        for content in objects:
+            lines.write(json.dumps(content, ensure_ascii=False) + "\n")
+    return file
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with line ends as `\\n`; DataError when it cannot be read."""
     try:
@@ -50,18 +72,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"'{path}' is not JSON ({error}); is it the right file, and whole?") from None
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The place, as `file:line`, and the value of each line that is not blank; a BadRecord for a line that is not JSON."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield where, BadRecord(where, f"the line is not JSON ({error})")
-
-
 def make_records(
     items: Iterable[tuple[str, Any]], make: Callable[[str, Mapping[str, Any]], Record]
 ) -> Iterator[Record | BadRecord]:
@@ -70,7 +80,7 @@ def make_records(
         if isinstance(content, BadRecord):
             yield content
         elif not isinstance(content, Mapping):
-            yield BadRecord(where, "this is not a JSON object")
+            yield BadRecord(where, f"the record is {type_name(content)}, not an object")
         else:
             try:
                 yield make(where, content)
