@@ -72,7 +72,7 @@ BROKEN = {
     "a length": (
         models.processing(length=lambda processor, record: 1),
         "tokens labels and length agree",
-        "'length': 1}; make them agree",
+        "'length': 1",
     ),
     "small pixels": (
         models.processing(encode=models.shrinks_pixels),

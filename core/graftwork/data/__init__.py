@@ -1,6 +1,7 @@
 """Data: files and images read safely, conversations made of them, and the pipeline from data sources to the batch of any step."""
 
 from graftwork.data.conversations import PLACE, conversation, first_records, mark_of
+from graftwork.data.curated import MANIFEST, is_data_set, read_data_set
 from graftwork.data.datafiles import (
     files_at,
     find_image,
@@ -20,12 +21,15 @@ from graftwork.data.jsonfiles import read_json_lines, read_json_list
 from graftwork.data.lines import OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
 from graftwork.data.plain import plain_text, type_name
+from graftwork.data.store import RECORDS
 
 __all__ = [
+    "MANIFEST",
     "MAX_PIXELS",
     "NO_VIDEOS",
     "OWN",
     "PLACE",
+    "RECORDS",
     "ImageFiles",
     "ImageFolder",
     "conversation",
@@ -38,6 +42,7 @@ __all__ = [
     "image_digest",
     "image_size",
     "images_of",
+    "is_data_set",
     "is_file",
     "load_image",
     "make_records",
@@ -48,6 +53,7 @@ __all__ = [
     "path_below",
     "plain_text",
     "read_bytes",
+    "read_data_set",
     "read_example",
     "read_json",
     "read_json_lines",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,11 +97,14 @@ def read_records(
     strict: bool,
     writer: Writer | None = None,
     folder: Path | None = None,
+    limit: int | None = None,
+    say: Callable[[Stage], None] = lambda stage: None,
 ) -> PipelineResult:
     """Read the sources in order and pass their records through the operators in order, stage by stage, each on disk.
 
     `folder` keeps the stages; those that are complete there are not done again, so it must be of the same components. Without
-    it they lie in a temporary folder as long as the result lives. Ids that repeat get `#2`, `#3`, … so that all differ. With
+    it they lie in a temporary folder as long as the result lives. The sources are read up to the record of number `limit`. `say` is
+    told of each stage that is done. Ids that repeat get `#2`, `#3`, … so that all differ. With
     `strict` the first bad record of a source raises DataError; what an operator drops is meant to be dropped. DataError also
     when nothing is left, or when a component raises anything else; then it names the component.
     """
@@ -108,12 +112,15 @@ def read_records(
     root = temporary.path if temporary else folder
     assert root is not None
     folders = [root / SOURCES, *(root / f"{number}-{each.name}" for number, each in enumerate(operators, 1))]
-    stages = _once(folders[0], root, lambda to: _read(sources, to, strict=strict))
+    stages = _once(folders[0], root, lambda to: _read(sources, to, strict=strict, limit=limit), say)
     for number, operator in enumerate(operators):
-        given = RecordStore(folders[number], root)
-        stages += _once(
-            folders[number + 1], root, partial(_apply, operator, given, seed=seed, writer=writer, place=number + 1)
-        )
+
+        def apply(
+            to: RecordWriter, operator: DataOperator[Any] = operator, given: Path = folders[number]
+        ) -> list[Stage]:
+            return [_apply(operator, RecordStore(given, root), to, seed=seed, writer=writer)]
+
+        stages += _once(folders[number + 1], root, apply, say)
     result = PipelineResult(root, stages, folders, temporary)
     if not len(result.records):
         losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in result.counts if count.dropped)
@@ -123,7 +130,9 @@ def read_records(
     return result
 
 
-def _once(folder: Path, root: Path, work: Callable[[RecordWriter], list[Stage]]) -> list[Stage]:
+def _once(
+    folder: Path, root: Path, work: Callable[[RecordWriter], list[Stage]], say: Callable[[Stage], None]
+) -> list[Stage]:
     """What a stage, or several, did, now or earlier; `work` writes its records, which are complete once DONE is there."""
     done = folder / DONE
     if done.exists():
@@ -139,16 +148,18 @@ def _once(folder: Path, root: Path, work: Callable[[RecordWriter], list[Stage]])
         raise DataError(
             f"records cannot be written to '{root}' ({error.strerror or error}); make room there, and try again"
         ) from error
+    for stage in stages:
+        say(stage)
     return stages
 
 
-def _read(sources: Sequence[DataSource[Any]], to: RecordWriter, *, strict: bool) -> list[Stage]:
+def _read(sources: Sequence[DataSource[Any]], to: RecordWriter, *, strict: bool, limit: int | None) -> list[Stage]:
     stages = []
     for number, source in enumerate(sources):
         begun, before = time.perf_counter(), (len(to.records), len(to.dropped))
-        for item in _items_of(source, source.records):
+        for item in islice(_items_of(source, source.records), None if limit is None else limit - len(to)):
             if isinstance(item, Record):
-                item = _add(to, replace(item, source=number) if number else item)
+                item = _add(to, replace(item, source=number) if item.source != number else item)
             if isinstance(item, BadRecord):
                 if strict:
                     raise DataError(f"{item.where}: {item.why}; fix it, or set data.strict to false")
@@ -165,8 +176,7 @@ def _apply(
     *,
     seed: int,
     writer: Writer | None,
-    place: int,
-) -> list[Stage]:
+) -> Stage:
     import numpy
 
     begun, named = time.perf_counter(), list[int]()
@@ -189,7 +199,7 @@ def _apply(
     for bad in _explained([given[int(index)] for index in gone], unnamed, operator.name):
         to.drop(bad, operator.name)
     kept, lost = len(to.records), len(to.dropped)
-    return [Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun)]
+    return Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun)
 
 
 def _explained(gone: Sequence[Record], reasons: Sequence[BadRecord], name: str) -> Iterator[BadRecord]:

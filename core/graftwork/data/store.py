@@ -227,6 +227,9 @@ class RecordWriter:
         self._used, self._repeated = set[int](), dict[str, int]()
         self._spans: dict[bytes, str] = {}
 
+    def __len__(self) -> int:
+        return len(self.records) + len(self.dropped)
+
     def __enter__(self) -> Self:
         return self
 

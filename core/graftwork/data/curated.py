@@ -1,0 +1,210 @@
+"""A data set on disk, of which the origin of every record is known: what processing writes, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graftwork.contracts.records import BadRecord, Image, Record
+from graftwork.data.cache import known_hashes
+from graftwork.data.datafiles import is_file, path_below
+from graftwork.data.imagefolders import ImageFiles
+from graftwork.data.lines import from_object, own_part, to_object
+from graftwork.data.pipeline import PipelineResult
+from graftwork.data.store import DROPPED, RECORDS, LineWriter, RecordStore, ends_of, paths_of
+from graftwork.errors import DataError
+
+FORMAT = 1
+MANIFEST, CHANGED = "manifest.json", "changed.jsonl"
+
+
+class Written(NamedTuple):
+    """What was written of a data set, for its manifest."""
+
+    image_folder: str
+    """What the names of images that were not copied are relative to, absolute; empty where all were copied."""
+    changed: Sequence[int]
+    """How many records each operator changed."""
+
+
+def write_data_set(result: PipelineResult, folder: Path, *, copy: bool) -> Written:
+    """Write records, what was dropped and what was changed into an empty folder.
+
+    With `copy` all images are copied; else only those that lie in no file of their own. OSError where there is no room.
+    """
+    image_folder = "" if copy else _common_folder(result)
+    name_of = lru_cache(1 << 16)(_Naming(folder, image_folder))
+    records = LineWriter(folder / RECORDS)
+    try:
+        for record in result.records:
+            records.add(to_object(replace(record, source=0), name_of))
+        records.complete()
+    finally:
+        records.close()
+    ends_of(folder / RECORDS).unlink()
+    with (folder / DROPPED).open("wb") as file:
+        for stage in result.folders:
+            with (stage / DROPPED).open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+        os.fsync(file.fileno())
+    return Written(image_folder, _write_changes(result, folder / CHANGED))
+
+
+def _common_folder(result: PipelineResult) -> str:
+    """The folder in which all image files of the records lie; empty where there are none."""
+    common = ""
+    for path in paths_of(result.folders[-1]):
+        parent = os.path.dirname(path)  # noqa: PTH120 — a path a record.
+        common = os.path.commonpath([common, parent]) if common else parent
+    return common
+
+
+class _Naming:
+    """How the records of a data set name images: where they are, below `image_folder` if there is one, or as copies."""
+
+    def __init__(self, folder: Path, image_folder: str) -> None:
+        self.files, self.image_folder = ImageFiles(folder), image_folder
+
+    def __call__(self, image: Image) -> str:
+        if image.path and not image.span and self.image_folder:
+            return os.path.relpath(image.path, self.image_folder)
+        return self.files.name_of(image)
+
+
+def _write_changes(result: PipelineResult, file: Path) -> list[int]:
+    """Write what operators changed, a line for each turn; returns how many records each of them changed."""
+    changes, counts = LineWriter(file), []
+    try:
+        for number, folder in enumerate(result.folders[1:]):
+            before = RecordStore(result.folders[number], result.folder)
+            after = RecordStore(folder, result.folder)
+            stage, changed = result.stages[number - len(result.folders) + 1].name, 0
+            for old, new in _pairs(before, after):
+                if old != new:
+                    changed += 1
+                    for row in _changes(before.parse(old), after.parse(new)):
+                        changes.add({"id": row[0], "turn": row[1], "stage": stage, "before": row[2], "after": row[3]})
+            counts.append(changed)
+        changes.complete()
+    finally:
+        changes.close()
+    ends_of(file).unlink()
+    return counts
+
+
+def _pairs(before: RecordStore, after: RecordStore) -> Iterator[tuple[bytes, bytes]]:
+    """The lines of each record that two stores have, in the order of the second."""
+    import numpy
+
+    ids, wanted = before.ids(), after.ids()
+    order = numpy.argsort(ids, kind="stable")
+    found = numpy.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)
+    for place, index in enumerate(order[found].tolist()):
+        if ids[index] == wanted[place]:
+            yield before.line(index), after.line(place)
+
+
+def _changes(old: Record, new: Record) -> Iterator[tuple[str, int | None, Any, Any]]:
+    """The id, the number of the turn from 0, and what stood there before and after; no number for what is in no turn."""
+    for number in range(max(len(old.turns), len(new.turns))):
+        texts = [each.turns[number].text if number < len(each.turns) else None for each in (old, new)]
+        if texts[0] != texts[1]:
+            yield new.id, number, texts[0], texts[1]
+    rest = [{**own_part(each), "images": [str(image) for image in each.images]} for each in (old, new)]
+    if rest[0] != rest[1]:
+        yield new.id, None, rest[0], rest[1]
+
+
+# Reading ----------------------------------------------------------------------------------------------------------------
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder is one that processing wrote, as far as its names tell."""
+    return (folder / MANIFEST).is_file() and (folder / RECORDS).is_file()
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of a data set; DataError when it is none, or of another format, or its files are not as they were written."""
+    if not is_data_set(folder):
+        raise DataError(
+            f"'{folder}' is no data set: it needs {MANIFEST} and {RECORDS}; write one with graftwork data process"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        given, files = manifest["format"], manifest["files"]
+        if given != FORMAT:
+            raise DataError(
+                f"'{folder}' is a data set of format {given}, and this Graftwork reads {FORMAT}; upgrade it"
+            )
+        hashes = known_hashes(folder / name for name in files)
+        changed = [name for name, known in files.items() if hashes[str(folder / name)] != known["sha256"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the data set '{folder}' is damaged ({error}); write it again") from None
+    if changed:
+        raise DataError(
+            f"'{folder / changed[0]}' was changed since the data set was written; process it again, or read the file as another "
+            "source, such as llava-json"
+        )
+    content: Mapping[str, Any] = manifest
+    return content
+
+
+def read_data_set(folder: Path) -> Iterator[Record | BadRecord]:
+    """The records of a data set; a BadRecord for one whose image is not there. DataError as `read_manifest`."""
+    manifest = read_manifest(folder)
+    image_folder = _image_folder(manifest, folder)
+
+    def find(name: str) -> Image:
+        for parent in (folder, image_folder):
+            if parent and (path := path_below(parent, name)) and is_file(path):
+                return Image(path)
+        raise DataError(f"there is no image '{name}' in '{image_folder or folder}'; put it back")
+
+    with (folder / RECORDS).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            content = json.loads(line)
+            try:
+                yield from_object(content, find)
+            except DataError as error:
+                yield BadRecord(f"{folder / RECORDS}:{number}", error.sentence, content["id"])
+
+
+def _image_folder(manifest: Mapping[str, Any], folder: Path) -> Path | None:
+    """Where the images lie that were not copied: where they were, or else where they are beside a data set that was moved."""
+    given = manifest["image_folder"]
+    if not given["path"]:
+        return None
+    given_place = Path(given["path"])
+    beside: Path = folder / given["relative"]
+    return beside if beside.is_dir() and not given_place.is_dir() else given_place
+
+
+def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the data set in a folder that is to be moved to `place`, with this content beside what is known of its
+    files."""
+    image_folder = {
+        "path": written.image_folder,
+        "relative": written.image_folder and os.path.relpath(written.image_folder, place),
+    }
+    files = {
+        name: {"bytes": size, "sha256": digest}
+        for name in (RECORDS, DROPPED, CHANGED)
+        for size, digest in [((folder / name).stat().st_size, known_hashes([folder / name])[str(folder / name)])]
+    }
+    return {"format": FORMAT, **content, "image_folder": image_folder, "files": files}
+
+
+def stage_rows(result: PipelineResult, written: Written, settings: Sequence[Any]) -> list[dict[str, Any]]:
+    """What each stage did, as a manifest says it; `settings` are those of the components, in their order."""
+    sources = len(result.stages) - len(written.changed)
+    changed = [0] * sources + [*written.changed]
+    return [
+        {**asdict(stage), "settings": given, "changed": count, "seconds": round(stage.seconds, 3)}
+        for stage, given, count in zip(result.stages, settings, changed, strict=True)
+    ]

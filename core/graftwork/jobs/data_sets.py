@@ -1,0 +1,300 @@
+"""Data sets on disk: processed, imported, exported, and asked about single records."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import graftwork
+from graftwork.checkpoint import locking, writing
+from graftwork.config.datafile import DataPlan, resolve_data
+from graftwork.config.wording import suggestion
+from graftwork.contracts.data import DataSource
+from graftwork.contracts.lookup import Lookup
+from graftwork.data import cache, curated, pipeline
+from graftwork.data.pipeline import PipelineResult, Stage
+from graftwork.data.store import DROPPED, RECORDS
+from graftwork.errors import DataError
+from graftwork.jobs.messages import Listener, Message, ignore
+from graftwork.jobs.run import installed
+
+LIBRARIES = ("datasets", "pillow", "py-data-juicer", "pyarrow", "ray", "tokenizers")
+"""What records may depend on, and a manifest names where it is installed."""
+SUFFIXES = ("", "-json", "-jsonl")
+"""What may be left out of the name of a format."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on disk."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def records(self) -> int:
+        """How many records it has."""
+        return int(self.manifest["records"])
+
+    @property
+    def stages(self) -> Sequence[Mapping[str, Any]]:
+        """What each source and operator did: `read + made = kept + dropped`."""
+        return cast("Sequence[Mapping[str, Any]]", self.manifest["stages"])
+
+    @classmethod
+    def open(cls, folder: str | PathLike[str]) -> DataSet:
+        """The data set in a folder; DataError where there is none, or its files are not as they were written."""
+        return cls(Path(folder), curated.read_manifest(Path(folder)))
+
+
+def process_data(
+    data: str | PathLike[str] | Mapping[str, Any],
+    out: str | PathLike[str],
+    *,
+    limit: int | None = None,
+    copy: bool = False,
+    resume: bool = False,
+    on_event: Listener = ignore,
+    lookup: Lookup | None = None,
+) -> DataSet:
+    """Read the sources of a data file, apply its operators, and write what is left, dropped and changed as a data set.
+
+    `data` is a data file, a run file, the tables of one, or a file or folder that a source recognises; `limit` the number of records
+    that are read. With `copy` all images are copied into the data set; else it names the folder in which they lie. Where a command
+    was killed, `resume` goes on after the last complete stage, to the same bytes. Raises RunFileError, PlanRefused and DataError.
+    """
+    lookup, folder = lookup or installed(), Path(out).absolute()
+    plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"'{out}' is there already; name another folder, or remove it")
+    work = folder.parent / f".{folder.name}.unfinished"
+    with _only_writer(work):
+        begun = _begin(plan, work, limit, copy, resume=resume, listen=on_event)
+        try:
+            manifest = _process(plan, work, folder, limit, copy, on_event)
+        except OSError as error:
+            raise DataError(
+                f"'{out}' could not be written ({error.strerror or error}); make room, and go on with --resume"
+            ) from error
+        writing.put_in_place(work / "data-set", folder)
+        begun.unlink()
+        shutil.rmtree(work, ignore_errors=True)
+    return DataSet(Path(out), manifest)
+
+
+@contextmanager
+def _only_writer(work: Path) -> Iterator[None]:
+    """The lock of a folder that is being written; DataError where another process has it."""
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = locking.lock(work)
+    except BlockingIOError:
+        raise DataError(f"another process writes into '{work}'; wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        if work.is_dir() and not any(work.iterdir()):
+            work.rmdir()
+
+
+def _begin(plan: DataPlan, work: Path, limit: int | None, copy: bool, *, resume: bool, listen: Listener) -> Path:
+    """The file that says what is being done in a folder; DataError where that is something else, or it is not to go on."""
+    asked = [each.files() for each in plan.sources] + [each.files() for each in plan.operators]
+    files = [file for each in asked for file in each or ()]
+    try:
+        hashes = cache.known_hashes(files)
+    except OSError as error:
+        raise DataError(f"'{error.filename}' cannot be read ({error.strerror}); correct the path") from None
+    key, file = cache.key_of(asdict(plan.run_context), hashes, limit, copy), work / "begun.txt"
+    if not file.exists():
+        if resume:
+            listen(Message("there is nothing to resume; it starts anew", "warning"))
+        file.write_text(key, encoding="utf-8")
+    elif not resume:
+        raise DataError(f"an unfinished data set lies in '{work}'; go on with --resume, or remove that folder")
+    elif file.read_text(encoding="utf-8") != key:
+        raise DataError(
+            f"what lies unfinished in '{work}' was begun with other settings or other files; change them back, or remove that "
+            "folder and start without --resume"
+        )
+    return file
+
+
+def _process(
+    plan: DataPlan, work: Path, folder: Path, limit: int | None, copy: bool, listen: Listener
+) -> Mapping[str, Any]:
+    """Write the data set into `work`, and return its manifest."""
+
+    def say(stage: Stage) -> None:
+        listen(Message(told(asdict(stage))))
+
+    stages, result_folder = work / "stages", work / "data-set"
+    stages.mkdir(exist_ok=True)
+    result = pipeline.read_records(
+        plan.sources, plan.operators, seed=plan.seed, strict=plan.strict, folder=stages, limit=limit, say=say
+    )
+    shutil.rmtree(result_folder, ignore_errors=True)
+    result_folder.mkdir()
+    written = curated.write_data_set(result, result_folder, copy=copy)
+    manifest = curated.manifest_of(result_folder, written, folder, _facts(plan, result, written, limit))
+    text = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True, default=str)
+    (result_folder / curated.MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _facts(plan: DataPlan, result: PipelineResult, written: curated.Written, limit: int | None) -> dict[str, Any]:
+    """What a manifest says beside what is in its files."""
+    choices = (*plan.run_context.sources, *plan.run_context.operators)
+    versions = {name: found for name in LIBRARIES if (found := _version(name))}
+    return {
+        "graftwork": graftwork.__version__,
+        "libraries": {"python": ".".join(map(str, sys.version_info[:3])), **versions},
+        "data": plan.table,
+        "seed": plan.seed,
+        "limit": limit,
+        "records": len(result.records),
+        "components": [asdict(choice) for choice in choices],
+        "source_files": [_source_files(each) for each in plan.sources],
+        "stages": curated.stage_rows(result, written, [choice.settings for choice in choices]),
+        "checked_against": {each.name: sorted(each.questions) for each in plan.operators if each.questions},
+        "writer": None,
+        "verification": None,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _source_files(source: DataSource[Any]) -> dict[str, Any]:
+    hashes = cache.known_hashes(source.files() or ())
+    return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in hashes.items()}
+
+
+def told(stage: Mapping[str, Any]) -> str:
+    """What a stage did, as a sentence."""
+    made = f" and made {stage['made']:,}" if stage["made"] else ""
+    return f"{stage['name']}: read {stage['read']:,}{made}, kept {stage['kept']:,}, dropped {stage['dropped']:,}"
+
+
+# Other formats ----------------------------------------------------------------------------------------------------------
+
+
+def import_data(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    format: str,
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    copy: bool = False,
+    resume: bool = False,
+    on_event: Listener = ignore,
+    lookup: Lookup | None = None,
+) -> DataSet:
+    """Read data of a format, the name of a data source such as `messages-jsonl`, or `messages`, and write it as a data set.
+
+    `settings` are further settings of the source, such as `image_folder`; all else is as in `process_data`.
+    """
+    lookup = lookup or installed()
+    name = _source_named(format, lookup)
+    if not Path(path).exists():
+        raise DataError(f"there is no file or folder '{path}'; correct the path")
+    table = {"use": name, "path": str(Path(path).absolute()), **(settings or {})}
+    return process_data(
+        {"data": {"source": [table]}},
+        out,
+        limit=limit,
+        copy=copy,
+        resume=resume,
+        on_event=on_event,
+        lookup=lookup,
+    )
+
+
+def export_data(
+    data: str | PathLike[str] | Mapping[str, Any],
+    out: str | PathLike[str],
+    *,
+    format: str,
+    on_event: Listener = ignore,
+    lookup: Lookup | None = None,
+) -> Path:
+    """Write a data set, or what else `process_data` takes, in another format, with its images; returns what was written.
+
+    `format` is the name of a data source, such as `llava-json`, or `llava`. DataError where it cannot be written.
+    """
+    lookup, folder = lookup or installed(), Path(out)
+    source = cast("type[DataSource[Any]]", lookup.find("data_source", _source_named(format, lookup)).component)
+    plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"'{out}' is there already; name another folder, or remove it")
+    result = pipeline.read_records(plan.sources, plan.operators, seed=plan.seed, strict=plan.strict)
+    for stage in result.stages:
+        on_event(Message(told(asdict(stage)), "warning" if stage.dropped else "info"))
+    with writing.unfinished(folder) as work:
+        written = source.write((replace(record, source=0) for record in result.records), work)
+        writing.put_in_place(work, folder)
+    return folder / written.relative_to(work)
+
+
+def _source_named(given: str, lookup: Lookup) -> str:
+    """The data source that a name means, which may leave out what the format is made of."""
+    names = lookup.names("data_source")
+    found = next((given + suffix for suffix in SUFFIXES if given + suffix in names), None)
+    if found is None:
+        hint = suggestion(given, names) or f"; there are {', '.join(sorted(names))}"
+        raise DataError(f"there is no data source '{given}'{hint}")
+    return found
+
+
+# Single records ---------------------------------------------------------------------------------------------------------
+
+
+def record_history(folder: str | PathLike[str], id: str) -> dict[str, Any]:
+    """What became of a record of a data set: where it came from, what changed it, whether it was kept, and why not.
+
+    The histories of the records that it was made from are under `of`. DataError where the data set knows no such record.
+    """
+    return _history(DataSet.open(folder).folder, id, ())
+
+
+def _history(folder: Path, id: str, above: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": id}
+    kept = next(_lines_with(folder / RECORDS, id), None)
+    dropped = next(_lines_with(folder / DROPPED, id), None)
+    if kept is None and dropped is None:
+        raise DataError(f"'{folder}' knows no record '{id}'; see {RECORDS} and {DROPPED} there")
+    if kept is not None:
+        own = kept.get("graftwork", {})
+        found |= {"kept": True, "from": own.get("from", ""), "record": kept}
+        found |= {name: own[name] for name in ("made_by",) if own.get(name)}
+        parents = [each for each in own.get("of", ()) if each not in (id, *above)]
+        found["of"] = [_history(folder, each, (*above, id)) for each in parents]
+    if dropped is not None:
+        found |= {"kept": False, "from": dropped["where"], "dropped": dropped}
+    found["changes"] = [*_lines_with(folder / curated.CHANGED, id)]
+    return found
+
+
+def _lines_with(file: Path, id: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines whose id it is."""
+    begins = json.dumps({"id": id}, ensure_ascii=False, separators=(",", ":"))[:-1].encode("utf-8", "surrogatepass")
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.startswith(begins):
+                yield json.loads(line)
