@@ -28,14 +28,19 @@ def page(title: str, sections: Iterable[Markup]) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        tag("style", Markup(style())),
+        tag("style", Markup(_style())),
     )
     body = tag("body", tag("main", *sections))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
-def style() -> str:
-    """The style sheet of all pages."""
+def fragment(sections: Iterable[Markup]) -> Markup:
+    """Sections alone, with a style that holds for nothing else on the page."""
+    nested = _style().replace(":root {", "& {").replace("body {", "& {").replace("margin: 0; background", "background")
+    return tag("div", tag("style", Markup(f".graftwork {{{nested}}}")), *sections, class_="graftwork")
+
+
+def _style() -> str:
     return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 

@@ -28,13 +28,7 @@ def render_page(content: ReportContent) -> str:
 
 def render_sections(content: ReportContent) -> Markup:
     """The sections alone, with a style that holds for nothing else on the page."""
-    nested = (
-        elements.style()
-        .replace(":root {", "& {")
-        .replace("body {", "& {")
-        .replace("margin: 0; background", "background")
-    )
-    return tag("div", tag("style", Markup(f".graftwork {{{nested}}}")), *_sections(content), class_="graftwork")
+    return elements.fragment(_sections(content))
 
 
 def _sections(content: ReportContent) -> Iterator[Markup]:
