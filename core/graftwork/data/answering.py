@@ -47,9 +47,9 @@ class Share:
     name: str
     questions: int
     blind: float
-    """Of guessing each question's commonest other answer, 0 to 1."""
+    """Of guessing each question's commonest answer, as the other half of the data has it, 0 to 1."""
     majority: float
-    """Of always giving the commonest other answer of all."""
+    """Of always giving the commonest answer of all."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Answers:
             commonest_answers=tuple(
                 (self._words(records, answers, answer)[1], int((answers == answer).sum())) for answer in top
             ),
-            commonest_questions=tuple(self._commonest(records, questions, answers)),
+            commonest_questions=tuple(self._asked_most(records, questions, answers)),
             repeated=repeated,
             contradicting=contradicting,
         )
@@ -147,8 +147,9 @@ class Answers:
     def _shares(self, questions: NDArray[Any], answers: NDArray[Any]) -> Iterator[Share]:
         import numpy as np
 
-        majority = _guessed(np.zeros_like(questions), answers)
-        blind = _guessed(questions, answers, unseen=majority)
+        halves = np.random.default_rng(0).integers(0, 2, len(questions))  # drawn: answers may alternate
+        majority = _guessed(np.zeros_like(questions), answers, halves)
+        blind = _guessed(questions, answers, halves)
         groups = np.frombuffer(self.groups, np.dtype("l"))
         yield Share("all", len(questions), float(blind.mean()), float(majority.mean()))
         for name, group in sorted(self.names.items()) if len(self.names) > 1 else ():
@@ -158,7 +159,7 @@ class Answers:
                     name or "no group", int(chosen.sum()), float(blind[chosen].mean()), float(majority[chosen].mean())
                 )
 
-    def _commonest(self, records: Sequence[Record], questions: NDArray[Any], answers: NDArray[Any]) -> Iterator[Asked]:
+    def _asked_most(self, records: Sequence[Record], questions: NDArray[Any], answers: NDArray[Any]) -> Iterator[Asked]:
         import numpy as np
 
         values, counts = np.unique(questions, return_counts=True)
@@ -189,33 +190,36 @@ class Answers:
         return len(again), found[0], found[1]
 
 
-def _guessed(questions: NDArray[Any], answers: NDArray[Any], unseen: NDArray[Any] | None = None) -> NDArray[Any]:
-    """For each answer, whether the commonest *other* answer to its question is the same, 0 to 1; where several are equally common, the
-    chance to draw it. A question that is asked once has the value of `unseen`.
+def _guessed(questions: NDArray[Any], answers: NDArray[Any], halves: NDArray[Any]) -> NDArray[Any]:
+    """For each question, whether the commonest answer to it in the other half of the data is right.
 
-    Each is left out of what it is guessed by: or else a question that is asked once would be guessed right always.
+    A question that the other half does not ask is guessed by the commonest answer of all. By the other half, and not by all others,
+    since of two answers that are equally common, leaving one out would always leave the other.
     """
+    import numpy as np
+
+    right = np.zeros(len(questions), dtype=bool)
+    for half in (0, 1):
+        known, held_out = halves != half, halves == half
+        if not known.any():
+            continue
+        guesses = np.full(int(held_out.sum()), _commonest(np.zeros_like(questions[known]), answers[known])[1][0])
+        asked, commonest = _commonest(questions[known], answers[known])
+        places = np.searchsorted(asked, questions[held_out]).clip(max=len(asked) - 1)
+        guesses = np.where(asked[places] == questions[held_out], commonest[places], guesses)
+        right[held_out] = guesses == answers[held_out]
+    return right
+
+
+def _commonest(questions: NDArray[Any], answers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The distinct questions, sorted, and the commonest answer to each."""
     import numpy as np
 
     order = np.lexsort((answers, questions))
     asked, given = questions[order], answers[order]
-    new_question = np.concatenate([[True], asked[1:] != asked[:-1]])
-    new_answer = new_question | np.concatenate([[True], given[1:] != given[:-1]])
-    starts = np.flatnonzero(new_answer)
+    starts = np.flatnonzero(np.concatenate([[True], (asked[1:] != asked[:-1]) | (given[1:] != given[:-1])]))
     counts = np.diff(np.append(starts, len(order)))
-    of_question = np.cumsum(new_question)[starts] - 1
-    firsts = np.flatnonzero(new_question[starts])
-    most = np.maximum.reduceat(counts, firsts)[of_question]
-    tied = np.add.reduceat((counts == most).astype(np.int64), firsts)[of_question]
-    rest = np.where(counts == most, 0, counts)
-    second = np.maximum.reduceat(rest, firsts)[of_question]
-    seconds = np.add.reduceat(((counts == second) & (rest > 0)).astype(np.int64), firsts)[of_question]
-    # Without itself, a commonest answer stays so, or shares that with those that come second; any other is not.
-    right = np.where(counts - 1 > second, 1.0, np.where(counts - 1 == second, 1.0 / (seconds + 1), 0.0))
-    right = np.where((counts == most) & (tied == 1), right, 0.0)
-    totals = np.add.reduceat(counts, firsts)[of_question]
-    values = np.empty(len(order))
-    values[order] = np.repeat(np.where(totals == 1, np.nan, right), counts)
-    if unseen is None:
-        return np.nan_to_num(values)
-    return np.where(np.isnan(values), unseen, values)
+    best_last = np.lexsort((counts, asked[starts]))
+    asked, given = asked[starts][best_last], given[starts][best_last]
+    last = np.flatnonzero(np.concatenate([asked[1:] != asked[:-1], [True]]))
+    return asked[last], given[last]

@@ -30,13 +30,13 @@ SCRIPTS: Mapping[str, str] = {
 """How the names of letters begin, and the language or the script that they are of; Japanese before Chinese, whose letters it uses too."""
 WORDS: Mapping[str, frozenset[str]] = {
     language: frozenset(words.split())
-    for language, words in {
-        "en": "the is are was what which how many does there this that of and in on it its to with who where why has have be an for",
+    for language, words in {  # without letters and words that other languages use as often
+        "en": "the is are was what which how many does there this that of and in on it its to with who where why has have be an for a yes no not can you any at from they he she",
         "de": "der die das ist sind war was welche wie viele gibt es dies und im auf den dem ein eine nicht mit von zu wer wo hat auch",
-        "fr": "le la les est sont était quelle quel combien il y ce cette et dans sur un une des du ne pas avec qui où pour sont au",
-        "es": "el la los las es son era qué cuál cuántos hay este esta y en un una del no con quién dónde para por se al",
-        "it": "il lo la gli è sono era che quale quanti c'è questo questa e nel su un una del non con chi dove per di si al",
-        "pt": "o a os as é são era que qual quantos há este esta e no na em um uma do da não com quem onde para por se ao",
+        "fr": "le la les est sont était quelle quel combien il ce cette et dans sur un une des du ne pas avec qui où pour au",
+        "es": "el la los las es son era qué cuál cuántos hay este esta en un una del con quién dónde para por se al",
+        "it": "il lo la gli è sono era che quale quanti c'è questo questa nel su un una del non con chi dove per di si al",
+        "pt": "os é são era que qual quantos há este esta na em um uma da não com quem onde para por se ao",
         "nl": "de het is zijn was wat welke hoe veel er dit dat en in op een niet met van te wie waar heeft voor ook",
     }.items()
 }

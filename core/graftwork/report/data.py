@@ -153,6 +153,7 @@ def _sections(report: DataReport) -> Iterator[Markup]:
     yield from (tag("p", note, class_="note") for note in report.notes)
     numbers = (tag("div", tag("b", number), tag("span", name)) for name, number in tiles(facts).items())
     yield tag("div", *numbers, class_="tiles")
+    yield elements.section("Records to look at", tag("div", *map(_record, facts.odd), class_="flips"))
     yield elements.section("Records", elements.rows(report.stages), elements.facts(count_facts(facts)))
     yield elements.section("Lengths and sizes", *_spreads(facts))
     yield elements.section("Images", elements.facts(image_facts(facts)))
@@ -163,7 +164,6 @@ def _sections(report: DataReport) -> Iterator[Markup]:
         shown = tag("ul", *pairs, class_="note") if facts.leaks.pairs else Markup()
         table = elements.table(LEAK_HEADERS, leak_rows(facts))
         yield elements.section("Leaks", tag("p", leak_sentence(facts)), shown, table)
-    yield elements.section("Records to look at", tag("div", *map(_record, facts.odd), class_="flips"))
     yield elements.section("Provenance", elements.facts((words(n), text(v)) for n, v in report.provenance.items()))
 
 
@@ -195,14 +195,12 @@ def _examples(finding: Finding) -> Markup:
 def _spreads(facts: DataFacts) -> Iterator[Markup]:
     tokens = facts.lengths.tokens if facts.lengths else None
     limit = float(facts.lengths.max_length) if facts.lengths else None
-    charts = [
-        histogram("words of a record", facts.words) if not tokens else histogram("tokens of a record", tokens, limit),
-        *(
-            histogram(f"{name} of an image in pixels", found)
-            for name, found in (("width", facts.images.width), ("height", facts.images.height))
-            if found
-        ),
+    measured = [
+        ("tokens of a record", tokens, limit) if tokens else ("words of a record", facts.words, None),
+        ("width of an image in pixels", facts.images.width, None),
+        ("height of an image in pixels", facts.images.height, None),
     ]
+    charts = [histogram(name, found, end) for name, found, end in measured if found and found.least < found.most]
     yield tag("div", *charts, class_="charts")
     yield elements.table(SPREAD_HEADERS, spread_rows(facts))
     if facts.lengths:
@@ -213,7 +211,7 @@ def _answers(facts: DataFacts) -> Iterator[Markup]:
     blind = facts.answers.blind
     yield tag(
         "p",
-        f"Whoever sees no image, and gives each question the commonest answer of the others that ask the same, is right "
+        "Whoever sees no image, and gives each question the answer that it has most often in the other half of the data, is right "
         f"{blind[0].blind:.1%} of the time; whoever always gives the commonest answer of all, {blind[0].majority:.1%}. A model "
         "that learns to look has to do better.",
     )

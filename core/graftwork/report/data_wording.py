@@ -98,7 +98,7 @@ def count_facts(facts: DataFacts) -> list[tuple[str, str]]:
         ("records without an image", f"{facts.without_image:,}"),
         ("of several questions", f"{facts.conversations:,}"),
         ("groups", text(groups) if len(groups) > 1 or "none" not in groups else "–"),
-        ("languages", text(facts.languages)),
+        ("languages", ", ".join(f"{name} {number / facts.records:.1%}" for name, number in facts.languages.items())),
         ("different questions", f"{answers.distinct_questions:,}, in {answers.spellings:,} spellings"),
         ("different answers", f"{answers.distinct_answers:,}"),
         ("asked again, answered alike", f"{len(answers.repeated):,} records"),
