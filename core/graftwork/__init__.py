@@ -16,6 +16,7 @@ from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
     from graftwork.jobs.checkpoint import Checkpoint, open
+    from graftwork.jobs.data_check import check_data
     from graftwork.jobs.demo import demo
     from graftwork.jobs.importing import import_folder, inspect
     from graftwork.jobs.planning import plan
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 JOBS = {
     "Checkpoint": "checkpoint",
     "Run": "run",
+    "check_data": "data_check",
     "demo": "demo",
     "import_folder": "importing",
     "inspect": "importing",
@@ -50,6 +52,7 @@ __all__ = [
     "Run",
     "Support",
     "Turn",
+    "check_data",
     "demo",
     "hookimpl",
     "import_folder",

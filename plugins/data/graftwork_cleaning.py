@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from graftwork.contracts import BadRecord, DataOperator, Image, NoSettings, Record, Writer, hookimpl, setting
+from graftwork.contracts import (
+    BadRecord,
+    DataOperator,
+    Image,
+    MissingFile,
+    NoSettings,
+    Record,
+    Writer,
+    hookimpl,
+    setting,
+)
 from graftwork.data import image_digest, load_image
 from graftwork.errors import DataError
 
@@ -54,29 +65,47 @@ class LimitLengthSettings:
 
     min_words: int = setting(0, "Drop records with fewer words in all turns together", minimum=0)
     max_words: int | None = setting(None, "Drop records with more words in all turns together", minimum=1)
+    min_tokens: int = setting(0, "Drop records with fewer tokens of text in all turns together", minimum=0)
+    max_tokens: int | None = setting(None, "Drop records with more tokens of text in all turns together", minimum=1)
+    tokenizer: Path | None = setting(None, "The tokenizer.json that counts tokens, or its folder, such as a model's")
 
 
 class LimitLength(DataOperator[LimitLengthSettings]):
-    """Drops records with too few or too many words"""
+    """Drops records with too few or too many words or tokens"""
 
     name = "limit-length"
     Settings = LimitLengthSettings
 
     def validate(self, plan: object) -> Iterable[str]:
-        min_words, max_words = self.settings.min_words, self.settings.max_words
-        if max_words is not None and max_words < min_words:
-            yield f"'max_words' is {max_words}, less than 'min_words', {min_words}; nothing would be kept"
+        settings = self.settings
+        for unit, least, most in (
+            ("words", settings.min_words, settings.max_words),
+            ("tokens", settings.min_tokens, settings.max_tokens),
+        ):
+            if most is not None and most < least:
+                yield f"'max_{unit}' is {most}, less than 'min_{unit}', {least}; nothing would be kept"
+        if not (settings.min_tokens or settings.max_tokens):
+            return
+        if settings.tokenizer is None:
+            yield "'tokenizer' is not set; name a tokenizer.json to count tokens with, or a folder that has one"
+        elif not _file_of(settings.tokenizer).is_file():
+            yield MissingFile(f"there is no file '{_file_of(settings.tokenizer)}'; correct 'tokenizer'")
 
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        min_words, max_words = self.settings.min_words, self.settings.max_words
+        settings = self.settings
+        measures = [("words", lambda text: len(text.split()), settings.min_words, settings.max_words)]
+        if settings.min_tokens or settings.max_tokens:
+            measures.append(("tokens", _token_counter(settings.tokenizer), settings.min_tokens, settings.max_tokens))
         for record in records:
-            words = sum(len(turn.text.replace("<image>", " ").split()) for turn in record.turns)
-            if words < min_words:
-                yield BadRecord.of(record, f"{words} words, fewer than {min_words}", words=words)
-            elif max_words is not None and words > max_words:
-                yield BadRecord.of(record, f"{words} words, more than {max_words}", words=words)
+            texts = [turn.text.replace("<image>", " ") for turn in record.turns]
+            for unit, count, least, most in measures:
+                length = sum(map(count, texts))
+                if length < least or (most is not None and length > most):
+                    how = f"fewer than {least}" if length < least else f"more than {most}"
+                    yield BadRecord.of(record, f"{length} {unit}, {how}", **{unit: length})
+                    break
             else:
                 yield record
 
@@ -92,3 +121,21 @@ def _fault(image: Image) -> str | None:
     except DataError as error:
         return error.sentence
     return None
+
+
+def _file_of(tokenizer: Path) -> Path:
+    return tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+
+
+def _token_counter(tokenizer: Path | None) -> Callable[[str], int]:
+    """How many tokens a text has, without those that mark its beginning or end."""
+    from tokenizers import Tokenizer
+
+    if tokenizer is None:
+        raise DataError("'limit-length' has no 'tokenizer'; name a tokenizer.json, or a folder that has one")
+    file = _file_of(tokenizer)
+    try:
+        loaded = Tokenizer.from_file(str(file))
+    except Exception as error:  # The library raises a bare Exception.
+        raise DataError(f"'{file}' is no tokenizer that can be read ({error}); correct 'tokenizer'") from None
+    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)

@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": ("graftwork.cli.checkpoint:verify", "Reopen a checkpoint and verify that it is what was saved."),
     "merge": ("graftwork.cli.checkpoint:merge", "Fold an adapter into its base, and verify that the result is equal."),
     "export": ("graftwork.cli.checkpoint:export", "Write a checkpoint in a format of other tools."),
+    "data": ("graftwork.cli.data:data", "Say what a data set is made of, and what is wrong with it."),
     "list": ("graftwork.cli.catalogue:list_components", "List the installed components."),
     "show": ("graftwork.cli.catalogue:show", "Show everything about one component."),
     "new": ("graftwork.cli.scaffold:new", "Write a working plugin to start from."),

@@ -12,7 +12,7 @@ from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
 from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
-from graftwork.jobs.messages import Answering, Listener, Message, Rehearsing
+from graftwork.jobs.messages import Answering, Checking, Listener, Message, Rehearsing
 from graftwork.jobs.results import Compared, Scored
 
 if TYPE_CHECKING:
@@ -139,6 +139,18 @@ class Drawing:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             bar = self.open_bar(message.evaluator, *columns, transient=True)
         bar.update(self.task, completed=message.done, total=message.total)
+        if message.done == message.total:
+            self.close()
+
+    @draw.register
+    def _(self, message: Checking) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+        if self.bar is None:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self.open_bar("records", *columns, transient=True)
+        assert self.bar is not None
+        self.bar.update(self.task, completed=message.done, total=message.total)
         if message.done == message.total:
             self.close()
 

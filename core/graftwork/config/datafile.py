@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from graftwork.config.runfile import RunFile, Selection, TableReader
 from graftwork.config.tables import DataTable, EvaluateTable, RunTable
 from graftwork.config.wording import count
 from graftwork.contracts.data import DataOperator, DataSource
+from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, RunContext
 from graftwork.errors import DataError, PlanRefused, RunFileError
@@ -88,6 +89,45 @@ def resolve_data(
     return _resolve(table, path.parent.absolute(), path, lookup, missing_files)
 
 
+def resolve_evaluators(against: Sequence[str], plan: DataPlan, lookup: Lookup) -> dict[str, Evaluator[Any]]:
+    """Evaluators by name: those of `against`, or else those that the plan's file names.
+
+    Each of `against` is the name of one, with the settings of the plan's file where that has some, or a run file whose `[evaluate]`
+    names some. Raises RunFileError, and PlanRefused whose details hold every reason why one cannot be asked.
+    """
+    known = {selection.use: selection for selection in plan.evaluate}
+    asked: list[tuple[Path, Selection]] = []
+    for given in against:
+        if given.endswith(".toml"):
+            path = Path(given)
+            reader = TableReader(path.parent.absolute())
+            found = _evaluators(reader, runfile.read_toml(path))
+            if not reader.problems and not found:
+                reader.problems.append("evaluate: names no evaluator")
+            if reader.problems:
+                raise RunFileError(f"'{path}' has {count(reader.problems, 'mistake')}", reader.problems)
+            asked += [(reader.folder, selection) for selection in found]
+        else:
+            asked.append((plan.folder, known.get(given, Selection(given, where=given))))
+    evaluators: dict[str, Evaluator[Any]] = {}
+    reasons: list[str] = []
+    for folder, selection in asked or [(plan.folder, each) for each in plan.evaluate]:
+        chooser = Chooser(folder, lookup)
+        if chosen := chooser.choose("evaluator", selection):
+            chooser.validate(chosen, cast(Plan, plan))
+            evaluators[selection.use] = cast("Evaluator[Any]", chosen.component)
+        reasons += chooser.reasons
+    if reasons:
+        raise PlanRefused(f"the data cannot be compared with test sets, for {count(reasons, 'reason')}", reasons)
+    return evaluators
+
+
+def _evaluators(reader: TableReader, tables: Mapping[str, Any]) -> tuple[Selection, ...]:
+    """The evaluators of the `[evaluate]` among tables."""
+    asked, evaluators = reader.split(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
+    return reader.named_list("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
+
+
 def _source_of(path: Path, lookup: Lookup) -> str:
     """The source that reads a file or folder with no other setting than `path`."""
     if not path.exists():
@@ -116,8 +156,7 @@ def _resolve(
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
     (sources, _), operators = reader.sources(items), reader.operators(items)
-    asked, evaluators = reader.split(EvaluateTable, reader.table(tables, "evaluate"), "evaluate")
-    evaluate = reader.named_list("on", asked.on if asked else [*evaluators], evaluators, "evaluate")
+    evaluate = _evaluators(reader, tables)
     for key in BESIDE:
         reader.table(tables, key)
     if not reader.problems and not sources:

@@ -44,7 +44,7 @@ def detect_machine() -> Machine:
         device_bytes=min((torch.cuda.get_device_properties(index).total_memory for index in indices), default=0),
         cuda=bool(indices),
         bf16=not indices or torch.cuda.is_bf16_supported(including_emulation=False),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=_memory_bytes(),
     )
 
@@ -62,7 +62,8 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

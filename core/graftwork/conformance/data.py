@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Any
 
+from graftwork.config.settings import names
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import image, records
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
@@ -15,6 +17,8 @@ from graftwork.errors import GraftworkError
 READ = 2_000
 """How many records of a source are read."""
 SEED = 5
+KIT = "conformance"
+"""What the evaluator is called that the kit lends."""
 
 
 def unlike_records(items: Iterable[Any]) -> Iterator[str]:
@@ -93,12 +97,33 @@ def sample_records() -> list[Record]:
     ]
 
 
+def setting_of(subject: Subject) -> str | None:
+    """The setting that names evaluators, where an operator has one."""
+    setting: str | None = getattr(subject.component, "evaluators", None)
+    return setting
+
+
+def operator_of(subject: Subject) -> Any:
+    """A new instance; one that wants evaluators' questions is lent some, of the kit's own records."""
+    if (setting := setting_of(subject)) and not subject.settings:
+        subject = replace(subject, settings={setting: {KIT: {}}})
+    operator = subject.create_valid()
+    operator.questions = {KIT: questions}
+    return operator
+
+
+def questions() -> list[Record]:
+    """What the evaluator that the kit lends asks: about an image that is among the records, and about one that is not."""
+    asked = Turn("user", "<image>\nWhat is it?")
+    return [Record("seen", (asked,), (image("red"),)), Record("unseen", (asked,), (image("green"),))]
+
+
 def applied(subject: Subject, given: Iterable[Record]) -> list[Any]:
     """What a new instance makes of the records; with a writer if it does not work without one."""
     try:
-        return list(subject.create_valid().apply(given, seed=SEED))
+        return list(operator_of(subject).apply(given, seed=SEED))
     except GraftworkError:
-        return list(subject.create_valid().apply(sample_records(), seed=SEED, writer=KitWriter()))
+        return list(operator_of(subject).apply(sample_records(), seed=SEED, writer=KitWriter()))
 
 
 def it_gives_records(subject: Subject) -> Iterator[str]:
@@ -135,9 +160,24 @@ def nothing_is_lost_in_silence(subject: Subject) -> Iterator[str]:
         )
 
 
+def it_uses_the_questions_that_it_asks_for(subject: Subject) -> Iterator[str]:
+    """Where it names a setting for evaluators: as a table, and what it gives depends on what is lent."""
+    setting = setting_of(subject)
+    if setting is None:
+        raise Skipped("it asks for no evaluator")
+    if setting not in names(subject.component.Settings):
+        yield f"'evaluators' must be the name of one of its settings, and there is no setting '{setting}'; correct it"
+        return
+    without = operator_of(subject)
+    without.questions = {KIT: list}
+    if not list(differences(applied(subject, sample_records()), list(without.apply(sample_records(), seed=SEED)))):
+        yield "an operator that asks for evaluators must use their questions, and with and without them it gives the same"
+
+
 OPERATOR_CHECKS: tuple[Check, ...] = (
     it_gives_records,
     the_same_seed_gives_the_same,
     it_changes_no_record,
     nothing_is_lost_in_silence,
+    it_uses_the_questions_that_it_asks_for,
 )

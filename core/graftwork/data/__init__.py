@@ -1,5 +1,6 @@
 """Data: files and images read safely, conversations made of them, and the pipeline from data sources to the batch of any step."""
 
+from graftwork.data.answering import pairs_of, plain, text_key
 from graftwork.data.conversations import PLACE, conversation, first_records, mark_of
 from graftwork.data.curated import MANIFEST, is_data_set, read_data_set
 from graftwork.data.datafiles import (
@@ -15,9 +16,11 @@ from graftwork.data.datafiles import (
     required,
     write_json_lines,
 )
+from graftwork.data.fingerprints import MAX_DIFFERENCE, MAX_DISTANCE, Fingerprint, Match, NearImages, look_at_images
 from graftwork.data.imagefolders import NO_VIDEOS, ImageFiles, ImageFolder, encoded_bytes, extension_of
 from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
 from graftwork.data.jsonfiles import read_json_lines, read_json_list
+from graftwork.data.leaks import LeakFinder
 from graftwork.data.lines import OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
 from graftwork.data.plain import plain_text, type_name
@@ -25,13 +28,19 @@ from graftwork.data.store import RECORDS
 
 __all__ = [
     "MANIFEST",
+    "MAX_DIFFERENCE",
+    "MAX_DISTANCE",
     "MAX_PIXELS",
     "NO_VIDEOS",
     "OWN",
     "PLACE",
     "RECORDS",
+    "Fingerprint",
     "ImageFiles",
     "ImageFolder",
+    "LeakFinder",
+    "Match",
+    "NearImages",
     "conversation",
     "encoded_bytes",
     "extension_of",
@@ -45,12 +54,15 @@ __all__ = [
     "is_data_set",
     "is_file",
     "load_image",
+    "look_at_images",
     "make_records",
     "mark_of",
     "member",
     "missing_files",
     "own_part",
+    "pairs_of",
     "path_below",
+    "plain",
     "plain_text",
     "read_bytes",
     "read_data_set",
@@ -62,6 +74,7 @@ __all__ = [
     "read_text",
     "refuse_moving",
     "required",
+    "text_key",
     "to_messages",
     "to_object",
     "type_name",

@@ -35,5 +35,13 @@ class Answering:
     total: int
 
 
+@dataclass(frozen=True)
+class Checking:
+    """Some of a data set's records are looked at."""
+
+    done: int
+    total: int
+
+
 def ignore(message: object) -> None:
     """The listener that ignores everything."""

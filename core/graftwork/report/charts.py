@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graftwork.data.facts import Spread
 from graftwork.evaluate.comparison import Comparison
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, format_score
 from graftwork.evaluate.statistics import Interval
@@ -146,3 +147,60 @@ def _bar(score: Interval, top: float, kind: str, y: int) -> list[Markup]:
 
 def _place(value: float, top: float) -> float:
     return 100 * min(max(value / top, 0.0), 1.0)
+
+
+def histogram(name: str, found: Spread, limit: float | None = None) -> Markup:
+    """How many lie in each of the steps of a spread; those that reach beyond a limit are marked."""
+    top, steps = max(found.bins), len(found.bins)
+    width = max(found.most - found.least, 1.0) / steps
+    bars = (
+        tag(
+            "rect",
+            class_="over" if limit is not None and found.least + (step + 1) * width > limit + 1e-9 else "adapter",
+            x=f"{step * WIDTH / steps:.1f}",
+            y=f"{(1 - number / top) * HEIGHT:.1f}",
+            width=f"{0.9 * WIDTH / steps:.1f}",
+            height=f"{number / top * HEIGHT:.1f}",
+        )
+        for step, number in enumerate(found.bins)
+    )
+    plot = tag(
+        "svg",
+        tag("title", f"{name}: {found.least:,.0f} to {found.most:,.0f}, median {found.median:,.0f}"),
+        *bars,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        preserveAspectRatio="none",
+        role="img",
+    )
+    ends = tag("div", tag("span", f"{found.least:,.0f}"), tag("span", f"{found.most:,.0f}"), class_="ends")
+    return tag("figure", plot, ends, tag("figcaption", name), class_="histogram")
+
+
+def share_bars(rows: Sequence[tuple[str, float, float]]) -> Markup:
+    """For each name how often a blind guess is right, and how often the commonest answer of all."""
+    legend = [("adapter", "commonest answer to the same question"), ("base", "commonest answer of all")]
+    return tag(
+        "figure",
+        tag("p", *(tag("span", tag("i", class_=kind), name) for kind, name in legend), class_="legend"),
+        tag("div", *(_share_bar(*row) for row in rows), class_="bars"),
+    )
+
+
+def _share_bar(name: str, blind: float, majority: float) -> Markup:
+    chart = tag(
+        "svg",
+        tag("title", f"{name}: {blind:.1%} right without an image, {majority:.1%} by the commonest answer"),
+        tag("rect", class_="track", x=0, y=0, width=100, height=28),
+        tag("rect", class_="base", x=0, y=3, width=f"{100 * majority:.2f}", height=9),
+        tag("rect", class_="adapter", x=0, y=16, width=f"{100 * blind:.2f}", height=9),
+        viewBox="0 0 100 28",
+        preserveAspectRatio="none",
+        role="img",
+    )
+    values = tag(
+        "span",
+        tag("span", f"{majority:.1%}", class_="base"),
+        tag("span", f"{blind:.1%}", class_="adapter"),
+        class_="values",
+    )
+    return tag("div", tag("span", name, class_="name"), chart, values, class_="bar")

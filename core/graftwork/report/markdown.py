@@ -28,12 +28,12 @@ def render_markdown(content: ReportContent) -> str:
 
 
 def _blocks(content: ReportContent) -> Iterator[str]:
-    yield f"# {_escape(content.title)}"
+    yield f"# {escape(content.title)}"
     if content.summary not in (comparison.headline for comparison in content.comparisons):
-        yield _escape(content.summary)
+        yield escape(content.summary)
     if content.verdict:
-        yield f"**{_escape(content.verdict.sentence())}**"
-    yield from (f"> {_escape(note)}" for note in content.notes)
+        yield f"**{escape(content.verdict.sentence())}**"
+    yield from (f"> {escape(note)}" for note in content.notes)
     for comparison in content.comparisons:
         yield from comparison_blocks(comparison)
     if content.log:
@@ -42,14 +42,14 @@ def _blocks(content: ReportContent) -> Iterator[str]:
         yield f"Loss {text(first['loss'])} at step {text(first['step'])}, {text(last['loss'])} at step {text(last['step'])}."
     if content.plan:
         yield "## What was trained"
-        yield _escape(counts_sentence(content.counts))
-        yield _table(("", ""), plan_facts(content.plan))
+        yield escape(counts_sentence(content.counts))
+        yield table(("", ""), plan_facts(content.plan))
         train = dataclasses.asdict(content.plan.run_context.train)
-        yield _table(("training", ""), [(words(name), text(value)) for name, value in train.items()])
+        yield table(("training", ""), [(words(name), text(value)) for name, value in train.items()])
     for title, rows in {"Roles": content.roles, "Data": content.data}.items():
         if rows:
             yield f"## {title}"
-            yield _table(*grid(rows))
+            yield table(*grid(rows))
     for title, facts in {
         "Attention": content.kernels,
         "Memory": content.memory,
@@ -58,23 +58,24 @@ def _blocks(content: ReportContent) -> Iterator[str]:
     }.items():
         if facts:
             yield f"## {title}"
-            yield _table(("", ""), [(words(name), text(value)) for name, value in facts.items()])
+            yield table(("", ""), [(words(name), text(value)) for name, value in facts.items()])
 
 
 def comparison_blocks(comparison: Comparison) -> Iterator[str]:
     """A comparison's heading, sentences and table."""
-    yield f"## Base and adapter on {_escape(comparison.evaluator)}"
-    yield _escape(" ".join([comparison.headline, *comparison.notes]))
-    yield from (f"> {_escape(sentence)}" for sentence in comparison.forgetting)
-    yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows])
-    yield _escape(evidence(comparison.provenance))
+    yield f"## Base and adapter on {escape(comparison.evaluator)}"
+    yield escape(" ".join([comparison.headline, *comparison.notes]))
+    yield from (f"> {escape(sentence)}" for sentence in comparison.forgetting)
+    yield table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows])
+    yield escape(evidence(comparison.provenance))
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines)
 
 
-def _escape(value: str) -> str:
+def escape(value: str) -> str:
     """Text that Markdown shows as it is: one line, no HTML, no table of its own."""
     return " ".join(value.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

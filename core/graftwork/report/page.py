@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.records import Image
-from graftwork.data import load_image
-from graftwork.errors import DataError
 from graftwork.evaluate.comparison import Comparison, Flip
 from graftwork.evaluate.scores import ADAPTER, BASE, format_change, format_score
+from graftwork.report import elements
 from graftwork.report.charts import loss_curve, score_bars
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
-from graftwork.report.wording import (
-    SCORE_HEADERS,
-    counts_sentence,
-    evidence,
-    grid,
-    plan_facts,
-    score_cells,
-    text,
-    words,
-)
+from graftwork.report.wording import SCORE_HEADERS, counts_sentence, evidence, plan_facts, score_cells, text, words
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
-
     from graftwork.report.content import ReportContent
 
 FLIPS = 12
 """How many gained and how many lost answers are shown."""
-IMAGE_SIDE = 240
 
 
 def render_page(content: ReportContent) -> str:
     """The whole page."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", content.title),
-        tag("style", Markup(_style())),
-    )
-    body = tag("body", tag("main", *_sections(content)))
-    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+    return elements.page(content.title, _sections(content))
 
 
 def render_sections(content: ReportContent) -> Markup:
     """The sections alone, with a style that holds for nothing else on the page."""
-    nested = _style().replace(":root {", "& {").replace("body {", "& {").replace("margin: 0; background", "background")
-    return tag("div", tag("style", Markup(f".graftwork {{{nested}}}")), *_sections(content), class_="graftwork")
-
-
-def _style() -> str:
-    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    return elements.fragment(_sections(content))
 
 
 def _sections(content: ReportContent) -> Iterator[Markup]:
@@ -79,29 +48,25 @@ def _sections(content: ReportContent) -> Iterator[Markup]:
         )
     yield from (tag("p", note, class_="note") for note in content.notes)
     for comparison in content.comparisons:
-        yield _section(f"Base and adapter on {comparison.evaluator}", *_comparison(comparison))
+        yield elements.section(f"Base and adapter on {comparison.evaluator}", *_comparison(comparison))
     if content.log:
-        yield _section("Training", loss_curve(content.log), _log_table(content.log))
+        yield elements.section("Training", loss_curve(content.log), _log_table(content.log))
     if content.plan or content.counts or content.roles:
-        yield _section("What was trained", *_plan(content))
+        yield elements.section("What was trained", *_plan(content))
     if content.kernels:
-        yield _section("Attention", _kernels(content.kernels))
+        yield elements.section("Attention", _kernels(content.kernels))
     if content.memory:
         chart = memory_course(content.footprint) if content.footprint else Markup()
-        yield _section("Memory", chart, _facts(content.memory.items()))
+        yield elements.section("Memory", chart, elements.facts(content.memory.items()))
     if content.data:
-        yield _section("Data", _rows(content.data))
+        yield elements.section("Data", elements.rows(content.data))
     if content.verification:
-        yield _section(
-            "Verification", _facts((words(name), text(value)) for name, value in content.verification.items())
+        yield elements.section(
+            "Verification", elements.facts((words(name), text(value)) for name, value in content.verification.items())
         )
     if content.provenance:
         facts = ((words(name), text(value)) for name, value in content.provenance.items())
-        yield _section("Provenance", _facts(facts))
-
-
-def _section(title: str, *children: Markup) -> Markup:
-    return tag("section", tag("h2", title), *children)
+        yield elements.section("Provenance", elements.facts(facts))
 
 
 def _comparison(comparison: Comparison) -> Iterator[Markup]:
@@ -123,7 +88,9 @@ def _comparison(comparison: Comparison) -> Iterator[Markup]:
     if comparison.forgetting:
         yield tag("ul", *(tag("li", sentence) for sentence in comparison.forgetting), class_="note")
     yield score_bars(comparison)
-    yield _table(SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows], marked=comparison.untrained)
+    yield elements.table(
+        SCORE_HEADERS, [score_cells(row, comparison) for row in comparison.rows], marked=comparison.untrained
+    )
     yield tag(
         "p",
         "Differences are paired, in percentage points where scores are in per cent; intervals draw whole images; p is of "
@@ -148,7 +115,7 @@ def _flip(flip: Flip) -> Markup:
     right, wrong = ("adapter", "base") if flip.gained else ("base", "adapter")
     return tag(
         "article",
-        embed(flip.image) if flip.image else Markup(),
+        elements.embed(flip.image) if flip.image else Markup(),
         tag("p", flip.question.replace("<image>", "").strip(), class_="question"),
         tag("p", tag("span", right), tag("q", getattr(flip, right)), class_="answer right"),
         tag("p", tag("span", wrong), tag("q", getattr(flip, wrong)), class_="answer wrong"),
@@ -156,40 +123,22 @@ def _flip(flip: Flip) -> Markup:
     )
 
 
-def embed(image: Image) -> Markup:
-    """An image as part of the page, scaled down; a sentence where it cannot be read any more."""
-    try:
-        decoded = load_image(image)
-    except DataError as error:
-        return tag("p", error.sentence, class_="small")
-    decoded.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    kind, data = min((_encode(decoded, kind) for kind in ("png", "jpeg")), key=lambda encoded: len(encoded[1]))
-    source = f"data:image/{kind};base64,{b64encode(data).decode()}"
-    return tag("img", src=source, alt="The image that the question is about", loading="lazy")
-
-
-def _encode(image: PILImage, kind: str) -> tuple[str, bytes]:
-    buffer = BytesIO()
-    image.save(buffer, kind, quality=85)
-    return kind, buffer.getvalue()
-
-
 def _log_table(log: Sequence[Mapping[str, Any]]) -> Markup:
     """The first and the last logged step, and some between."""
     places = sorted({round(part * (len(log) - 1) / 4) for part in range(5)})
-    return _rows([log[place] for place in places])
+    return elements.rows([log[place] for place in places])
 
 
 def _plan(content: ReportContent) -> Iterator[Markup]:
     if sentence := counts_sentence(content.counts):
         yield tag("p", sentence)
     if content.plan:
-        yield _facts(plan_facts(content.plan))
+        yield elements.facts(plan_facts(content.plan))
     if content.roles:
-        yield _rows(content.roles)
+        yield elements.rows(content.roles)
     if content.plan:
         train = dataclasses.asdict(content.plan.run_context.train)
-        facts = _facts((words(name), text(value)) for name, value in train.items())
+        facts = elements.facts((words(name), text(value)) for name, value in train.items())
         yield tag("details", tag("summary", "Settings of training"), facts)
 
 
@@ -198,27 +147,4 @@ def _kernels(kernels: Mapping[str, Mapping[str, Any]]) -> Markup:
         (site, text(found.get("ran")), "; ".join(map(str, found.get("fallbacks", ()))) or "none")
         for site, found in kernels.items()
     ]
-    return _table(("site", "kernel, calls", "passed over"), rows)
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> Markup:
-    rows = (tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in facts)
-    return tag("div", tag("table", tag("tbody", *rows), class_="facts"), class_="wide")
-
-
-def _rows(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    return _table(*grid(rows))
-
-
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], marked: Sequence[str] = ()) -> Markup:
-    """A table that scrolls on narrow screens; rows whose name is `marked` get an asterisk."""
-    head = tag("tr", *(tag("th", header, scope="col") for header in headers))
-    lines = (
-        tag(
-            "tr",
-            tag("th", name, " *" if name in marked else "", scope="row"),
-            *(tag("td", cell, class_="number" if cell[:1] in "+-–0123456789<" else None) for cell in cells),
-        )
-        for name, *cells in rows
-    )
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *lines)), class_="wide", tabindex="0")
+    return elements.table(("site", "kernel, calls", "passed over"), rows)

@@ -1,0 +1,202 @@
+"""What an image looks like, in a few bytes: near duplicates are found by it, also when scaled or compressed again."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from graftwork.config.machine import cores
+from graftwork.contracts.records import Image, Record
+from graftwork.data.images import load_image
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SIDE = 32
+"""The side of a thumbnail in pixels."""
+BITS = 64
+MAX_DISTANCE = 4
+MAX_DIFFERENCE = 2.5
+"""Near duplicates differ by at most so many of 64 bits, and by at most so many of 255 levels in the mean of their thumbnails.
+Either alone finds thousands of pairs in drawings of one shape on a plain ground, where both together find none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What is known of an image once it was decoded."""
+
+    bits: int
+    """The perceptual hash: which of the 64 lowest frequencies are above their median."""
+    thumbnail: bytes
+    """32 x 32 RGB pixels, by rows."""
+    width: int
+    height: int
+    digest: bytes
+    """Of size and pixels: equal for equal images, whatever their files."""
+
+    @property
+    def brightness(self) -> float:
+        """The mean of the thumbnail, 0 to 255."""
+        return sum(self.thumbnail) / len(self.thumbnail)
+
+
+def fingerprint(image: Image) -> Fingerprint:
+    """Decode an image and say what it looks like; DataError as `load_image`."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    decoded = load_image(image)
+    width, height = decoded.size
+    digest = hashlib.blake2b(repr(decoded.size).encode() + decoded.tobytes(), digest_size=16).digest()
+    thumbnail = decoded.resize((SIDE, SIDE), Resampling.BOX).tobytes()
+    pixels = np.frombuffer(thumbnail, np.uint8).reshape(SIDE, SIDE, 3).astype(np.float64)
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    waves = _waves()
+    # Rounded, so that the frequencies that a plain image lacks are exactly equal.
+    low = np.round(waves @ grey @ waves.T, 6).ravel()
+    bits = int.from_bytes(np.packbits(low > np.median(low)).tobytes())
+    return Fingerprint(bits, thumbnail, width, height, digest)
+
+
+@cache
+def _waves() -> NDArray[Any]:
+    """The eight lowest frequencies of a discrete cosine transform, `[8, SIDE]`."""
+    import numpy as np
+
+    places = (np.arange(SIDE) + 0.5) * np.pi / SIDE
+    waves: NDArray[Any] = np.cos(np.arange(8)[:, None] * places) * np.sqrt(2 / SIDE)
+    waves[0] /= np.sqrt(2)
+    return waves
+
+
+class Match(NamedTuple):
+    """An image that another one is a near duplicate of."""
+
+    number: int
+    """Under which it was added."""
+    distance: int
+    """In how many of 64 bits they differ."""
+    difference: float
+    """The mean difference of their thumbnails, in levels."""
+
+
+class NearImages:
+    """Fingerprints among which near duplicates are found without comparing all with all.
+
+    Of hashes that differ in at most `max_distance` bits, one of `max_distance` + 1 bands is equal, so that only those with an equal
+    band, and about the same brightness, are compared. Thumbnails lie in a temporary file.
+    """
+
+    def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
+        self.max_distance, self.max_difference = max_distance, max_difference
+        self._bands = [
+            (band * BITS // (max_distance + 1), (band + 1) * BITS // (max_distance + 1))
+            for band in range(max_distance + 1)
+        ]
+        self._step = max(max_difference, 1e-6)
+        self._members: dict[tuple[int, int, int], list[int]] = {}
+        self._known: list[tuple[int, int]] = []
+        """The bits and the number of each that was added."""
+        self._thumbnails = TemporaryFile()  # noqa: SIM115 - it is open as long as this object lives
+        weakref.finalize(self, self._thumbnails.close)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, found: Fingerprint, number: int) -> None:
+        """Add a fingerprint under a number by which `nearest` names it."""
+        place = len(self._known)
+        self._known.append((found.bits, number))
+        for key in self._keys(found, (0,)):
+            self._members.setdefault(key, []).append(place)
+        self._thumbnails.seek(place * len(found.thumbnail))
+        self._thumbnails.write(found.thumbnail)
+
+    def nearest(self, found: Fingerprint) -> Match | None:
+        """The added one that this is a near duplicate of, the nearest by thumbnail and the earliest of equals; None for none."""
+        best: Match | None = None
+        seen: set[int] = set()
+        for key in self._keys(found, (-1, 0, 1)):
+            for place in self._members.get(key, ()):
+                bits, number = self._known[place]
+                distance = (bits ^ found.bits).bit_count()
+                if distance > self.max_distance or place in seen:
+                    continue
+                seen.add(place)
+                difference = self._difference(found.thumbnail, place)
+                if difference <= self.max_difference and (
+                    best is None or (difference, number) < (best.difference, best.number)
+                ):
+                    best = Match(number, distance, difference)
+        return best
+
+    def _keys(self, found: Fingerprint, around: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+        # The mean of differences is never less than the difference of means, so near ones are at most one step apart.
+        level = int(found.brightness / self._step)
+        for band, (start, end) in enumerate(self._bands):
+            value = found.bits >> start & (1 << end - start) - 1
+            for step in around:
+                yield band, value, level + step
+
+    def _difference(self, thumbnail: bytes, place: int) -> float:
+        import numpy as np
+
+        self._thumbnails.seek(place * len(thumbnail))
+        other = np.frombuffer(self._thumbnails.read(len(thumbnail)), np.uint8).astype(np.int16)
+        return float(np.abs(other - np.frombuffer(thumbnail, np.uint8)).mean())
+
+
+class Look(NamedTuple):
+    """One image of a record, as `look_at_images` saw it."""
+
+    number: int
+    """Equal for the same file, or the same bytes; counted from 0."""
+    found: Fingerprint | DataError | None
+    """What it looks like, or why it cannot be opened; None where it was seen before."""
+
+
+def look_at_images(records: Iterable[Record]) -> Iterator[tuple[Record, tuple[Look, ...]]]:
+    """Each record with a look at its images. Every distinct one is decoded once, on all cores, a few ahead of what is asked for."""
+    workers = cores()
+    numbers: dict[int, int] = {}
+    waiting: deque[tuple[Record, list[tuple[int, Future[Fingerprint | DataError] | None]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for record in records:
+            looks: list[tuple[int, Future[Fingerprint | DataError] | None]] = []
+            for image in record.images:
+                key = _key(image)
+                is_new = key not in numbers
+                number = numbers.setdefault(key, len(numbers))
+                looks.append((number, pool.submit(_look, image) if is_new else None))
+            waiting.append((record, looks))
+            if len(waiting) > 8 * workers:
+                yield _done(*waiting.popleft())
+        while waiting:
+            yield _done(*waiting.popleft())
+
+
+def _done(
+    record: Record, looks: list[tuple[int, Future[Fingerprint | DataError] | None]]
+) -> tuple[Record, tuple[Look, ...]]:
+    return record, tuple(Look(number, future.result() if future else None) for number, future in looks)
+
+
+def _look(image: Image) -> Fingerprint | DataError:
+    try:
+        return fingerprint(image)
+    except DataError as error:
+        return error
+
+
+def _key(image: Image) -> int:
+    """Equal for the same file or the same bytes: a hash, since names of half a million files take much memory."""
+    name = str(image).encode("utf-8", "surrogateescape") if image.path else image.data or b""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"path" if image.path else b"data").digest())
