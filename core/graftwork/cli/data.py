@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from graftwork.cli import Session
 from graftwork.cli.console import make_table, print_facts, print_json, progress_console
 from graftwork.cli.drawing import drawing
-from graftwork.cli.options import JSON
+from graftwork.cli.options import JSON, parse_settings
 from graftwork.jobs.data_check import OUT, check_data
+from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from graftwork.report.data import DataReport
+
+
+OUT_DIR = click.option("-o", "--out", "out", type=click.Path(path_type=Path), required=True, metavar="DIR")
+LIMIT = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
+COPY = click.option("--copy", is_flag=True, help="Copy all images into the data set.")
+RESUME = click.option("--resume", is_flag=True, help="Go on where a command that was killed has stopped.")
+SETTINGS = click.option(
+    "settings", "--set", multiple=True, metavar="KEY=VALUE", help="A setting of the data source, such as image_folder."
+)
 
 
 @click.group()
@@ -79,3 +90,136 @@ def _print(console: Console, report: DataReport) -> None:
             for example in finding.examples[:3]:
                 console.print(f"  {example}", markup=False)
     console.print(f"\n{report.verdict}", style="green" if report.ok else "red", markup=False)
+
+
+@data.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@OUT_DIR
+@LIMIT
+@COPY
+@RESUME
+@JSON
+@click.pass_context
+def process(
+    ctx: click.Context, data: Path, out: Path, limit: int | None, copy: bool, resume: bool, as_json: bool
+) -> None:
+    """Read DATA, apply its operators, and write a data set of which the origin of every record is known.
+
+    DATA is a data file, a run file, or a file or folder that a data source recognises. DIR gets records.jsonl, dropped.jsonl,
+    changed.jsonl and manifest.json.
+    """
+    console = progress_console(as_json)
+    with drawing(console) as draw:
+        made = process_data(data, out, limit=limit, copy=copy, resume=resume, on_event=draw, lookup=ctx.obj.catalog)
+    _print_data_set(console, made, as_json)
+
+
+@data.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--from", "format", required=True, metavar="FORMAT", help="A data source, such as messages or parquet.")
+@OUT_DIR
+@SETTINGS
+@LIMIT
+@COPY
+@RESUME
+@JSON
+@click.pass_context
+def import_(
+    ctx: click.Context,
+    path: Path,
+    format: str,
+    out: Path,
+    settings: tuple[str, ...],
+    limit: int | None,
+    copy: bool,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Read data of another format, and write it as a data set."""
+    console = progress_console(as_json)
+    with drawing(console) as draw:
+        made = import_data(
+            path,
+            out,
+            format=format,
+            settings=parse_settings(settings),
+            limit=limit,
+            copy=copy,
+            resume=resume,
+            on_event=draw,
+            lookup=ctx.obj.catalog,
+        )
+    _print_data_set(console, made, as_json)
+
+
+@data.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--to", "format", required=True, metavar="FORMAT", help="A data source, such as llava or data-juicer.")
+@OUT_DIR
+@JSON
+@click.pass_context
+def export(ctx: click.Context, data: Path, format: str, out: Path, as_json: bool) -> None:
+    """Write DATA, with its images, in another format."""
+    console = progress_console(as_json)
+    with drawing(console) as draw:
+        written = export_data(data, out, format=format, on_event=draw, lookup=ctx.obj.catalog)
+    if as_json:
+        print_json({"path": str(written)})
+    else:
+        console.print(f"written: {written}", markup=False, soft_wrap=True)
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("id", required=False)
+@JSON
+@click.pass_context
+def show(ctx: click.Context, folder: Path, id: str | None, as_json: bool) -> None:
+    """Say what became of the record ID of a data set, with all that it was made from; without ID what each stage did."""
+    console = progress_console(as_json)
+    if id is None:
+        _print_data_set(console, DataSet.open(folder), as_json)
+    elif as_json:
+        print_json(record_history(folder, id))
+    else:
+        _print_history(console, record_history(folder, id))
+
+
+def _print_data_set(console: Console, made: DataSet, as_json: bool) -> None:
+    from rich.text import Text
+
+    if as_json:
+        print_json({"folder": str(made.folder), **made.manifest})
+        return
+    table = make_table(["stage", "read*", "made*", "changed*", "dropped*", "kept*"])
+    for stage in made.stages:
+        table.add_row(
+            Text(stage["name"]), *(f"{stage[key]:,}" for key in ("read", "made", "changed", "dropped", "kept"))
+        )
+    console.print()
+    console.print(table)
+    console.print(f"\n{made.records:,} records: {made.folder}", markup=False, soft_wrap=True)
+
+
+def _print_history(console: Console, found: Mapping[str, Any], indent: str = "") -> None:
+    def say(text: str, style: str = "") -> None:
+        console.print(f"{indent}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{found['id']}: {'kept' if found['kept'] else 'dropped'}", "green" if found["kept"] else "red")
+    say(f"  from: {found.get('from') or 'not recorded'}")
+    if made_by := found.get("made_by"):
+        say(f"  made by: {made_by}")
+    for change in found["changes"]:
+        place = "beside the turns" if change["turn"] is None else f"turn {change['turn']}"
+        say(f"  changed by {change['stage']}, {place}: {change['before']!r} -> {change['after']!r}")
+    if dropped := found.get("dropped"):
+        say(f"  dropped by {dropped['stage']}: {dropped['why']}")
+    if record := found.get("record"):
+        names = record.get("image", [])
+        for name in [names] if isinstance(names, str) else names:
+            say(f"  image: {name}")
+        for turn in record["conversations"]:
+            say(f"  {turn['from']}: {turn['value']}")
+    for parent in found.get("of", ()):
+        say("  of:")
+        _print_history(console, parent, f"{indent}    ")

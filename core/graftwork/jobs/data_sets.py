@@ -164,7 +164,7 @@ def _facts(plan: DataPlan, result: PipelineResult, written: curated.Written, lim
         "seed": plan.seed,
         "limit": limit,
         "records": len(result.records),
-        "components": [asdict(choice) for choice in choices],
+        "plugins": {each.label: f"{each.distribution} {each.version}" for each in choices},
         "source_files": [_source_files(each) for each in plan.sources],
         "stages": curated.stage_rows(result, written, [choice.settings for choice in choices]),
         "checked_against": {each.name: sorted(each.questions) for each in plan.operators if each.questions},
