@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -46,6 +47,8 @@ class TrainingData:
     """Which of `records` lose the end of their answer."""
     validation: Sequence[Record] = ()
     """The records that are kept for validation; no image of theirs is in `records`."""
+    validation_losses: list[tuple[int, float]] = field(default_factory=list)
+    """The steps after which the loss of `validation` was measured, and the mean over its labelled tokens, in nats."""
     unusable: dict[int, str] = field(default_factory=dict)
     """Which of `records` could not be encoded when their batch came: their lines by their places."""
 
@@ -116,6 +119,7 @@ class TrainingData:
             "stages": [stage._asdict() for stage in stages],
             "groups": dict(sorted(groups.items())),
             "validation": len(self.validation),
+            "validation_losses": self.validation_losses,
         }
 
     def recorded(self) -> dict[str, Any]:
@@ -171,11 +175,12 @@ def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tupl
         key = _key_of(run_context, [*sources, *operators])
         if key is not None:
             result = read(cache.entry(key, keep_read, _has_same_images))
+            images = hashlib.sha256(numpy.load(result.folder / IMAGES).tobytes()).hexdigest()
             with tempfile.TemporaryDirectory() as folder:
                 files = processor_files(processor, Path(folder))
             spec = plan.model_spec
             choices = [asdict(each) for each in (spec.model, *spec.parts.values())]
-            return result, Measured.load(cache.entry(cache.key_of(key, choices, files), keep_measured))
+            return result, Measured.load(cache.entry(cache.key_of(key, images, choices, files), keep_measured))
     except OSError:
         pass  # There is no place to keep it: it is read for this run alone.
     result = read(None)

@@ -43,7 +43,7 @@ def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[s
 
 def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quantized: Sequence[str] = ()) -> list[str]:
     """Sentences that a reader of the report must not miss."""
-    sentences = [*_left_out(data)]
+    sentences = [*_left_out(data), *_validated(data)]
     if newly_initialised:
         sentences.append(
             f"The base weights lack {', '.join(newly_initialised)}: what is called the base here has them as trained in this run."
@@ -53,6 +53,20 @@ def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quanti
             f"Trained on a base that {' and '.join(quantized)} quantized, and evaluated on the unquantized one."
         )
     return sentences
+
+
+def _validated(data: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence on the records that were kept for validation."""
+    if losses := data.get("validation_losses"):
+        (_, first), (_, last) = losses[0], losses[-1]
+        lowest, step = min((loss, step) for step, loss in losses)
+        best = f", lowest after step {step:,} ({lowest:.4g})" if lowest < last else ""
+        yield (
+            f"Validation loss, of {data['validation']:,} records about images that were not trained on: {first:.4g} before, {last:.4g} "
+            f"after{best}."
+        )
+    elif data.get("validation"):
+        yield "None of the records that were kept for validation could be used, so that nothing was validated."
 
 
 def _left_out(data: Mapping[str, Any]) -> Iterator[str]:

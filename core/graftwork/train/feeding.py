@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
@@ -49,6 +50,18 @@ class Feed:
             if encoded := self.encode([index]):
                 return encoded[index]
         raise self.nothing_usable()
+
+    def validation(self, count: int, seed: int) -> list[Encoded]:
+        """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are passed over."""
+        import torch
+
+        records, found = self.data.validation, list[Encoded]()
+        for index in torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist():
+            if len(found) == count:
+                break
+            with suppress(DataError):
+                found.append(encode(records[index], self.processor, self.settings.max_length))
+        return found
 
     def nothing_usable(self) -> DataError:
         """What to raise when no record can be encoded."""

@@ -279,8 +279,12 @@ class Loop:
         """Measure the records that are followed through the run; `encoder` is who encodes all records. Collective."""
         seed, count = self.plan.run_context.seed, len(self.data.records)
         examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
+        held_out = encoder.submit(self.feed.validation, progress.VALIDATED, seed).result()
         with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
             losses = progress.measure(self.assembly, examples, self.micro_batch_size)
+            if held_out:
+                loss = progress.mean_loss(self.assembly, held_out, self.micro_batch_size)
+                self.data.validation_losses.append((self.step, loss))
         travelled = sum(self.rate_factor(step) for step in range(self.step))
         weights = progress.size_of_weights(self.assembly)
         self.health.guessing = progress.loss_of_guessing(examples)
@@ -383,6 +387,7 @@ class Loop:
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         resuming.restore_random_states(state, self.assembly.device)
         self.health.restore(state)
+        self.data.validation_losses = [*map(tuple, saved.data.get("validation_losses", ()))]
         if self.history.restore(saved, state, start, accept=accept_data):
             self.health.measurements.clear()  # They were of other records.
         elif "left_out" in state:

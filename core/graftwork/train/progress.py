@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RECORDS = 32
 """How many records are followed through a run."""
+VALIDATED = 256
+"""How many records at most are asked for the validation loss."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def measure(assembly: Assembly, examples: Sequence[Encoded], size: int) -> tuple
         model.train(training)
     (of_first, *_) = processes.all_gather_object(losses)  # so that all come to one verdict, whatever rounding does
     return of_first
+
+
+def mean_loss(assembly: Assembly, examples: Sequence[Encoded], size: int) -> float:
+    """The mean loss over all labelled tokens of the records, in nats; `size` records at a time. Collective."""
+    losses, counts = measure(assembly, examples, size), [example.num_label_tokens for example in examples]
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / max(1, sum(counts))
 
 
 def _losses(assembly: Assembly, examples: Sequence[Encoded]) -> list[float]:
