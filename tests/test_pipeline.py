@@ -90,7 +90,7 @@ def test_operators_get_the_seed_and_the_writer() -> None:
 def test_repeated_ids_are_made_distinct() -> None:
     ids = ["a", "a", "a#2", "a", "b", "a#2"]
     gathered = read_records([Listed([record(id) for id in ids]), Listed([record("b")])], [], seed=0, strict=False)
-    assert [each.id for each in gathered.records] == ["a", "a#2", "a#2#2", "a#3", "b", "a#2#3", "b#2"]
+    assert [each.id for each in gathered.records] == ["a", "a#3", "a#2", "a#4", "b", "a#2#2", "b#2"]
 
 
 def test_strict_data_stops_at_the_first_bad_record_of_a_source() -> None:

@@ -47,6 +47,7 @@ def stored(folder: Path, records: Sequence[Record]) -> RecordStore:
     with RecordWriter(folder / "records", folder) as to:
         for record in records:
             to.add(record)
+        to.finish()
     return RecordStore(folder / "records", folder)
 
 

@@ -24,13 +24,13 @@ def padding(found: list[list[int]], lengths: list[int]) -> int:
 def test_an_epoch_takes_every_record_at_most_once_in_full_batches(
     lengths: list[int], size: int, seed: int, epoch: int, by_length: bool
 ) -> None:
-    found = batches(lengths, size, seed=seed, epoch=epoch, by_length=by_length)
+    found = batches(lengths, size, seed=seed, epoch=epoch, by_length=by_length).tolist()
     taken = [index for batch in found for index in batch]
     assert len(set(taken)) == len(taken)
     assert set(taken) <= set(range(len(lengths)))
     assert {len(batch) for batch in found} == {min(size, len(lengths))}
     assert len(taken) > len(lengths) - min(size, len(lengths))
-    assert batches(lengths, size, seed=seed, epoch=epoch, by_length=by_length) == found
+    assert batches(lengths, size, seed=seed, epoch=epoch, by_length=by_length).tolist() == found
 
 
 @given(LENGTHS, SIZES, some.integers(0, 99))
@@ -56,8 +56,8 @@ def test_every_epoch_of_a_sampler_is_one_pass() -> None:
 
 def test_records_of_similar_length_share_a_batch() -> None:
     lengths = [1 + (37 * number) % 400 for number in range(1024)]
-    mixed = batches(lengths, 16, seed=1, epoch=0, by_length=False)
-    grouped = batches(lengths, 16, seed=1, epoch=0, by_length=True)
+    mixed = batches(lengths, 16, seed=1, epoch=0, by_length=False).tolist()
+    grouped = batches(lengths, 16, seed=1, epoch=0, by_length=True).tolist()
     assert padding(grouped, lengths) < 0.1 * padding(mixed, lengths)
     means = [sum(lengths[i] for i in batch) / 16 for batch in grouped]
     assert means != sorted(means)

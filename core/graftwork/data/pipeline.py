@@ -166,6 +166,7 @@ def _read(sources: Sequence[DataSource[Any]], to: RecordWriter, *, strict: bool,
                 to.drop(item, source.name)
         kept, dropped = len(to.records) - before[0], len(to.dropped) - before[1]
         stages.append(Stage(source.name, kept + dropped, 0, kept, dropped, time.perf_counter() - begun))
+    to.finish()
     return stages
 
 
@@ -189,7 +190,7 @@ def _apply(
             to.drop(item, operator.name)
         elif isinstance(item, BadRecord):
             unnamed.append(item)
-    before, after = given.ids(), numpy.frombuffer(to.ids, dtype=numpy.int64)
+    before, after = given.ids(), to.finish()
     dropped = numpy.array(named, dtype=numpy.int64)
     made = int((~numpy.isin(after, before)).sum() + (~numpy.isin(dropped, before)).sum())
     if numpy.isin(dropped, after).any() or len(numpy.unique(dropped)) < len(dropped):

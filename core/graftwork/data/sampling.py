@@ -47,28 +47,28 @@ def batches(
     epoch: int,
     by_length: bool,
     drawn: Tensor | None = None,
-) -> list[list[int]]:
-    """The record indices of every full batch of one epoch, in order; one smaller batch if there are too few records.
+) -> Array:
+    """The record indices of every full batch of one epoch, int64 `[batches, batch_size]`; one smaller batch if there are too few
+    records.
 
     `drawn` are the indices that the epoch takes, each once where it is None. With `by_length` records of similar length (in
     tokens) share a batch, and so waste little on padding.
     """
+    import numpy
     import torch
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths) if drawn is None else len(drawn), generator=generator)
-    indices: list[int] = (order if drawn is None else drawn[order]).tolist()
+    indices = (order if drawn is None else drawn[order]).numpy()
     if by_length:
-        window = batch_size * WINDOW
-        indices = [
-            index
-            for start in range(0, len(indices), window)
-            for index in sorted(indices[start : start + window], key=lengths.__getitem__)
-        ]
+        lengths, window = numpy.asarray(lengths), batch_size * WINDOW
+        for start in range(0, len(indices), window):
+            part = indices[start : start + window]
+            indices[start : start + window] = part[numpy.argsort(lengths[part], kind="stable")]
     if len(indices) < batch_size:
-        return [indices]
-    full = [indices[start : start + batch_size] for start in range(0, len(indices) - batch_size + 1, batch_size)]
-    return [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
+        return indices[None]
+    full = indices[: len(indices) // batch_size * batch_size].reshape(-1, batch_size)
+    return full[torch.randperm(len(full), generator=generator).numpy()]
 
 
 class Sampler:
@@ -92,7 +92,7 @@ class Sampler:
         """How many records an epoch takes."""
         self._batch_size = max(1, min(batch_size, self.records))
         self._epoch = -1
-        self._batches: list[list[int]] = []
+        self._batches: Array = ()
 
     def batch(self, number: int) -> list[int]:
         """The record indices of batch `number`, counted from 0: that of a step, and of the batches passed over before it."""
@@ -107,7 +107,8 @@ class Sampler:
                 by_length=self._by_length,
                 drawn=self._drawn(epoch) if self._of_sources else None,
             )
-        return self._batches[place]
+        indices: list[int] = self._batches[place].tolist()
+        return indices
 
     def _drawn(self, epoch: int) -> Tensor:
         """The record indices that an epoch takes. Each source's records come in turn, in an order that is drawn anew when all have

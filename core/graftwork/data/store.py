@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -18,7 +18,7 @@ from graftwork.contracts.records import BadRecord, Image, Record
 from graftwork.data.lines import from_object, to_object
 from graftwork.errors import DataError
 
-RECORDS, DROPPED, BLOBS, PATHS = "records.jsonl", "dropped.jsonl", "images.bin", "images.txt"
+RECORDS, DROPPED, BLOBS, PATHS, IDS = "records.jsonl", "dropped.jsonl", "images.bin", "images.txt", "ids.npy"
 SPAN = "span:"
 """What the name of an image begins with that is a part of a file: `span:FIRST:COUNT:PATH`."""
 
@@ -109,6 +109,14 @@ class Lines(Lazy[T]):
         raise NotImplementedError
 
 
+class JsonLines(Lines[Any]):
+    """The values of a file of JSON lines."""
+
+    def parse(self, line: bytes) -> Any:
+        """The value of a line."""
+        return json.loads(line)
+
+
 class RecordStore(Lines[Record]):
     """Records in a folder that a `RecordWriter` has filled; their bytes of images lie in `root`."""
 
@@ -125,7 +133,7 @@ class RecordStore(Lines[Record]):
         """The hash of each record's id, int64."""
         import numpy
 
-        return numpy.load(self.folder / "ids.npy")
+        return numpy.load(self.folder / IDS)
 
     def _image(self, name: str) -> Image:
         if not name.startswith(SPAN):
@@ -213,7 +221,7 @@ class RecordWriter:
     """Writes records, and what was dropped, into an empty folder.
 
     Ids that repeat get `#2`, `#3`, … so that all differ. Bytes of images go into one file of `root`, each content once. Used as a
-    context: a folder that was left by an exception is not complete.
+    context, with `finish` after the last record: a folder that was left by an exception is not complete.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -221,10 +229,7 @@ class RecordWriter:
         self.folder, self.root = folder, root
         self.records, self.dropped = LineWriter(folder / RECORDS), LineWriter(folder / DROPPED)
         self._paths = (folder / PATHS).open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
-        self.ids = array("q")
-        """The hashes of the ids that were written."""
-        self._path_hashes = array("q")
-        self._used, self._repeated = set[int](), dict[str, int]()
+        self._ids, self._path_hashes = array("q"), array("q")
         self._spans: dict[bytes, str] = {}
 
     def __len__(self) -> int:
@@ -242,26 +247,51 @@ class RecordWriter:
                 file.close()
 
     def add(self, record: Record) -> None:
-        """Write a record, under another id where its own was used; DataError where it holds what no file can."""
-        record = self._distinct(record)
+        """Write a record; DataError where it holds what no file can."""
         self.records.add(to_object(record, self._name))
-        self.ids.append(hash64(record.id))
+        self._ids.append(hash64(record.id))
 
     def drop(self, bad: BadRecord, stage: str) -> None:
         """Write what a stage dropped."""
         content = asdict(bad)
         self.dropped.add({"id": content.pop("id"), "where": content.pop("where"), "stage": stage, **content})
 
-    def _distinct(self, record: Record) -> Record:
-        if (key := hash64(record.id)) not in self._used:
-            self._used.add(key)
-            return record
-        number = self._repeated.get(record.id, 1) + 1
-        while hash64(id := f"{record.id}#{number}") in self._used:
-            number += 1
-        self._repeated[record.id] = number
-        self._used.add(hash64(id))
-        return replace(record, id=id)
+    def finish(self) -> Array:
+        """Make the ids of the records distinct, after the last one; returns their hashes, int64, in the records' order."""
+        import numpy
+
+        self.records.complete()
+        ids = numpy.frombuffer(self._ids, dtype=numpy.int64).copy()
+        known, firsts = numpy.unique(ids, return_index=True)
+        if len(known) < len(ids):
+            self._rename(ids, known, firsts)
+        numpy.save(self.folder / IDS, ids)
+        return ids
+
+    def _rename(self, ids: Array, known: Array, firsts: Array) -> None:
+        """Write the records again, those whose id was used before under another; `ids` get the new hashes."""
+        import numpy
+
+        repeated = numpy.ones(len(ids), dtype=bool)
+        repeated[firsts] = False
+        new, numbers = set[int](), dict[str, int]()
+        work = LineWriter(self.folder / f"renamed-{RECORDS}")
+        try:
+            for place, content in enumerate(JsonLines(self.records.file)):
+                if repeated[place]:
+                    id = content["id"]
+                    number = numbers.get(id, 1) + 1
+                    while (key := hash64(name := f"{id}#{number}")) in new or _holds(known, key):
+                        number += 1
+                    numbers[id] = number
+                    new.add(key)
+                    ids[place], content["id"] = key, name
+                work.add(content)
+            work.complete()
+        finally:
+            work.close()
+        work.file.replace(self.records.file)
+        ends_of(work.file).replace(ends_of(self.records.file))
 
     def _name(self, image: Image) -> str:
         """How a record's line names an image; what lies in no file yet is put into one."""
@@ -286,10 +316,8 @@ class RecordWriter:
     def _complete(self) -> None:
         import numpy
 
-        self.records.complete()
         self.dropped.complete()
         self._paths.close()
-        numpy.save(self.folder / "ids.npy", numpy.frombuffer(self.ids, dtype=numpy.int64))
         first = numpy.zeros(len(self._path_hashes), dtype=bool)
         first[numpy.unique(numpy.frombuffer(self._path_hashes, dtype=numpy.int64), return_index=True)[1]] = True
         every = self.folder / PATHS
@@ -297,6 +325,12 @@ class RecordWriter:
         with every.open("rb") as lines, work.open("wb") as file:
             file.writelines(line for line, is_first in zip(lines, first.tolist(), strict=True) if is_first)
         work.replace(every)
+
+
+def _holds(ordered: Array, value: int) -> bool:
+    """Whether a sorted array has a value."""
+    place = int(ordered.searchsorted(value))
+    return place < len(ordered) and int(ordered[place]) == value
 
 
 def paths_of(folder: Path) -> Iterator[str]:
