@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.contracts.plan import Choice, RunContext
 from graftwork.contracts.records import Image, Record
 from graftwork.data.cache import known_hashes
+from graftwork.data.curated import MANIFEST, is_data_set
 from graftwork.data.images import read_bytes
 from graftwork.data.store import Array, StoredImage, hash64
 from graftwork.weights import sha256
@@ -193,6 +194,8 @@ def _files(sources: Sequence[Choice]) -> dict[str, dict[str, Any]]:
         for name, value in source.settings.items():
             path = Path(value) if isinstance(value, str | Path) and value and len(str(value)) < 4096 else None
             try:
+                if path and is_data_set(path):  # Its manifest holds the hashes of all its files.
+                    path = path / MANIFEST
                 if path and path.is_absolute() and path.is_file():
                     (known,) = known_hashes([path]).values()
                     found[f"data.source.{number}.{name}"] = {"bytes": path.stat().st_size, "sha256": known}

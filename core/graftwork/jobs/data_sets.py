@@ -257,8 +257,7 @@ def _source_named(given: str, lookup: Lookup) -> str:
     names = lookup.names("data_source")
     found = next((given + suffix for suffix in SUFFIXES if given + suffix in names), None)
     if found is None:
-        hint = suggestion(given, names) or f"; there are {', '.join(sorted(names))}"
-        raise DataError(f"there is no data source '{given}'{hint}")
+        raise DataError(f"there is no data source '{given}'{suggestion(given, names)}")
     return found
 
 
