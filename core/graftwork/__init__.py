@@ -17,6 +17,7 @@ from graftwork.errors import GraftworkError
 if TYPE_CHECKING:
     from graftwork.jobs.checkpoint import Checkpoint, open
     from graftwork.jobs.data_check import check_data
+    from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
     from graftwork.jobs.demo import demo
     from graftwork.jobs.importing import import_folder, inspect
     from graftwork.jobs.planning import plan
@@ -27,14 +28,19 @@ __version__ = "0.1.0"
 
 JOBS = {
     "Checkpoint": "checkpoint",
+    "DataSet": "data_sets",
     "Run": "run",
     "check_data": "data_check",
     "demo": "demo",
+    "export_data": "data_sets",
+    "import_data": "data_sets",
     "import_folder": "importing",
     "inspect": "importing",
     "load_run": "run",
     "open": "checkpoint",
     "plan": "planning",
+    "process_data": "data_sets",
+    "record_history": "data_sets",
     "train": "train",
 }
 """Name to the module of `graftwork.jobs` that has it."""
@@ -44,6 +50,7 @@ __all__ = [
     "BadRecord",
     "Checkpoint",
     "Component",
+    "DataSet",
     "GraftworkError",
     "Image",
     "NoSettings",
@@ -54,12 +61,16 @@ __all__ = [
     "Turn",
     "check_data",
     "demo",
+    "export_data",
     "hookimpl",
+    "import_data",
     "import_folder",
     "inspect",
     "load_run",
     "open",
     "plan",
+    "process_data",
+    "record_history",
     "setting",
     "train",
     "unsupported",
