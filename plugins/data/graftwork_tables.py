@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -188,7 +189,8 @@ class HfDataset(DataSource[HfDatasetSettings]):
             writer.finalize()
         # A fingerprint that is given does not depend on where and when it was written.
         rows = Dataset(MemoryMappedTable.from_file(str(aside)), fingerprint=OWN)
-        rows.save_to_disk(str(written), num_shards=None if len(rows) else 1)
+        with _without_progress():
+            rows.save_to_disk(str(written), num_shards=None if len(rows) else 1)
         aside.unlink()
         return written
 
@@ -317,6 +319,20 @@ def _schema() -> pa.Schema:
     }
     columns = [("id", text), ("messages", pa.list_(message)), ("images", pa.list_(image)), (OWN, text)]
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Whoever writes says how far it is."""
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _row(record: Record) -> dict[str, Any]:
