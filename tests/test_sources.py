@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.contracts import BadRecord, Image, Record, Turn
-from graftwork.data import jsonfiles
+from graftwork.data import jsonfiles, read_json_list
 from graftwork.errors import DataError
 from graftwork_llava_json import LlavaJson, LlavaJsonSettings
 
@@ -424,3 +425,16 @@ def test_any_json_gives_one_item_for_each_record(contents: list[Any]) -> None:
     assert len(read_bytes(json.dumps(contents).encode(), ".json")) == len(contents)
     lines = "\n".join(json.dumps(content) for content in contents)
     assert len(read_bytes(lines.encode(), ".jsonl")) == len(contents)
+
+
+def test_a_large_list_is_not_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfiles, "CHUNK", 2**16)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"text": "a" * 1000}] * 8000))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_json_list(path)) == 8000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 8
