@@ -139,7 +139,7 @@ class Members(ImageFolder):
 
     def named(self, name: str) -> Image:
         """The image of that name; DataError when the sample has none."""
-        ending = Path(name).name.removeprefix(f"{Path(self.key).name}.")
+        ending = Path(name).name.removeprefix(f"{Path(self.key).name}.").lower()
         if ending not in self.images:
             has = ", ".join(self.images) or "none"
             raise DataError(f"sample '{self.key}' has no image '{plain_text('image', name)}'; it has {has}")
