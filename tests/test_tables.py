@@ -70,7 +70,7 @@ def test_a_table_that_cannot_be_read_is_one_sentence(table: Callable[..., Path])
         refused(read, Parquet, path, question="c") == f"'{path}' has no column 'c', which 'question' names; it has a, b"
     )
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"PAR1", b"no table at all"):
+    for content in (whole[: len(whole) // 2], b"", b"PAR1", b"no table at all", whole.replace(b"a", b"\xe2")):
         path.write_bytes(content)
         said = refused(read, Parquet, path)
         assert said.startswith(f"'{path}' is not a parquet file, or not a whole one (")
