@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,19 @@ from graftwork.contracts import (
     DataOperator,
     DataSource,
     Evaluator,
+    Image,
     Score,
     TowerOutput,
+    setting,
+)
+from graftwork.data import (
+    ImageFiles,
+    from_object,
+    missing_files,
+    read_json_lines,
+    required,
+    to_object,
+    write_json_lines,
 )
 
 # Attention kernels ------------------------------------------------------------------------------------------------------
@@ -258,6 +270,62 @@ class ReadsOnce(Lines):
 
     def records(self) -> Iterator[Record | BadRecord]:
         return self.items
+
+
+@dataclass(frozen=True)
+class ShelfSettings:
+    """Where the records are."""
+
+    path: Path | None = setting(None, "The file")
+
+
+class Shelf(DataSource[ShelfSettings]):
+    """Records in a file of lines, which it writes too"""
+
+    name = "shelf"
+    Settings = ShelfSettings
+
+    def validate(self, plan: object) -> Iterator[str]:
+        return missing_files(self.settings, "path")
+
+    def records(self) -> Iterator[Record | BadRecord]:
+        file = required(self.settings, "path")
+        return (from_object(content, lambda name: Image(file.parent / name)) for _, content in read_json_lines(file))
+
+    def files(self) -> Sequence[Path]:
+        return [required(self.settings, "path")]
+
+    @classmethod
+    def write(cls, records: Iterable[Record], folder: Path) -> Path:
+        name_of = ImageFiles(folder).name_of
+        return write_json_lines(folder / "records.jsonl", (to_object(record, name_of) for record in records))
+
+
+class ForgetsTheWeight(Shelf):
+    """Every record weighs the same"""
+
+    @classmethod
+    def write(cls, records: Iterable[Record], folder: Path) -> Path:
+        return super().write((replace(record, weight=1.0) for record in records), folder)
+
+
+class CountsItsWritings(Shelf):
+    """It leaves a number behind"""
+
+    numbers = itertools.count()
+
+    @classmethod
+    def write(cls, records: Iterable[Record], folder: Path) -> Path:
+        path = super().write(records, folder)
+        (folder / "number.txt").write_text(str(next(cls.numbers)))
+        return path
+
+
+class NamesOtherFiles(Shelf):
+    """It reads another file than it says"""
+
+    def files(self) -> Sequence[Path]:
+        return [Path("elsewhere.jsonl")]
 
 
 class Keep(DataOperator[NoSettings]):

@@ -106,20 +106,22 @@ def test_a_sound_plugin_has_a_line_for_each_check_and_status_zero() -> None:
         "  passed   settings survive a checkpoint",
         "  passed   it yields records",
         "  passed   it reads the same each time",
+        "  skipped  what is written is read again: it says that it can be read, not written",
         "",
-        "7 passed",
+        "7 passed, 1 skipped",
     ]
 
 
 def test_a_failure_is_one_sentence_with_its_place_and_status_one() -> None:
     done = check(SOURCE.format(top="", body="yield open('nowhere.txt')"))
     assert done.exit_code == 1
-    assert done.stdout.splitlines()[-4:] == [
+    assert done.stdout.splitlines()[-5:] == [
         "  failed   it yields records: it must work here, and it raised FileNotFoundError: [Errno 2] No such file or "
         "directory: 'nowhere.txt' (acme_plugin.py, line 11, in 'records'); fix it",
         "  skipped  it reads the same each time: reading failed, as reported above",
+        "  skipped  what is written is read again: it says that it can be read, not written",
         "",
-        "5 passed, 1 failed, 1 skipped",
+        "5 passed, 1 failed, 2 skipped",
     ]
 
 

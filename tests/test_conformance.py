@@ -23,6 +23,7 @@ SOUND = (
     components.Quiz,
     components.InPairs,
     components.Lines,
+    components.Shelf,
     components.Keep,
     KitTower,
 )
@@ -126,6 +127,9 @@ BROKEN = [
     (components.YieldsTables, "it yields records", "a Record or a BadRecord must come, and a dict came"),
     (components.ForgetsThePlace, "it yields records", "'a' has 1 for 0; put it into the text"),
     (components.ReadsOnce, "it reads the same each time", "number 1 of two readings differs"),
+    (components.ForgetsTheWeight, "what is written is read again", "number 8 is another one; write all that a record"),
+    (components.CountsItsWritings, "what is written is read again", "'number.txt' differs when they are written"),
+    (components.NamesOtherFiles, "what is written is read again", "there is no file 'elsewhere.jsonl'; correct it"),
     (components.Mutates, "it changes no record", "record 1 is another one afterwards"),
     (components.DropsSilently, "nothing is lost in silence", "of 7 records 3 are gone"),
     (components.Draws, "the same seed gives the same", "the same seed must give the same records"),

@@ -16,6 +16,7 @@ from graftwork.data.datafiles import (
     read_json,
     required,
 )
+from graftwork.data.imagefolders import ImageFiles, extension_of
 from graftwork.data.jsonfiles import read_json_lines
 from graftwork.errors import DataError
 
@@ -87,3 +88,23 @@ def test_an_image_lies_within_its_folder(tmp_path: Path) -> None:
     for name in ["b.png", "in", "x" * 5000, "a\0b"]:
         with pytest.raises(DataError, match="there is no image"):
             find_image(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("start", "extension"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"\xff\xd8\xff\xe0", "jpg"),
+        (b"GIF89a", "gif"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "webp"),
+        (b"BM", "bmp"),
+        (b"II*\0", "tiff"),
+        (b"MM\0*", "tiff"),
+        (b"\0\0\0 ftypavif", "avif"),
+        (b"no image", "bin"),
+    ],
+)
+def test_an_image_is_called_by_its_content(start: bytes, extension: str, tmp_path: Path) -> None:
+    assert extension_of(start) == extension
+    name = ImageFiles(tmp_path).name_of(Image(data=start))
+    assert name.endswith(f".{extension}") and (tmp_path / name).read_bytes() == start

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.contracts import BadRecord, Image, Record, Turn
-from graftwork.data import jsonfiles
 from graftwork.errors import DataError
 from graftwork_llava_json import LlavaJson, LlavaJsonSettings
 
@@ -302,25 +301,6 @@ def test_marks_and_weights_are_read(tmp_path: Path) -> None:
     assert item.weight == 0.5
 
 
-def test_a_list_is_read_the_same_however_it_is_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = [{"conversations": talk("Größe €🙂" * number, "A" * number)} for number in range(1, 9)]
-    path = write(tmp_path / "data.json", [*contents, 12345, *contents], indent=1, ensure_ascii=False)
-    whole = read(path)
-    assert len(whole) == 17
-    for size in (1, 7, 64):
-        monkeypatch.setattr(jsonfiles, "CHUNK", size)
-        assert read(path) == whole
-    monkeypatch.setattr(jsonfiles, "LARGEST", 60)
-    assert read(path)[-1].why == (  # type: ignore[union-attr]
-        "from here on the file is not JSON (Expecting value) within 0 MiB; is it damaged?"
-    )
-    lines = tmp_path / "data.jsonl"
-    lines.write_text("\n".join(json.dumps(each) for each in (contents[0], 1, contents[1])))
-    too_long = "the line is longer than 0 MiB"
-    whys = [too_long, "the record is a number, not an object", too_long]
-    assert [item.why for item in read(lines)] == whys  # type: ignore[union-attr]
-
-
 def test_a_truncated_list_keeps_what_can_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "data.json", [{"conversations": talk("Q", "A")}] * 3, indent=1)
     path.write_text(path.read_text()[:-20])
@@ -328,25 +308,6 @@ def test_a_truncated_list_keeps_what_can_be_read(tmp_path: Path) -> None:
     assert [type(item) for item in items] == [Record, Record, BadRecord]
     assert "(record 3)" in items[2].where
     assert items[2].why.startswith("from here on the file is not JSON (")  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ('[{"a": 1} {"a": 2}]', "after this record comes neither a comma nor ']', so the rest is not read"),
-        ('[{"a": 1}', "after this record comes neither a comma nor ']', so the rest is not read"),
-        ("[1] 2", "what comes after the end of the list is not read"),
-        ("[" * 100_000, "from here on the file is not JSON (it is nested too deeply); is it cut off?"),
-        ("[" + "1" * 5000 + "]", "from here on the file is not JSON (Exceeds the limit"),
-        ("[", "from here on the file is not JSON (Expecting value); is it cut off?"),
-    ],
-)
-def test_a_damaged_list_says_from_where_on_it_is_lost(tmp_path: Path, text: str, why: str) -> None:
-    path = tmp_path / "data.json"
-    path.write_text(text)
-    last = read(path)[-1]
-    assert isinstance(last, BadRecord)
-    assert last.why.startswith(why)
 
 
 def test_a_damaged_line_costs_one_record(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 64
-"""How many rows are in memory at a time: with their images, tens of megabytes."""
-GROUP = 256
-"""How many rows a group of a written parquet file has."""
+"""How many rows are in memory at a time, when reading and when writing: with their images, tens of megabytes."""
 LAYOUT: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations"),
     "image": ("image", "images"),
@@ -114,8 +113,8 @@ class Parquet(DataSource[ParquetSettings]):
         folder.mkdir(parents=True, exist_ok=True)
         file, waiting = folder / "records.parquet", map(_row, records)
         with pq.ParquetWriter(file, _schema()) as writer:
-            while rows := list(islice(waiting, GROUP)):
-                writer.write_table(pa.Table.from_pylist(rows, _schema()), row_group_size=GROUP)
+            while rows := list(islice(waiting, BATCH)):
+                writer.write_table(pa.Table.from_pylist(rows, _schema()), row_group_size=BATCH)
         return file
 
     def _of(self, file: Path) -> Iterator[Record | BadRecord]:
@@ -124,11 +123,12 @@ class Parquet(DataSource[ParquetSettings]):
 
         try:
             table = pq.ParquetFile(file, buffer_size=2**20)
-        except (pa.ArrowException, OSError) as error:
+            names = table.schema_arrow.names
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
                 f"'{file}' is not a parquet file, or not a whole one ({_first_line(error)}); copy or download it again"
             ) from None
-        columns = Columns(self.settings, table.schema_arrow.names, str(file))
+        columns = Columns(self.settings, names, str(file))
         folder = ImageFolder(self.settings.image_folder or file.parent)
         with table:
             yield from columns.records(_batches(table, columns.wanted, file), folder)
@@ -181,14 +181,15 @@ class HfDataset(DataSource[HfDatasetSettings]):
         folder.mkdir(parents=True, exist_ok=True)
         aside, written = folder / "rows.arrow", folder / "records"
         with ArrowWriter(
-            path=str(aside), features=Features.from_arrow_schema(_schema()), writer_batch_size=GROUP
+            path=str(aside), features=Features.from_arrow_schema(_schema()), writer_batch_size=BATCH
         ) as writer:
             for row in map(_row, records):
                 writer.write(row)
             writer.finalize()
         # A fingerprint that is given does not depend on where and when it was written.
         rows = Dataset(MemoryMappedTable.from_file(str(aside)), fingerprint=OWN)
-        rows.save_to_disk(str(written), num_shards=None if len(rows) else 1)
+        with _without_progress():
+            rows.save_to_disk(str(written), num_shards=None if len(rows) else 1)
         aside.unlink()
         return written
 
@@ -272,7 +273,7 @@ def _batches(table: Any, wanted: list[str], file: Path) -> Iterator[tuple[str, M
             for batch in table.iter_batches(BATCH, row_groups=[number], columns=wanted):
                 yield from _placed([(done, batch)], str(file))
                 done += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             where = f"{file}:{done + 1}"
             yield (
                 where,
@@ -317,6 +318,20 @@ def _schema() -> pa.Schema:
     }
     columns = [("id", text), ("messages", pa.list_(message)), ("images", pa.list_(image)), (OWN, text)]
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Whoever writes says how far it is."""
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Members(ImageFolder):
 
     def named(self, name: str) -> Image:
         """The image of that name; DataError when the sample has none."""
-        ending = Path(name).name.removeprefix(f"{Path(self.key).name}.")
+        ending = Path(name).name.removeprefix(f"{Path(self.key).name}.").lower()
         if ending not in self.images:
             has = ", ".join(self.images) or "none"
             raise DataError(f"sample '{self.key}' has no image '{plain_text('image', name)}'; it has {has}")
@@ -167,41 +167,44 @@ def _samples(file: Path, opened: BinaryIO) -> Iterator[Sample | BadRecord]:
         archive = tarfile.open(fileobj=opened, mode="r:")  # noqa: SIM115  # The file is the caller's.
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(f"'{file}' is not a tar archive ({error}); is it compressed, or cut off?") from None
-    damage = ""
-    while not damage:
+    while True:
         try:
             member = archive.next()
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            damage = str(error)
+            damage, offset = str(error), archive.offset
             break
         archive.members = []  # type: ignore[attr-defined]  # It would remember every member.
         if member is None:
-            damage = _end(opened, archive.offset)
+            damage, offset = _end(opened, archive.offset), archive.offset
             break
-        if member.isdir():
-            continue
-        if why := _refused(member, size):
+        if member.isreg() and member.offset_data + member.size > size:
+            damage, offset = f"member {member.name!r} is not whole", member.offset
+            break
+        if why := _refused(member):
             yield BadRecord(f"{file}:{member.name!r}", why)
-            continue
-        folder, slash, name = member.name.rpartition("/")
-        stem, _, ending = name.partition(".")
-        key = f"{folder}{slash}{stem}"
-        if sample is None or sample.key != key:
-            if sample:
-                yield sample
-            sample = Sample(key)
-        if ending in sample.members:
-            yield BadRecord(
-                f"{file}:{member.name!r}", "the archive has this member twice in a sample; the first is read"
-            )
-            continue
-        sample.members[ending.lower()] = (member.offset_data, member.size)
+        elif not member.isdir():
+            key, ending = _parted(member.name)
+            if sample is None or sample.key != key:
+                if sample:
+                    yield sample
+                sample = Sample(key)
+            if ending in sample.members:
+                yield BadRecord(
+                    f"{file}:{member.name!r}", "its sample has a member of that ending already; it is not read"
+                )
+            else:
+                sample.members[ending] = (member.offset_data, member.size)
     if sample:
         yield sample
     if damage:
-        yield BadRecord(
-            f"{file}:{archive.offset}", f"from this byte on the archive cannot be read ({damage}); is it cut off?"
-        )
+        yield BadRecord(f"{file}:{offset}", f"from this byte on the archive cannot be read ({damage}); is it cut off?")
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """What a member's name says of its sample, and of what it is of that: before and behind the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
 
 
 def _end(opened: BinaryIO, offset: int) -> str:
@@ -213,16 +216,14 @@ def _end(opened: BinaryIO, offset: int) -> str:
     return "there is no member, and no mark of the end" if block else "the mark of the end is missing"
 
 
-def _refused(member: tarfile.TarInfo, size: int) -> str:
+def _refused(member: tarfile.TarInfo) -> str:
     """Why a member is not read, as a clause; empty where it is."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leads out of the archive; it is not read"
-    if not member.isreg() or member.issparse():
+    if not (member.isreg() or member.isdir()) or member.issparse():
         kinds = {"a link": member.issym() or member.islnk(), "a sparse file": member.issparse()}
         what = next((kind for kind, found in kinds.items() if found), "a device or a pipe")
         return f"it is {what}, and only files are read"
-    if member.offset_data + member.size > size:
-        return "the archive ends before it does; is it cut off?"
     try:
         plain_text("its name", member.name)
     except DataError as error:

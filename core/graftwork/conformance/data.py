@@ -1,4 +1,4 @@
-"""What every data source and data operator must do: yield records, the same ones each time, and lose none in silence."""
+"""What every data source and data operator must do: yield records, the same ones each time, write what it reads, lose none in silence."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
+from pathlib import Path
 from typing import Any
 
-from graftwork.config.settings import names
+from graftwork.config.settings import names, parse
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import image, records
+from graftwork.contracts.data import DataSource
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
+from graftwork.data.images import read_bytes
 from graftwork.errors import GraftworkError
 
 READ = 2_000
@@ -68,7 +71,59 @@ def it_reads_the_same_each_time(subject: Subject) -> Iterator[str]:
             yield f"a source must give the same records each time, and number {number} of two readings differs; sort, and draw nothing"
 
 
-SOURCE_CHECKS: tuple[Check, ...] = (it_yields_records, it_reads_the_same_each_time)
+def telling_records() -> list[Record]:
+    """Records that between them have everything that a record can hold."""
+    turns = (
+        Turn("system", "Be brief.\nBe kind."),
+        Turn("user", "Is <image> like <image>? \u2028Größe, 你好 🙂 "),
+        Turn("assistant", "No.\n", trained=False),
+        Turn("user", "And <image>?"),
+        Turn("assistant", "Yes", trained=True),
+    )
+    images = (image("red"), image("blue"), image("red"))
+    meta = {"made_by": "kit", "of": ["red", "blue"], "score": {"x": [0.1, None, True]}}
+    full = Record("näme/1", turns, images, "hard", ("Yes", "yes"), "kit:8 (record 3)", meta, 0.25, 1, "pair")
+    return [*sample_records(), full]
+
+
+def what_is_written_is_read_again(subject: Subject) -> Iterator[str]:
+    """All that the records hold, and their images byte for byte, with no other setting than `path`; equal records as equal bytes."""
+    component: Any = subject.component
+    if component.write.__func__ is DataSource.write.__func__:  # type: ignore[attr-defined]
+        raise Skipped("it says that it can be read, not written")
+    if subject.unmet_requirement:
+        raise Skipped(subject.unmet_requirement)
+    first, second = subject.scratch / "first", subject.scratch / "second"
+    path, given = component.write(iter(telling_records()), first), telling_records()
+    settings: Any = parse(component.Settings, {"path": str(path)}, where=component.name, folder=first)
+    for number in differences(given, [with_bytes(record) for record in component(settings).records()]):
+        yield f"what a source writes it must read as the same records, and number {number} is another one; write all that a record holds"
+    for file in component(settings).files() or ():
+        if not file.is_file():
+            yield f"'files' must name the files that records are read from, and there is no file '{file}'; correct it"
+    component.write(given, second)
+    one, other = contents(first), contents(second)
+    for name in sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)):
+        yield f"equal records must be written as equal bytes, and '{name}' differs when they are written twice; write no times or random names"
+
+
+def with_bytes(record: Any) -> Any:
+    """A record with its images as bytes, wherever they lie."""
+    if not isinstance(record, Record):
+        return record
+    return replace(record, images=tuple(Image(data=read_bytes(each)) for each in record.images))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by its path in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+SOURCE_CHECKS: tuple[Check, ...] = (
+    it_yields_records,
+    it_reads_the_same_each_time,
+    what_is_written_is_read_again,
+)
 
 
 # Operators --------------------------------------------------------------------------------------------------------------

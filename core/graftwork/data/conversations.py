@@ -32,8 +32,9 @@ def conversation(
 ) -> Record:
     """The record of turns and images, with the `id`, the `weight` and our own part of the object that they were read from.
 
-    A record without an id is called by the number that its place ends in. `names` are what the format calls who asks and who answers. `lenient` keeps one of several places in a question where there is one image,
-    at the beginning, and drops a leading answer, both as LLaVA does. DataError says why it is no record.
+    A record without an id is called by the number that its place ends in. `names` are what the format calls who asks and who
+    answers. `lenient` keeps one of several places in a question where there is one image, at the beginning, and drops a leading
+    answer, both as LLaVA does. DataError says why it is no record.
     """
     turns = _ordered(turns, names, lenient=lenient)
     if lenient and len(images) == 1:
