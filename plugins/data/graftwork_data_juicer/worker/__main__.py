@@ -21,7 +21,7 @@ from . import guard
 from .checking import check
 from .duplicates import drop_duplicates
 from .engines import CannotRun, chunks_of, local, on_ray
-from .judging import limits_of
+from .judging import FATAL, limits_of
 
 
 def main() -> None:
@@ -38,6 +38,10 @@ def main() -> None:
         outcome = {"error": f"an operator wanted to install {error}, which is never done: pip install {error} yourself"}
     except guard.NotAllowed as error:
         outcome = {"error": f"an operator was stopped: {error}"}
+    except OSError as error:
+        if error.errno not in FATAL:
+            raise
+        sys.exit(error.errno)  # Where nothing can be written, the status is all that can be said.
     (folder / "result.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
@@ -66,7 +70,11 @@ def _run(task: Mapping[str, Any], folder: Path) -> Path:
             if steps[0]["duplicates"]:
                 drop_duplicates(steps[0], rows, out)
             else:
-                with begin(steps) as work, rows.open(encoding="utf-8") as read, out.open("w", encoding="utf-8") as written:
+                with (
+                    begin(steps) as work,
+                    rows.open(encoding="utf-8") as read,
+                    out.open("w", encoding="utf-8") as written,
+                ):
                     written.writelines(work(chunks_of(read)))
             rows.unlink()
             rows = out
@@ -82,7 +90,8 @@ def _stages(steps: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _end_with_parent(folder: Path) -> None:
     """Wait for the end of the input, which says that Graftwork is gone, and then end this group of processes."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 64):
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

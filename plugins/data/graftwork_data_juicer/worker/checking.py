@@ -53,16 +53,16 @@ def _problems(step: Mapping[str, Any], registry: Mapping[str, Any]) -> Iterator[
             yield f"'{name}' refuses its parameters: {' '.join(str(error).split())[:300]}"
 
 
-def _parameters(operator: type) -> dict[str, Any]:
+def _parameters(operator: Any) -> dict[str, Any]:
     """The names and the types of an operator's own parameters, without those that Graftwork sets or that run code."""
     from data_juicer.ops.base_op import Filter
 
     found = {
         name: parameter.annotation
-        for name, parameter in inspect.signature(operator).parameters.items()
+        for name, parameter in inspect.signature(operator.__init__).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and not name.endswith(("_key", "_keys"))
-        and name not in ("trust_remote_code", "tokenizer", "gpu_batch_size")
+        and name not in ("self", "trust_remote_code", "tokenizer", "gpu_batch_size")
     }
     return {**found, **dict.fromkeys(INTERVALS, bool)} if issubclass(operator, Filter) else found
 

@@ -32,7 +32,9 @@ def chunks_of(file: IO[str]) -> Iterator[str]:
         yield "".join(lines)
 
 
-def in_order(chunks: Iterable[str], submit: Callable[[str], T], result: Callable[[T], str], ahead: int) -> Iterator[str]:
+def in_order(
+    chunks: Iterable[str], submit: Callable[[str], T], result: Callable[[T], str], ahead: int
+) -> Iterator[str]:
     """The results of chunks in their order, while at most `ahead` of them are under way."""
     waiting: deque[T] = deque()
     for chunk in chunks:

@@ -115,7 +115,12 @@ class Judge:
                 filter_text(row["turns"], " ".join([_image_token()] * len(names)) if step["marks"] else "")
                 for row, names in zip(batch, images, strict=True)
             ]
-            samples = {"text": texts, "images": images, STATS: [{} for _ in batch], META: [{} for _ in batch]}
+            samples: dict[str, Any] = {
+                "text": texts,
+                "images": images,
+                STATS: [{} for _ in batch],
+                META: [{} for _ in batch],
+            }
             if not operator.is_batched_op():
                 samples = {key: values[0] for key, values in samples.items()}
                 found = operator.compute_stats_single(samples, **self._rank(operator))
@@ -158,9 +163,7 @@ class Judge:
                 if step["op"] not in row["changed"]:
                     row["changed"].append(step["op"])
 
-    def _caption(
-        self, step: Mapping[str, Any], operator: Any, rows: list[Row], place: int, files: Files
-    ) -> list[Row]:
+    def _caption(self, step: Mapping[str, Any], operator: Any, rows: list[Row], place: int, files: Files) -> list[Row]:
         """The rows with those that captions make, each behind the row whose images it is about."""
         keep, question = step["keeps"], step["params"].get("prompt") or CAPTION_QUESTION
         operator.keep_original_sample = False
@@ -277,13 +280,13 @@ def _image_token() -> str:
     return str(SpecialTokens.image)
 
 
-def limits_of(operator_class: type, params: Mapping[str, Any]) -> dict[str, Any]:
+def limits_of(operator_class: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """What an operator's numbers are compared with: what its parameters and their defaults call least, most or threshold."""
     import inspect
 
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(operator_class).parameters.items()
+        for name, parameter in inspect.signature(operator_class.__init__).parameters.items()
         if parameter.default is not parameter.empty
     }
     return {
