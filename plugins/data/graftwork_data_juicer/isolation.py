@@ -74,7 +74,7 @@ def workplace() -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise DataError(
-            f"what Data-Juicer needs cannot be kept in '{folder or tempfile.gettempdir()}' ({error.strerror}); {SPACE}"
+            f"what Data-Juicer needs cannot be kept in '{folder or tempfile.gettempdir()}' ({error.strerror or error}); {SPACE}"
         ) from error
     finally:
         if folder:

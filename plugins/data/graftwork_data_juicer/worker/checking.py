@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from .guard import InstallRefused, import_data_juicer
+from .guard import InstallRefused, NotAllowed, causes, import_data_juicer
 
 INTERVALS = ("min_closed_interval", "max_closed_interval", "reversed_range")
 """What every filter takes beside its own parameters."""
@@ -50,7 +50,8 @@ def _problems(step: Mapping[str, Any], registry: Mapping[str, Any]) -> Iterator[
         except InstallRefused as error:
             yield f"'{name}' needs {error}, which Graftwork never installs: pip install {error}"
         except Exception as error:
-            yield f"'{name}' refuses its parameters: {' '.join(str(error).split())[:300]}"
+            why = next((cause for cause in causes(error) if isinstance(cause, NotAllowed)), error)
+            yield f"'{name}' refuses its parameters: {' '.join(str(why).split())[:300]}"
 
 
 def _parameters(operator: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 LOOPBACK = ("127.", "::1", "::ffff:127.", "localhost")
@@ -22,6 +22,14 @@ class InstallRefused(BaseException):
 
 class NotAllowed(PermissionError):
     """An attempt to start a program or to reach the network; an error that code which only probes expects."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 class Guard:

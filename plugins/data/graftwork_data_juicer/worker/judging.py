@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .guard import NotAllowed, import_data_juicer
+from .guard import NotAllowed, causes, import_data_juicer
 
 Row = dict[str, Any]
 IMAGE = "<image>"
@@ -267,11 +267,9 @@ def describe(error: BaseException) -> str:
 def raise_if_fatal(error: BaseException) -> None:
     """Raise an error that is none of a row's: no memory, no space on the disk, a package
     that is not there, or what the guard refused."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, MemoryError | ImportError | NotAllowed) or getattr(cause, "errno", None) in FATAL:
             raise cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _image_token() -> str:
