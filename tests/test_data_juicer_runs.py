@@ -177,7 +177,9 @@ def test_what_an_operator_would_fetch_stops_it(tmp_path: Path) -> None:
 
 def children(pid: int) -> Iterator[tuple[int, str]]:
     """The processes that a process has started, and that these have, with their command lines."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-e", "-o", "pid=", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     for row in rows:
         if int(row[1]) == pid:
