@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -175,20 +175,31 @@ def test_what_an_operator_would_fetch_stops_it(tmp_path: Path) -> None:
         apply([record("1")], {"op": "flagged_words_filter", "flagged_words_dir": str(tmp_path)})
 
 
-def children(pid: int) -> Iterator[tuple[int, str]]:
-    """The processes that a process has started, and that these have, with their command lines."""
-    listed = subprocess.run(
-        ["ps", "-e", "-o", "pid=", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()]
-    for row in rows:
-        if int(row[1]) == pid:
-            yield int(row[0]), row[2]
-            yield from children(int(row[0]))
+def processes() -> dict[int, tuple[int, str]]:
+    """All processes: their parents and command lines."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(folder.name)] = (parent, (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:  # It has just ended.
+                continue
+    return found
 
 
-def killed(kill: Callable[[str], bool], given: list[Record], engine: str) -> str:
-    """The sentence that a run ends with when the first process of it that is to be killed is killed."""
+def descendants(command: str) -> list[int]:
+    """The processes with this in their command line that come of this one."""
+    everyone = processes()
+
+    def comes_of_this(pid: int) -> bool:
+        return pid == os.getpid() or (pid in everyone and comes_of_this(everyone[pid][0]))
+
+    return [pid for pid, (parent, line) in everyone.items() if command in line and comes_of_this(parent)]
+
+
+def killed(command: str, given: list[Record], engine: str) -> str:
+    """The sentence that a run ends with when its process with this in its command line is killed."""
     sentence: list[str] = []
 
     def run() -> None:
@@ -201,7 +212,8 @@ def killed(kill: Callable[[str], bool], given: list[Record], engine: str) -> str
     thread.start()
     victim, end = 0, time.monotonic() + SECONDS
     while not victim and thread.is_alive() and time.monotonic() < end:
-        victim = next((pid for pid, command in children(os.getpid()) if kill(command)), 0)
+        victim = next(iter(descendants(command)), 0)
+        time.sleep(0.05)
     assert victim, "no such process was there"
     os.kill(victim, signal.SIGKILL)
     thread.join(SECONDS)
@@ -218,26 +230,20 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_a_killed_worker_is_one_sentence_and_leaves_nothing(own_folder: Path) -> None:
-    sentence = killed(lambda command: "graftwork_juicer_worker" in command, [record("1")], "local")
+    sentence = killed("graftwork_juicer_worker", [record("1")], "local")
     assert sentence.startswith(
         "the process of Data-Juicer was ended by SIGKILL, which the system does when memory runs out"
     )
     assert sentence.endswith("no record was changed or lost")
-    assert not list(children(os.getpid()))
+    assert not descendants("graftwork_juicer_worker")
 
 
 @pytest.mark.parametrize("victim", ["/raylet/raylet ", "/gcs/gcs_server "])
 def test_a_killed_ray_is_one_sentence_and_leaves_nothing(own_folder: Path, victim: str) -> None:
     given = [record(str(number)) for number in range(20_000)]
-    sentence = killed(lambda command: victim in command, given, "ray")
+    sentence = killed(victim, given, "ray")
     assert "Ray" in sentence or "process of Data-Juicer" in sentence
     end = time.monotonic() + SECONDS
-    while (left := ray_processes()) and time.monotonic() < end:
+    while (left := [line for _, line in processes().values() if "/tmp/gw-" in line]) and time.monotonic() < end:
         time.sleep(0.2)
     assert not left
-
-
-def ray_processes() -> list[str]:
-    """The processes of any Ray that a run of this file started."""
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if "/tmp/gw-" in line]

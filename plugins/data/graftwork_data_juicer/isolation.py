@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ CACHES = ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "DATA_JUICER_CACHE_HOME
 DROPPED = ("proxy", "python", "pip_", "uv_", "ray_", "data_juicer", "hf_", "ld_preload")
 """How the names of variables begin or end that the worker does not inherit."""
 LAST_WORDS = 300
+PATIENCE = 100
+"""How often, ten times a second, it is tried to end what is to end."""
 SPACE = "free some space, or set TMPDIR to a folder that has some"
 
 
@@ -78,7 +81,7 @@ def workplace() -> Iterator[Path]:
         ) from error
     finally:
         if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def carry_out(task: Mapping[str, Any], python: Path | None, folder: Path) -> dict[str, Any]:
@@ -126,12 +129,26 @@ def _run(interpreter: str, folder: Path, variables: Mapping[str, str]) -> int:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the worker and all processes of its group, of which Ray's end with it."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End the worker and all processes of its group, to which those of Ray belong, and wait until they are gone."""
+    for _ in range(PATIENCE):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            break
+        process.poll()
+        time.sleep(0.1)
     process.wait()
     if process.stdin:
         process.stdin.close()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which a process that is just ending may still write."""
+    for _ in range(PATIENCE):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -145,7 +162,7 @@ def _ray_folder(task: Mapping[str, Any]) -> Iterator[str]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(Path(folder))
 
 
 def _ending(status: int) -> str:
