@@ -4,13 +4,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOLLM2 := .venv/.smollm2
 ZERO := .venv/.zero
+# Data-Juicer and Ray are 689 MB, and so have an environment of their own.
+DATA_BIN := .venv-data/bin
+DATA := .venv-data/.ready
 
-.PHONY: help setup demo test test-all smollm2 lint format demo-base clean
+.PHONY: help setup demo test test-all test-data smollm2 lint format demo-base clean
 
 help:
 	@echo "make demo       set up, then train, verify, compare and report a tiny model on this machine"
 	@echo "make test       set up, then run the tests (minutes)"
 	@echo "make test-all   the tests and the slow ones, which need the packages of examples/smollm2 (110 MB)"
+	@echo "make test-data  the tests with Data-Juicer and Ray, in an environment of their own (689 MB)"
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
 	@echo "make lint       formatting, lint and types"
 	@echo "make demo-base  train the demo's base weights again"
@@ -33,6 +37,13 @@ $(ZERO): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
+$(DATA): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-data
+	$(DATA_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(DATA_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,data,data-juicer]"
+	$(DATA_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps simple-aesthetics-predictor
+	@touch $@
+
 setup: $(READY)
 
 demo: $(READY)
@@ -41,8 +52,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(SMOLLM2) $(ZERO)
+test-all: $(SMOLLM2) $(ZERO) test-data
 	$(BIN)/python -m pytest -n auto
+
+test-data: $(DATA)
+	$(DATA_BIN)/python -m pytest -m data
 
 smollm2: $(SMOLLM2)
 	$(BIN)/python examples/smollm2/compare_variants.py
@@ -60,4 +74,4 @@ demo-base: $(READY)
 	$(BIN)/python examples/demo-base/make_base.py
 
 clean:
-	rm -rf .venv graftwork-demo examples/smollm2/weights examples/smollm2/out
+	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out

@@ -27,7 +27,8 @@ def words(schema: Mapping[str, Any], plural: bool = False) -> str:
         )
     if kind == "object":
         values = schema["additionalProperties"]
-        return f"table of {words(values, plural=True)}" if values else "table"
+        tables = f"table{'s' * plural}"
+        return f"{tables} of {words(values, plural=True)}" if values else tables
     if kind is None:
         return "value"
     name = _IRREGULAR.get(kind) or schema.get("format", kind) + "s" * plural
