@@ -288,7 +288,7 @@ class _Images:
             self.broken[look.number] = found.sentence
         if look.number in self.broken:
             self.counts["broken records"] += 1
-            self.odd.note(place, BROKEN, self.broken[look.number])
+            self.odd.note(place, BROKEN)
         if not isinstance(found, Fingerprint):
             return
         self.widths.append(found.width)

@@ -42,29 +42,29 @@ def findings_of(facts: DataFacts, unread: int, examples: Sequence[str] = ()) -> 
 def _on_records(facts: DataFacts, unread: int, examples: Sequence[str]) -> Iterator[Finding]:
     if unread:
         remedy = "correct the file, or the setting that says where its images are"
-        yield Finding("must", f"{_count(unread, 'record')} cannot be read", remedy, tuple(examples[:MAX_NAMED]))
+        yield Finding("must", f"{_count(unread, 'record')} that cannot be read", remedy, tuple(examples[:MAX_NAMED]))
     if facts.lengths and facts.lengths.unfit:
-        what = f"{_count(facts.lengths.unfit, 'record')} do not fit the model's template"
+        what = f"{_count(facts.lengths.unfit, 'record')} without a place in the model's template"
         yield Finding("must", what, "change them, or leave them out", facts.lengths.refusals)
     if facts.lengths and facts.lengths.too_long:
-        what = f"{_count(facts.lengths.too_long, 'record')} are longer than {facts.lengths.max_length:,} tokens"
+        what = f"{_count(facts.lengths.too_long, 'record')} of more than {facts.lengths.max_length:,} tokens"
         yield Finding("should", what, "raise train.max_length, split them, or see that leaving them out is meant")
 
 
 def _on_images(facts: DataFacts) -> Iterator[Finding]:
     images = facts.images
     if images.broken:
-        what = f"{_count(images.broken, 'image')} of {_count(images.broken_records, 'record')} cannot be opened"
+        what = f"{_count(images.broken, 'image')}, of {_count(images.broken_records, 'record')}, that cannot be opened"
         yield Finding("must", what, "replace them, or leave their records out", images.examples)
     if images.equal or images.near:
-        what = f"{images.equal:,} images have the pixels of an earlier one, {images.near:,} more are near duplicates"
+        what = f"{_count(images.equal, 'image')} with the pixels of an earlier one, and {images.near:,} near to one"
         yield Finding("should", what, "keep one of each, unless their questions differ")
     if images.tiny:
         yield Finding(
-            "should", f"{_count(images.tiny, 'image')} are less than {TINY} pixels high or wide", "look at some"
+            "should", f"{_count(images.tiny, 'image')} of less than {TINY} pixels on the shorter side", "look at some"
         )
     if images.extreme:
-        what = f"{_count(images.extreme, 'image')} are more than {EXTREME:g} times as long as wide"
+        what = f"{_count(images.extreme, 'image')} more than {EXTREME:g} times as long as wide"
         yield Finding("should", what, "look at some: a model sees them squeezed or padded")
 
 
@@ -73,10 +73,10 @@ def _on_leaks(facts: DataFacts) -> Iterator[Finding]:
     examples = tuple(f"{where}: {leak.sentence}" for where, leak in leaks.pairs)
     names = ", ".join(f"'{each.evaluator}'" for each in leaks.compared)
     if leaks.images or leaks.questions:
-        what = f"{_count(leaks.images, 'record')} show images of {names}, and {leaks.questions:,} ask its questions"
+        what = f"{_count(leaks.images, 'record')} with images of {names}, and {leaks.questions:,} with its questions"
         yield Finding("must", what, "leave them out, or its scores mean nothing", examples)
     if leaks.rare:
-        what = f"{_count(leaks.rare, 'record')} ask a long question that {names} asks only once, about another image"
+        what = f"{_count(leaks.rare, 'record')} with a long question that {names} asks once, about another image"
         yield Finding("should", what, "look whether the image is the same, cut or mirrored")
     for each in leaks.compared:
         if each.unreadable:
@@ -99,14 +99,10 @@ def _on_answers(facts: DataFacts) -> Iterator[Finding]:
         what = f"{times:,} of {answers.questions:,} answers are the same, '{answer[:40]}', and no other can be learned"
         yield Finding("must", what, "balance the answers")
     if answers.contradicting:
-        what = (
-            f"{_count(len(answers.contradicting), 'record')} answer an earlier question about the same image otherwise"
-        )
+        what = f"{_count(len(answers.contradicting), 'record')} with another answer to an earlier question about the same image"
         yield Finding("should", what, "keep one answer, unless several are right")
     if answers.repeated:
-        what = (
-            f"{_count(len(answers.repeated), 'record')} repeat an earlier question about the same image, and its answer"
-        )
+        what = f"{_count(len(answers.repeated), 'record')} with the question and the answer of an earlier one about the same image"
         yield Finding("should", what, "keep one of each")
     if answers.blind[0].blind >= BLIND and facts.without_image < facts.records:
         what = f"who sees no image and guesses each question's commonest answer is right {answers.blind[0].blind:.0%} of the time"
@@ -118,7 +114,7 @@ def _on_answers(facts: DataFacts) -> Iterator[Finding]:
 def _on_texts(facts: DataFacts) -> Iterator[Finding]:
     for reason in TRACES:
         if number := facts.oddities.get(reason, 0):
-            yield Finding("should", f"of {_count(number, 'record')}: {reason}", "look at some")
+            yield Finding("should", f"{_count(number, 'record')}: {reason}", "look at some")
 
 
 def _count(number: int, noun: str) -> str:

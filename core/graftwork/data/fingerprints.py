@@ -56,7 +56,7 @@ def fingerprint(image: Image) -> Fingerprint:
     decoded = load_image(image)
     width, height = decoded.size
     digest = hashlib.blake2b(repr(decoded.size).encode() + decoded.tobytes(), digest_size=16).digest()
-    thumbnail = decoded.resize((SIDE, SIDE), Resampling.BOX).tobytes()
+    thumbnail = decoded.resize((SIDE, SIDE), Resampling.BICUBIC).tobytes()
     pixels = np.frombuffer(thumbnail, np.uint8).reshape(SIDE, SIDE, 3).astype(np.float64)
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     waves = _waves()
