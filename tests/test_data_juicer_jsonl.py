@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from format_files import FRAMES, NO_TOOLS, PNG, read_line, refused
 
 from graftwork.contracts import BadRecord, Record, Turn
-from graftwork_data_juicer_jsonl import DataJuicerJsonl
+from graftwork_data_juicer_jsonl import DataJuicerJsonl, DataJuicerSettings
 
 IMAGE, EOC = "<__dj__image>", "<|__dj__eoc|>"
 
@@ -60,13 +61,44 @@ def test_other_tokens_are_read_and_written_as_the_usual_ones(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "text", [f"{IMAGE}\nA cat. {EOC}", f"A cat.\n{IMAGE} {EOC}", f"{IMAGE} {IMAGE} A cat.", "A cat."]
+)
+def test_captions_answer_the_question_that_is_set_and_are_written_as_captions(tmp_path: Path, text: str) -> None:
+    sample = {"id": "1", "text": text, "images": ["x.png"] * text.count(IMAGE)}
+    record = read_line(DataJuicerJsonl, tmp_path, sample, question="What is it?")
+    assert isinstance(record, Record)
+    places = "<image>\n" * len(record.images)
+    assert [turn.text for turn in record.turns] == [f"{places}What is it?", "A cat."]
+    file = DataJuicerJsonl.write([record], tmp_path / "out")
+    assert json.loads(file.read_text())["text"] == text
+    (again,) = DataJuicerJsonl(DataJuicerSettings(path=file)).records()
+    assert isinstance(again, Record) and again.turns == record.turns and again.meta == record.meta
+    other = replace(record, turns=(record.turns[0], Turn("assistant", "A dog.")))
+    assert json.loads(DataJuicerJsonl.write([other], tmp_path / "other").read_text())["text"] == text.replace(
+        "cat", "dog"
+    )
+    asked = replace(record, turns=(Turn("user", f"{places}Who?"), record.turns[1]))
+    assert "[[human]]: " in json.loads(DataJuicerJsonl.write([asked], tmp_path / "asked").read_text())["text"]
+
+
+def test_what_is_neither_a_conversation_nor_one_caption_is_refused(tmp_path: Path) -> None:
+    for text in (f"{IMAGE} A {EOC} {IMAGE} B {EOC}", f"A {IMAGE} B", f"{IMAGE} {EOC}"):
+        bad = read_line(
+            DataJuicerJsonl, tmp_path, {"text": text, "images": ["x.png"] * text.count(IMAGE)}, question="What?"
+        )
+        assert isinstance(bad, BadRecord)
+        assert bad.why == "the text is neither a conversation with roles nor one caption of its images"
+
+
+@pytest.mark.parametrize(
     ("sample", "why"),
     [
         ({}, "'text' is null, not a text"),
         ({"text": 3}, "'text' is a number, not a text"),
         (
             {"text": f"{IMAGE} A cat. {EOC}", "images": ["x.png"]},
-            "the text does not begin with a role, such as '[[human]]: ', and so is no conversation",
+            "the text does not begin with a role, such as '[[human]]: ', and so is no conversation; if it is a caption, set "
+            "'question' to what it answers",
         ),
         ({"text": "[[human]]: \ud800\n[[gpt]]: A"}, "'text' holds a lone surrogate, which is not text"),
         ({"text": "[[human]]: Q\n[[tool]]: {}"}, f"a turn is from 'tool', and {NO_TOOLS}"),

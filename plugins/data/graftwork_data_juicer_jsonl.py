@@ -42,6 +42,7 @@ ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
 NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 """What LLaVA calls the roles, whose names Data-Juicer's converter keeps."""
 TOOLS = ("tool", "function", "observation")
+QUESTION = "question"
 REST, LAYOUT = "data-juicer", "layout"
 """Where in a record's `meta` the rest of a sample is kept, and in that, how its text differs from what our writer makes of it."""
 
@@ -54,6 +55,9 @@ class DataJuicerSettings:
     image_folder: Path | None = setting(None, "What image paths are relative to; by default the folder of each file")
     image_token: str = setting(IMAGE, "What stands in the text for an image, beside <image>")
     eoc_token: str = setting(EOC, "What ends a chunk of the text")
+    question: str | None = setting(
+        None, "What is asked where the text is a caption, without roles; by default it is refused"
+    )
     limit: int | None = setting(None, "Read only so many records, from the first", minimum=1)
     group: str = setting("", "The group under which these records are counted")
 
@@ -87,7 +91,7 @@ class DataJuicerJsonl(DataSource[DataJuicerSettings]):
 
     def _of(self, file: Path) -> Iterator[Record | BadRecord]:
         folder = ImageFolder(self.settings.image_folder or file.parent)
-        layout = Layout(self.settings.image_token, self.settings.eoc_token)
+        layout = Layout(self.settings.image_token, self.settings.eoc_token, self.settings.question)
 
         def make(where: str, content: Mapping[str, Any]) -> Record:
             return layout.record(content, folder, where, self.settings.group)
@@ -103,12 +107,14 @@ def data_sources() -> list[type[DataSource[Any]]]:
 class Layout:
     """How turns and images are marked in a text."""
 
-    def __init__(self, image_token: str, eoc_token: str) -> None:
-        self.image, self.eoc = image_token, eoc_token
+    def __init__(self, image_token: str, eoc_token: str, question: str | None = None) -> None:
+        self.image, self.eoc, self.question = image_token, eoc_token, question
         eoc, roles = re.escape(eoc_token), "|".join((*ROLES, *TOOLS))
         # What our own writer puts there is matched whole and no more, so that the space around turns stays theirs.
         self._tag = re.compile(rf"(?:\A\s*|(?: ?{eoc}\s*)|\n)\[\[({roles})\]\]: ?")
         self._end = re.compile(rf"(?: ?{eoc}\s*)?\Z")
+        images = rf"(?:{re.escape(image_token)}|{re.escape(PLACE)})"
+        self._caption = re.compile(rf"((?:\s*{images})*\s*)(.*?)((?:\s*{images})*\s*(?:{eoc}\s*)?)", re.DOTALL)
 
     def record(self, content: Mapping[str, Any], folder: ImageFolder, where: str, group: str) -> Record:
         """The record of a sample; DataError says why there is none."""
@@ -121,11 +127,19 @@ class Layout:
                 raise DataError(f"the text has '{token}', and {what} not read; leave such records out")
         if self.image != PLACE and self.image in text and PLACE in text:
             raise DataError(f"the text has both '{self.image}' and '{PLACE}'; keep one of them")
-        turns, between = self.split(plain_text("'text'", text))
         known = {name: content[name] for name in ("id", "weight", OWN) if name in content}
+        own = dict(known[OWN]) if isinstance(known.get(OWN), Mapping) else {}
+        question = own.pop(QUESTION, self.question)
+        if own != known.get(OWN, own):
+            known[OWN] = own
+        text = plain_text("'text'", text)
+        is_caption = isinstance(question, str) and not self._tag.match(text)
+        turns, between = self.caption(text, question) if is_caption else self.split(text)
         rest = {name: value for name, value in content.items() if name not in known and name not in ("text", "images")}
         between = [part.replace(self.eoc, EOC) for part in between]  # Other settings than `path` are not written.
-        if between != _between(turns) or PLACE in text:
+        if is_caption:
+            rest[LAYOUT] = {QUESTION: turns[0].text, "between": between}
+        elif between != _between(turns) or PLACE in text:
             rest[LAYOUT] = {"between": between, "image": PLACE if PLACE in text else IMAGE}
         images = images_of({"images": content.get("images")}, folder)
         record = conversation(known, turns, images, where=where, group=group, lenient=False)
@@ -135,7 +149,10 @@ class Layout:
         """The turns of a text, and what stands before, between and behind them; DataError when it is no conversation."""
         tags = list(self._tag.finditer(text))
         if not tags or tags[0].start():
-            raise DataError("the text does not begin with a role, such as '[[human]]: ', and so is no conversation")
+            raise DataError(
+                "the text does not begin with a role, such as '[[human]]: ', and so is no conversation; if it is a caption, set "
+                "'question' to what it answers"
+            )
         end = self._end.search(text, tags[-1].end())
         last = end.start() if end else len(text)
         turns = list[Turn]()
@@ -154,6 +171,16 @@ class Layout:
             turns.append(Turn(role, said.replace(self.image, PLACE)))
         return turns, [*(tag[0] for tag in tags), text[last:]]
 
+    def caption(self, text: str, question: str) -> tuple[list[Turn], list[str]]:
+        """The turns of a text that is a caption, and what stands before and behind it; DataError when it is more than one."""
+        found = self._caption.fullmatch(text)
+        before, said, behind = found.groups() if found else ("", "", "")
+        if not said or self.eoc in said or self.image in said or PLACE in said:
+            raise DataError("the text is neither a conversation with roles nor one caption of its images")
+        between = [part.replace(self.image, IMAGE).replace(PLACE, IMAGE) for part in (before, behind)]
+        images = sum(part.count(IMAGE) for part in between)
+        return [Turn("user", f"{PLACE}\n" * images + question), Turn("assistant", said)], between
+
 
 def sample_of(record: Record, images: Sequence[str]) -> dict[str, Any]:
     """The sample of a record, as Data-Juicer's converter writes it, or as the record's own was; DataError when it cannot be told
@@ -161,14 +188,36 @@ def sample_of(record: Record, images: Sequence[str]) -> dict[str, Any]:
     own = own_part(record)
     rest = dict(own.pop(REST)) if isinstance(own.get(REST), Mapping) else {}
     layout = rest.pop(LAYOUT, {})
+    if (text := _captioned(record.turns, layout)) is not None:
+        own[QUESTION] = record.turns[0].text.replace(f"{PLACE}\n", "")
+        return _sample(record, text, images, rest, own)
     text = _joined(record.turns, layout.get("between", ()), layout.get("image", IMAGE))
     if text is None and (text := _joined(record.turns, _between(record.turns), IMAGE)) is None:
         raise DataError(
             f"record '{record.id}' has a turn that holds a role's tag or a token of Data-Juicer, and could not be told from two; "
             "change it, or choose another format"
         )
+    return _sample(record, text, images, rest, own)
+
+
+def _sample(
+    record: Record, text: str, images: Sequence[str], rest: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
     sample = {"id": record.id, "text": text, "images": list(images)}
     return sample | {name: value for name, value in rest.items() if name not in sample} | ({OWN: own} if own else {})
+
+
+def _captioned(turns: Sequence[Turn], layout: Mapping[str, Any]) -> str | None:
+    """The text of turns that were a caption; None where they are something else by now."""
+    if len(turns) != 2 or turns[0].text != layout.get(QUESTION):
+        return None
+    before, behind = layout["between"]
+    text = f"{before}{turns[1].text}{behind}"
+    try:
+        read, _ = Layout(IMAGE, EOC).caption(text, turns[0].text.replace(f"{PLACE}\n", ""))
+    except DataError:
+        return None
+    return text if [turn.text for turn in read] == [turn.text for turn in turns] else None
 
 
 def _joined(turns: Sequence[Turn], between: Sequence[str], image: str) -> str | None:
