@@ -12,6 +12,7 @@ from tiny_runs import COMPONENTS, run_table
 from graftwork.config.datafile import DataPlan, resolve_data
 from graftwork.contracts import DictLookup, Record
 from graftwork.errors import DataError, GraftworkError, PlanRefused, RunFileError
+from graftwork_registry import Catalog
 
 LOOKUP = DictLookup(*COMPONENTS)
 SHAPES = {"source": [{"use": "shapes", "count": 3}]}
@@ -48,6 +49,33 @@ def test_data_is_read_by_the_one_source_that_recognises_it(tmp_path: Path) -> No
     (record,) = plan.sources[0].records()
     assert isinstance(record, Record) and record.question == "What?"
     assert plan.run_context.sources[0].settings["path"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "source"),
+    [
+        ({"conversations": [{"from": "human", "value": "?"}]}, "llava-json"),
+        ({"conversations": [{"role": "user", "content": "?"}]}, "messages-jsonl"),
+        ({"messages": []}, "messages-jsonl"),
+        ({"text": "[[human]]: ?"}, "data-juicer-jsonl"),
+    ],
+)
+def test_a_file_of_json_lines_is_told_by_its_first_object(tmp_path: Path, line: Any, source: str) -> None:
+    (tmp_path / "data.jsonl").write_text(f"\n{{cut\n{json.dumps(line)}\n")
+    catalog = Catalog.discover()
+    assert resolve_data(tmp_path / "data.jsonl", catalog).run_context.sources[0].name == source
+
+
+def test_the_recipe_of_the_challenge_is_planned_where_its_files_are_missing() -> None:
+    missing: list[str] = []
+    example = Path(__file__).parents[1] / "examples" / "mgm-2b" / "data.toml"
+    try:
+        plan = resolve_data(example, Catalog.discover(), missing_files=missing)
+    except PlanRefused as refused:  # Where Data-Juicer is not installed, that is all there is against it.
+        assert all("data-juicer" in line for line in refused.details)
+    else:
+        assert plan.run_context.operators[-1].settings["count"] == 200_000
+    assert any("mgm_pretrain_stage_1.jsonl" in line for line in missing)
 
 
 @pytest.mark.parametrize(

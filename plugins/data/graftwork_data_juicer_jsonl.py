@@ -16,6 +16,7 @@ from graftwork.data import (
     ImageFolder,
     conversation,
     files_at,
+    first_object,
     first_records,
     images_of,
     make_records,
@@ -67,6 +68,12 @@ class DataJuicerJsonl(DataSource[DataJuicerSettings]):
 
     name = "data-juicer-jsonl"
     Settings = DataJuicerSettings
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By its first line: one text, and no turns."""
+        first = first_object(path)
+        return isinstance(first.get("text"), str) and not first.keys() & {"messages", "conversations"}
 
     def validate(self, plan: object) -> Iterable[str]:
         yield from missing_files(self.settings, "path")

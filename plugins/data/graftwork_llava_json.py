@@ -12,6 +12,7 @@ from graftwork.data import (
     ImageFiles,
     ImageFolder,
     conversation,
+    first_object,
     first_records,
     images_of,
     make_records,
@@ -48,8 +49,11 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By the end of its name."""
-        return path.suffix.lower() in READERS and path.is_file()
+        """By the end of its name; one record a line by the names of its turns' parts."""
+        if path.suffix.lower() == ".json" and path.is_file():
+            return True
+        turns = first_object(path).get("conversations")
+        return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
 
     def validate(self, plan: object) -> Iterable[str]:
         if self.settings.path is None:

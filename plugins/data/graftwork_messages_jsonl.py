@@ -12,6 +12,7 @@ from graftwork.data import (
     ImageFiles,
     ImageFolder,
     files_at,
+    first_object,
     first_records,
     make_records,
     missing_files,
@@ -37,6 +38,15 @@ class MessagesJsonl(DataSource[MessagesSettings]):
 
     name = "messages-jsonl"
     Settings = MessagesSettings
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the names of its first line: messages, or turns that have roles."""
+        first = first_object(path)
+        turns = first.get("conversations")
+        return "messages" in first or (
+            isinstance(turns, list) and any("role" in t for t in turns if isinstance(t, dict))
+        )
 
     def validate(self, plan: object) -> Iterable[str]:
         return missing_files(self.settings, "path")

@@ -91,6 +91,11 @@ class Parquet(DataSource[ParquetSettings]):
     requires = Requires(packages=("pyarrow>=15",))
     Settings = ParquetSettings
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the end of its name, or of those of the files in it."""
+        return path.suffix == ".parquet" or any(path.glob("*.parquet"))
+
     def validate(self, plan: object) -> Iterable[str]:
         return missing_files(self.settings, "path")
 
@@ -140,6 +145,11 @@ class HfDataset(DataSource[HfDatasetSettings]):
     name = "hf-dataset"
     requires = Requires(packages=("datasets>=4",))
     Settings = HfDatasetSettings
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the file that `save_to_disk` writes into a folder."""
+        return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
     def validate(self, plan: object) -> Iterable[str]:
         if self.settings.dataset and self.settings.path:

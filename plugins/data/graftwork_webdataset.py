@@ -53,6 +53,11 @@ class Webdataset(DataSource[WebdatasetSettings]):
     name = "webdataset"
     Settings = WebdatasetSettings
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the end of its name, or of those of the files in it."""
+        return path.suffix == ".tar" or any(path.glob("*.tar"))
+
     def validate(self, plan: object) -> Iterable[str]:
         return missing_files(self.settings, "path")
 

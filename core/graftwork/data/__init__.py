@@ -19,7 +19,7 @@ from graftwork.data.datafiles import (
 from graftwork.data.fingerprints import MAX_DIFFERENCE, MAX_DISTANCE, Fingerprint, Match, NearImages, look_at_images
 from graftwork.data.imagefolders import NO_VIDEOS, ImageFiles, ImageFolder, encoded_bytes, extension_of
 from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
-from graftwork.data.jsonfiles import read_json_lines, read_json_list
+from graftwork.data.jsonfiles import first_object, read_json_lines, read_json_list
 from graftwork.data.leaks import LeakFinder
 from graftwork.data.lines import OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
@@ -46,6 +46,7 @@ __all__ = [
     "extension_of",
     "files_at",
     "find_image",
+    "first_object",
     "first_records",
     "from_object",
     "image_digest",

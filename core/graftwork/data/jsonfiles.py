@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,6 +46,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                     yield where, BadRecord(where, "the line is not UTF-8 text")
                 except (ValueError, RecursionError) as error:
                     yield where, BadRecord(where, f"the line is not JSON ({_reason(error)})")
+
+
+def first_object(path: Path) -> dict[str, Any]:
+    """The first line of a .jsonl file that is a JSON object, by which a format may be told; empty where the file is another."""
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return {}
+    return next((value for _, value in islice(read_json_lines(path), 10) if isinstance(value, dict)), {})
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
