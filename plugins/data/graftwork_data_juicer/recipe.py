@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftwork.contracts import MissingFile
 from graftwork.data import read_text
 from graftwork.errors import DataError
 from graftwork_data_juicer.allowed import ALLOWED, Allowed, why_refused
@@ -72,7 +73,7 @@ def read_steps(process: Sequence[Mapping[str, Any]], recipe: Path | None, folder
             problems.append(step)
             continue
         resolved = _with_folder(step, folder)
-        problems += [f"{at}: {problem}" for problem in _problems(resolved)]
+        problems += [type(problem)(f"{at}: {problem}") for problem in _problems(resolved)]
         if step.op in ALLOWED:
             steps.append(resolved)
     return steps, problems
@@ -150,7 +151,9 @@ def _folder_problems(step: Step, name: str) -> Iterator[str]:
     if not isinstance(given, str) or not given:
         yield f"'{step.op}' needs '{name}', a folder with '{holds}' on this machine; nothing is fetched"
     elif not Path(given).is_dir():
-        yield f"'{name}' of '{step.op}' is '{given}', and there is no such folder; fetch it first, as hub ids are not followed"
+        yield MissingFile(
+            f"'{name}' of '{step.op}' is '{given}', and there is no such folder; fetch it first, as hub ids are not followed"
+        )
     elif not any(Path(given).glob(holds)):
         yield f"'{name}' of '{step.op}' is '{given}', which holds no '{holds}'; name the folder that does"
     elif step.op == "image_aesthetics_filter" and not any(kind in given for kind in ("v1", "v2")):
