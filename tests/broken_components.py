@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+=======
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+>>>>>>> h-check
 from typing import Any
 
 import torch
 
-from graftwork import SUPPORTED, BadRecord, NoSettings, Record, Requires, Support, Turn, unsupported
+from graftwork import SUPPORTED, BadRecord, NoSettings, Record, Requires, Support, Turn, setting, unsupported
 from graftwork.attention.definition import plain_attention
 from graftwork.conformance.specimens import KitTower
 from graftwork.contracts import (
@@ -375,3 +380,21 @@ class GoesThroughTwice(Keep):
     def apply(self, records: Any, *, seed: int, writer: Any = None) -> Iterator[Record | BadRecord]:
         total = sum(1 for _ in records)
         return (replace(record, group=str(total)) for record in records)
+
+
+class NamesNoSetting(Keep):
+    """It asks for evaluators by a setting that it has not"""
+
+    evaluators = "against"
+
+
+@dataclass(frozen=True)
+class AgainstSettings:
+    against: dict[str, dict[str, Any]] = setting({}, "Evaluators with their settings")
+
+
+class IgnoresTheQuestions(Keep):
+    """It asks for evaluators, and does not look at what they ask"""
+
+    Settings = AgainstSettings
+    evaluators = "against"

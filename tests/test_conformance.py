@@ -134,6 +134,12 @@ BROKEN = [
     (components.DropsSilently, "nothing is lost in silence", "of 7 records 3 are gone"),
     (components.Draws, "the same seed gives the same", "the same seed must give the same records"),
     (components.GoesThroughTwice, "the same seed gives the same", "go through them once"),
+    (components.NamesNoSetting, "it uses the questions that it asks for", "there is no setting 'against'; correct it"),
+    (
+        components.IgnoresTheQuestions,
+        "it uses the questions that it asks for",
+        "with and without them it gives the same",
+    ),
 ]
 
 

@@ -67,12 +67,19 @@ def check(ctx: click.Context, data: Path, against: tuple[str, ...], out: Path, a
 def _print(console: Console, report: DataReport) -> None:
     from rich.text import Text
 
-    from graftwork.report import data_wording as wording
+    from graftwork.report.data_wording import (
+        SHARE_HEADERS,
+        SPREAD_HEADERS,
+        leak_sentence,
+        share_row,
+        spread_rows,
+        tiles,
+    )
 
-    print_facts(console, [(name, number) for name, number in wording.tiles(report.facts).items()])
+    print_facts(console, [(name, number) for name, number in tiles(report.facts).items()])
     for headers, rows in (
-        (wording.SPREAD_HEADERS, wording.spread_rows(report.facts)),
-        (wording.SHARE_HEADERS, [wording.share_row(share) for share in report.facts.answers.blind]),
+        (SPREAD_HEADERS, spread_rows(report.facts)),
+        (SHARE_HEADERS, [share_row(share) for share in report.facts.answers.blind]),
     ):
         table = make_table([f"{header}*" for header in headers])
         for row in rows:
@@ -80,7 +87,7 @@ def _print(console: Console, report: DataReport) -> None:
         console.print()
         console.print(table)
     if report.facts.leaks.compared:
-        console.print(f"\n{wording.leak_sentence(report.facts)}", markup=False)
+        console.print(f"\n{leak_sentence(report.facts)}", markup=False)
     for level, style in (("must", "red"), ("should", "yellow")):
         findings = [finding for finding in report.findings if finding.level == level]
         if findings:

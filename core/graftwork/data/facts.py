@@ -95,6 +95,8 @@ class LeakFacts:
     """What is shared with evaluators."""
 
     compared: tuple[Questions, ...]
+    records: int
+    """Those that share anything."""
     images: int
     """Records with an image of an evaluator's, or a near duplicate of it."""
     questions: int
@@ -146,7 +148,6 @@ class DataFacts:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         content = dataclasses.asdict(dataclasses.replace(self, odd=()))
-        content["leaks"]["pairs"] = [{"where": where, **leak._asdict()} for where, leak in self.leaks.pairs]
         return {**content, "odd": [each.to_json() for each in self.odd]}
 
 
@@ -212,6 +213,7 @@ class _Gatherer:
         for why in text_oddities(record):
             self.odd.note(place, why)
         if leak := self.finder.leak(record, looks):
+            self.counts["leaked"] += 1
             self.counts["leaked images"] += leak.kind != "same question"
             self.counts["leaked questions"] += leak.kind == "same question" or leak.asks_the_same
             self.odd.note(place, LEAKED, leak.sentence)
@@ -248,6 +250,7 @@ class _Gatherer:
             answers=answers,
             leaks=LeakFacts(
                 compared,
+                self.counts["leaked"],
                 self.counts["leaked images"],
                 self.counts["leaked questions"],
                 self.counts["rare questions"],

@@ -72,7 +72,7 @@ def _on_leaks(facts: DataFacts) -> Iterator[Finding]:
     leaks = facts.leaks
     examples = tuple(f"{where}: {leak.sentence}" for where, leak in leaks.pairs)
     names = ", ".join(f"'{each.evaluator}'" for each in leaks.compared)
-    if leaks.images or leaks.questions:
+    if leaks.records:
         what = f"{_count(leaks.images, 'record')} with images of {names}, and {leaks.questions:,} with its questions"
         yield Finding("must", what, "leave them out, or its scores mean nothing", examples)
     if leaks.rare:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.data.answering import plain, text_key
@@ -18,7 +18,8 @@ LEAST_WORDS = 6
 Kind = Literal["same image", "near image", "same question"]
 
 
-class Leak(NamedTuple):
+@dataclass(frozen=True)
+class Leak:
     """What a training record shares with an evaluator."""
 
     evaluator: str
@@ -114,7 +115,7 @@ class LeakFinder:
                 self._numbers[look.number] = match.number
             if found := self._found.get(look.number):
                 leaks.append(
-                    found._replace(asks_the_same=not asked.isdisjoint(self._asked[self._numbers[look.number]]))
+                    replace(found, asks_the_same=not asked.isdisjoint(self._asked[self._numbers[look.number]]))
                 )
         if not looks:
             leaks = [Leak(*self._without_image[key], "same question") for key in asked if key in self._without_image]

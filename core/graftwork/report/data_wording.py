@@ -20,7 +20,7 @@ def tiles(facts: DataFacts) -> dict[str, str]:
     if facts.answers.blind:
         found["right without an image"] = f"{facts.answers.blind[0].blind:.1%}"
     if facts.leaks.compared:
-        found["leaks"] = f"{facts.leaks.images + facts.leaks.questions:,}"
+        found["records that leak"] = f"{facts.leaks.records:,}"
     return found
 
 
@@ -115,7 +115,7 @@ def leak_rows(facts: DataFacts) -> list[tuple[str, ...]]:
 def leak_sentence(facts: DataFacts) -> str:
     """What leaks, as a sentence."""
     leaks = facts.leaks
-    if not leaks.images and not leaks.questions:
+    if not leaks.records:
         return "No image and no question of a test set was found in this data."
     return f"{leaks.images:,} records show an image of a test set; {leaks.questions:,} ask its questions as well."
 
