@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-=======
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
->>>>>>> h-check
 from typing import Any
 
 import torch
