@@ -25,7 +25,6 @@ from graftwork.contracts import (
     Image,
     Score,
     TowerOutput,
-    setting,
 )
 from graftwork.data import (
     ImageFiles,
