@@ -23,8 +23,8 @@ from graftwork.data.jsonfiles import first_object, read_json_lines, read_json_li
 from graftwork.data.leaks import LeakFinder
 from graftwork.data.lines import OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
-from graftwork.data.plain import plain_text, type_name
 from graftwork.data.store import RECORDS
+from graftwork.data.texts import plain_text, type_name
 
 __all__ = [
     "MANIFEST",

@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
 from graftwork.data.lines import OWN, OWN_FIELDS
-from graftwork.data.plain import plain_text, type_name
+from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError
 
 PLACE = "<image>"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from graftwork.contracts.component import MissingFile
 from graftwork.contracts.records import BadRecord, Image, Record
-from graftwork.data.plain import type_name
+from graftwork.data.texts import type_name
 from graftwork.errors import DataError
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import Any
 from graftwork.contracts.records import Image
 from graftwork.data.datafiles import is_file, path_below
 from graftwork.data.images import read_bytes
-from graftwork.data.plain import plain_text, type_name
+from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError
 
 NO_VIDEOS = "videos are not read; save frames of them as images, such as by 'ffmpeg -i x.mp4 -vf fps=1 frames/%04d.jpg', and give these"

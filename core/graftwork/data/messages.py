@@ -11,7 +11,7 @@ from graftwork.contracts.records import Image, Record, Turn
 from graftwork.data.conversations import PLACE, conversation, mark_of
 from graftwork.data.imagefolders import NO_VIDEOS, ImageFolder
 from graftwork.data.lines import OWN, own_part
-from graftwork.data.plain import plain_text, type_name
+from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
