@@ -151,6 +151,14 @@ def test_all_mistakes_are_named_at_once() -> None:
     )
 
 
+def test_what_a_broken_image_says_is_the_same_each_time() -> None:
+    broken = record("1", Image(data=b"no image"))
+    (first,), (second,) = apply([broken], RATIO), apply([broken], RATIO)
+    assert isinstance(first, BadRecord)
+    assert first == second
+    assert first.why.startswith("image_aspect_ratio_filter: UnidentifiedImageError: ")
+
+
 def test_an_operator_that_raises_on_a_record_costs_that_record() -> None:
     given = [record(str(number), answer="a" if number else "\ud800") for number in range(5)]
     process = {"op": "document_deduplicator"}
