@@ -324,6 +324,17 @@ def test_the_worker_inherits_nothing_that_undoes_the_guard(tmp_path: Path, monke
     assert found["HOME"] == str(tmp_path / "home")
 
 
+def test_the_login_of_a_cluster_is_for_that_cluster_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
+    assert "token" not in environment(tmp_path, loopback=True).values()
+    assert environment(tmp_path, loopback=False)["RAY_AUTH_TOKEN"] == "token"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("token")
+    assert environment(tmp_path, loopback=False)["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / ".ray" / "auth_token")
+
+
 def test_a_step_tells_the_worker_what_it_needs() -> None:
     task = Step("process.0", "image_text_similarity_filter", {"hf_clip": "clip"}).task()
     assert (task["images"], task["marks"], task["model"], task["duplicates"]) == (True, True, True, False)

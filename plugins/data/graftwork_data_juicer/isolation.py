@@ -57,10 +57,19 @@ def environment(folder: Path, *, loopback: bool) -> dict[str, str]:
     return {
         **kept,
         **GUARD,
-        **(ON_LOOPBACK if loopback else {}),
+        **(ON_LOOPBACK if loopback else _ray_login()),
         **{name: str(folder / name.lower()) for name in CACHES},
         "PYTHONPATH": str(folder),
     }
+
+
+def _ray_login() -> dict[str, str]:
+    """What a cluster asks of those that use it: Ray's own variables, or the file in which it looks by default."""
+    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+    default = Path.home() / ".ray" / "auth_token"
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & given.keys() and default.is_file():
+        given["RAY_AUTH_TOKEN_PATH"] = str(default)
+    return given
 
 
 @contextmanager
@@ -95,7 +104,7 @@ def carry_out(task: Mapping[str, Any], python: Path | None, folder: Path) -> dic
             json.dumps({**task, "guard": GUARD, "ray_folder": ray_folder}), encoding="utf-8"
         )
         (folder / "result.json").unlink(missing_ok=True)
-        status = _run(interpreter, folder, environment(folder, loopback=task.get("address") is None))
+        status = _run(interpreter, folder, environment(folder, loopback=not task.get("address")))
     result = folder / "result.json"
     if status or not result.is_file():
         raise DataError(f"{_ending(status)}{_last_words(folder)}; no record was changed or lost")

@@ -11,10 +11,11 @@ import errno
 import hashlib
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Judge:
             keep = list(operator.process_batched(samples))
             return [(plain(stats), bool(kept)) for stats, kept in zip(samples[STATS], keep, strict=True)]
 
-        for row, outcome in self._each(operator, rows, measure):
+        for row, outcome in self._each(operator, rows, measure, files):
             if isinstance(outcome, Failed):
                 row["dropped"] = {"op": step["op"], "error": str(outcome)}
             elif not outcome[1]:
@@ -176,7 +177,7 @@ class Judge:
             try:
                 captions = self._captions(operator, filter_text(row["turns"]), files.of(row))
             except Exception as error:
-                row["dropped"] = {"op": step["op"], "error": describe(error)}
+                row["dropped"] = {"op": step["op"], "error": describe(error, files.written)}
                 continue
             marks = "\n".join([IMAGE] * len(row["images"]))
             taken = sum(1 for other in rows if other["n"] == row["n"] and "made" in other)
@@ -213,7 +214,7 @@ class Judge:
         return {"rank": self.rank} if operator.use_cuda() else {}
 
     def _each(
-        self, operator: Any, items: list[Any], work: Callable[[list[Any]], list[Any]]
+        self, operator: Any, items: list[Any], work: Callable[[list[Any]], list[Any]], files: Files | None = None
     ) -> Iterator[tuple[Any, Any]]:
         """Each item with its outcome; together where the operator can and none fails, one by one otherwise."""
         if operator.is_batched_op() and items:
@@ -226,7 +227,7 @@ class Judge:
             try:
                 (outcome,) = work([item])
             except Exception as error:
-                outcome = Failed(describe(error))
+                outcome = Failed(describe(error, files.written if files else ()))
             yield item, outcome
 
 
@@ -244,6 +245,11 @@ class Files:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def written(self) -> Collection[str]:
+        """The files that were written out."""
+        return self._known.values()
+
     def of(self, row: Row) -> list[str]:
         """The files of a row's images."""
         return [image[0] if len(image) == 1 else self._written(*image) for image in row["images"]]
@@ -258,10 +264,16 @@ class Files:
         return name
 
 
-def describe(error: BaseException) -> str:
-    """An error in one line; raised again where it is not about a row but about the machine."""
+def describe(error: BaseException, temporary: Collection[str] = ()) -> str:
+    """An error in one line, the same in every run: without addresses and the names of `temporary` files.
+
+    It is raised again where it is not about a row but about the machine.
+    """
     raise_if_fatal(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+    for name in temporary:
+        text = text.replace(name, "its image")
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def raise_if_fatal(error: BaseException) -> None:
