@@ -91,7 +91,7 @@ class AnswerFacts:
 
 @dataclass
 class Answers:
-    """Collects questions and answers as numbers, 44 bytes for each."""
+    """Collects questions and answers as numbers, 48 bytes for each."""
 
     exact: array[int] = field(default_factory=lambda: array("q"))
     questions: array[int] = field(default_factory=lambda: array("q"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,59 +93,63 @@ class NearImages:
     """Fingerprints among which near duplicates are found without comparing all with all.
 
     Of hashes that differ in at most `max_distance` bits, one of `max_distance` + 1 bands is equal, so that only those with an equal
-    band, and about the same brightness, are compared. Thumbnails lie in a temporary file.
+    band, and about the same brightness, are compared. An image takes 64 bytes; its thumbnail lies in a temporary file.
     """
 
     def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
         self.max_distance, self.max_difference = max_distance, max_difference
-        self._bands = [
-            (band * BITS // (max_distance + 1), (band + 1) * BITS // (max_distance + 1))
-            for band in range(max_distance + 1)
-        ]
-        self._step = max(max_difference, 1e-6)
-        self._members: dict[tuple[int, int, int], list[int]] = {}
-        self._known: list[tuple[int, int]] = []
-        """The bits and the number of each that was added."""
+        parts = max_distance + 1
+        self._bands = [(part * BITS // parts, (part + 1) * BITS // parts) for part in range(parts)]
+        self._members: dict[tuple[int, int], array[int]] = {}
+        """By a band and its value: the places of those that have it."""
+        self._bits, self._brightness, self._numbers = array("Q"), array("d"), array("q")
         self._thumbnails = TemporaryFile()  # noqa: SIM115 - it is open as long as this object lives
         weakref.finalize(self, self._thumbnails.close)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._bits)
 
     def add(self, found: Fingerprint, number: int) -> None:
         """Add a fingerprint under a number by which `nearest` names it."""
-        place = len(self._known)
-        self._known.append((found.bits, number))
-        for key in self._keys(found, (0,)):
-            self._members.setdefault(key, []).append(place)
+        place = len(self._bits)
+        self._bits.append(found.bits)
+        self._brightness.append(found.brightness)
+        self._numbers.append(number)
+        for key in self._keys(found):
+            self._members.setdefault(key, array("q")).append(place)
         self._thumbnails.seek(place * len(found.thumbnail))
         self._thumbnails.write(found.thumbnail)
 
     def nearest(self, found: Fingerprint) -> Match | None:
         """The added one that this is a near duplicate of, the nearest by thumbnail and the earliest of equals; None for none."""
         best: Match | None = None
-        seen: set[int] = set()
-        for key in self._keys(found, (-1, 0, 1)):
-            for place in self._members.get(key, ()):
-                bits, number = self._known[place]
-                distance = (bits ^ found.bits).bit_count()
-                if distance > self.max_distance or place in seen:
-                    continue
-                seen.add(place)
-                difference = self._difference(found.thumbnail, place)
-                if difference <= self.max_difference and (
-                    best is None or (difference, number) < (best.difference, best.number)
-                ):
-                    best = Match(number, distance, difference)
+        for place, distance in sorted(self._candidates(found).items()):
+            difference = self._difference(found.thumbnail, place)
+            if difference <= self.max_difference and (best is None or difference < best.difference):
+                best = Match(self._numbers[place], distance, difference)
         return best
 
-    def _keys(self, found: Fingerprint, around: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-        # The mean of differences is never less than the difference of means, so near ones are at most one step apart.
-        level = int(found.brightness / self._step)
+    def _candidates(self, found: Fingerprint) -> dict[int, int]:
+        """The places of those whose hash is near, and whose thumbnail may be, with the distance of the hashes."""
+        import numpy as np
+
+        brightness, candidates = found.brightness, dict[int, int]()
+        for key in self._keys(found):
+            if (members := self._members.get(key)) is None:
+                continue
+            places = np.frombuffer(members, np.int64)
+            # The mean of differences is never less than the difference of means.
+            darker = np.abs(np.frombuffer(self._brightness)[places] - brightness)
+            places = places[darker <= self.max_difference]
+            changed = np.frombuffer(self._bits, np.uint64)[places] ^ np.uint64(found.bits)
+            distances = np.unpackbits(changed.view(np.uint8)).reshape(-1, BITS).sum(1)
+            near = distances <= self.max_distance
+            candidates.update(zip(places[near].tolist(), distances[near].tolist(), strict=True))
+        return candidates
+
+    def _keys(self, found: Fingerprint) -> Iterator[tuple[int, int]]:
         for band, (start, end) in enumerate(self._bands):
-            value = found.bits >> start & (1 << end - start) - 1
-            for step in around:
-                yield band, value, level + step
+            yield band, found.bits >> start & (1 << end - start) - 1
 
     def _difference(self, thumbnail: bytes, place: int) -> float:
         import numpy as np
