@@ -85,7 +85,7 @@ class Planter:
         # As in photographs, light differs more than colour.
         light = self.numbers.integers(20, 236, (6, 6, 1)) + self.numbers.integers(-20, 20, (6, 6, 3))
         small = PILImage.fromarray(light.clip(0, 255).astype(numpy.uint8))
-        return small.resize((96, 96), PILImage.Resampling.BICUBIC)
+        return small.resize((256, 256), PILImage.Resampling.BICUBIC)
 
     def put(self, data: bytes | PILImage.Image, suffix: str = "png", **options: Any) -> str:
         """Write an image file, and return its name."""
@@ -227,7 +227,7 @@ MAKERS: dict[str, Callable[[Planter, str], None]] = {
     "an image that is empty": _file(lambda to: b""),
     "an image of 20,000 x 20,000 pixels": _file(_huge),
     "the same pixels in another file": _twin(lambda to, image: to.put(image, "bmp")),
-    "the same photograph, smaller": _twin(lambda to, image: to.put(image.resize((64, 64)))),
+    "the same photograph, smaller": _twin(lambda to, image: to.put(image.resize((160, 160)))),
     "the same photograph, as JPEG of quality 20": _twin(lambda to, image: to.put(image, "jpg", quality=20)),
     "the same question about the same image": _repeat,
     "an image of a test set, under another name": _of_test_set,
