@@ -8,6 +8,7 @@ import pytest
 from PIL import Image as PILImage
 
 from graftwork.contracts import BadRecord, Image, NoSettings, Record, Turn
+from graftwork.errors import DataError
 from graftwork_cleaning import DeduplicateImages, DropBrokenImages, LimitLength, LimitLengthSettings
 
 
@@ -79,3 +80,36 @@ def test_records_are_limited_by_their_words() -> None:
 def test_limits_that_keep_nothing_are_objected_to(most: int | None, count: int) -> None:
     operator = LimitLength(LimitLengthSettings(min_words=3, max_words=most))
     assert len(list(operator.validate(None))) == count
+
+
+def test_records_are_limited_by_the_tokens_of_their_text(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Punctuation, Sequence, Whitespace
+
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = Sequence([Whitespace(), Punctuation()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    records = [
+        record("short", question="<image>\nWhat", answer="Cats"),
+        record("right", question="<image>What?", answer="A cat."),
+        record("long", question="Which, then?", answer="A cat."),
+    ]
+    settings = LimitLengthSettings(min_tokens=3, max_tokens=5, tokenizer=tmp_path)
+    assert list(LimitLength(settings).validate(None)) == []
+    assert list(LimitLength(settings).apply(records, seed=0)) == [
+        BadRecord.of(records[0], "2 tokens, fewer than 3", tokens=2),
+        records[1],
+        BadRecord.of(records[2], "7 tokens, more than 5", tokens=7),
+    ]
+
+
+def test_a_tokenizer_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (clause,) = LimitLength(LimitLengthSettings(max_tokens=5)).validate(None)
+    assert clause.startswith("'tokenizer' is not set; name a tokenizer.json")
+    settings = LimitLengthSettings(max_tokens=5, tokenizer=tmp_path)
+    (clause,) = LimitLength(settings).validate(None)
+    assert clause == f"there is no file '{tmp_path / 'tokenizer.json'}'; correct 'tokenizer'"
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match="is no tokenizer that can be read"):
+        list(LimitLength(settings).apply([record("1")], seed=0))
