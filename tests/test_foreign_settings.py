@@ -74,7 +74,15 @@ def test_only_what_switches_something_on_is_unknown() -> None:
         },
         {"_attn_implementation_autoset": True, "use_flash_attention_2": True, "mm_patch_merge_type": "flat"},
         {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
-        {**GENERATION, "dropout": None, "_name_or_path": "x", "torch_dtype": "bfloat16", "attention_bias": False},
+        {
+            "_model_name_or_path": "x",
+            "unk_token_id": 0,
+            **GENERATION,
+            "dropout": None,
+            "_name_or_path": "x",
+            "torch_dtype": "bfloat16",
+            "attention_bias": False,
+        },
     ],
 )
 def test_configurations_that_people_have_are_read(tmp_path: Path, more: dict[str, Any]) -> None:

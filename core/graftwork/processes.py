@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than the first one takes to write and verify a checkpoint."""
-GRACE_SECONDS = 3.0
-"""How long a process that fails waits for its launcher to end it before it prints its error."""
+GRACE_SECONDS = 15.0
+"""How long a process that fails waits for its launcher to end it before it prints its error; on a busy machine the first one takes
+seconds to fail as well."""
 
 
 def _group() -> Any:

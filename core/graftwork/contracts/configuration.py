@@ -16,6 +16,7 @@ OF_TRANSFORMERS = frozenset(
             "model_type",
             "name_or_path",
             "_name_or_path",
+            "_model_name_or_path",
             "_commit_hash",
             "transformers_version",
         ),
@@ -37,7 +38,18 @@ OF_TRANSFORMERS = frozenset(
             "num_beam_groups",
         ),
         *("num_beams", "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty"),
-        *("return_dict_in_generate", "sep_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p"),
+        *(
+            "cls_token_id",
+            "mask_token_id",
+            "return_dict_in_generate",
+            "sep_token_id",
+            "unk_token_id",
+            "suppress_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "typical_p",
+        ),
     }
 )
 """Keys of transformers' configurations that say nothing of what a built model computes from its inputs."""
