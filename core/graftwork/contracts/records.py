@@ -28,10 +28,17 @@ class Image:
     span: tuple[int, int] | None = None
     """Where in the file it lies, as the first byte and how many, for archives and stores; None for all of the file."""
 
+    @property
+    def key(self) -> str:
+        """Equal for references to the same file, span or bytes."""
+        if self.path is None:
+            return hashlib.sha256(self.data or b"").hexdigest()
+        return f"{self.path}[{self.span[0]}:{sum(self.span)}]" if self.span else str(self.path)
+
     def __str__(self) -> str:
         if self.path is None:
             return f"{len(self.data or b'')} bytes of image data"
-        return f"{self.path}[{self.span[0]}:{sum(self.span)}]" if self.span else str(self.path)
+        return self.key
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,4 @@ def unit_key(record: Record) -> tuple[str, str]:
 
 def image_key(record: Record) -> str:
     """What identifies the images of a record; a record without images stands alone."""
-    return "\n".join(_name(image) for image in record.images) or f"no image: {record.id}"
-
-
-def _name(image: Image) -> str:
-    return str(image) if image.path else hashlib.sha256(image.data or b"").hexdigest()
+    return "\n".join(image.key for image in record.images) or f"no image: {record.id}"

@@ -116,7 +116,7 @@ def _changes(old: Record, new: Record) -> Iterator[tuple[str, int | None, Any, A
         texts = [each.turns[number].text if number < len(each.turns) else None for each in (old, new)]
         if texts[0] != texts[1]:
             yield new.id, number, texts[0], texts[1]
-    rest = [{**own_part(each), "images": [str(image) for image in each.images]} for each in (old, new)]
+    rest = [{**own_part(each), "images": [image.key for image in each.images]} for each in (old, new)]
     if rest[0] != rest[1]:
         yield new.id, None, rest[0], rest[1]
 

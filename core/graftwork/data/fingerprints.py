@@ -28,6 +28,11 @@ MAX_DISTANCE = 4
 MAX_DIFFERENCE = 2.5
 """Near duplicates differ by at most so many of 64 bits, and by at most so many of 255 levels in the mean of their thumbnails.
 Either alone finds thousands of pairs in drawings of one shape on a plain ground, where both together find none."""
+FLAT = 0.4
+"""The share of a thumbnail that has one colour in a drawing. Of easy-VQA's images each has more than 0.65."""
+MORE_BITS, MORE_LEVELS = 2.5, 2.0
+"""How many times as far apart near duplicates may be where neither is a drawing: photographs that have nothing to do with one another
+differ by 16 bits and more, and compressed ones by more than drawings may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,15 @@ class Fingerprint:
     height: int
     digest: bytes
     """Of size and pixels: equal for equal images, whatever their files."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether one colour covers so much of it that little else tells it from others."""
+        import numpy as np
+
+        levels = (np.frombuffer(self.thumbnail, np.uint8).reshape(-1, 3) // 6).astype(np.int64)
+        _, counts = np.unique(levels @ np.array([10_000, 100, 1]), return_counts=True)
+        return bool(counts.max() > FLAT * SIDE * SIDE)
 
     @property
     def brightness(self) -> float:
@@ -92,8 +106,33 @@ class Match(NamedTuple):
 class NearImages:
     """Fingerprints among which near duplicates are found without comparing all with all.
 
+    Two are near duplicates by `max_distance` and `max_difference`, or where neither is flat, by `MORE_BITS` and `MORE_LEVELS` times
+    as much.
+    """
+
+    def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
+        self._all = _Index(max_distance, max_difference)
+        self._textured = _Index(int(max_distance * MORE_BITS), max_difference * MORE_LEVELS)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, found: Fingerprint, number: int) -> None:
+        """Add a fingerprint under a number by which `nearest` names it."""
+        self._all.add(found, number)
+        if not found.is_flat:
+            self._textured.add(found, number)
+
+    def nearest(self, found: Fingerprint) -> Match | None:
+        """The added one that this is a near duplicate of, the nearest by thumbnail and the earliest of equals; None for none."""
+        return self._all.nearest(found) or (None if found.is_flat else self._textured.nearest(found))
+
+
+class _Index:
+    """Fingerprints, found by one rule.
+
     Of hashes that differ in at most `max_distance` bits, one of `max_distance` + 1 bands is equal, so that only those with an equal
-    band, and about the same brightness, are compared. An image takes 64 bytes; its thumbnail lies in a temporary file.
+    band, and about the same brightness, are compared. An image takes eight bytes a band, and its thumbnail lies in a temporary file.
     """
 
     def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
@@ -203,5 +242,4 @@ def _look(image: Image) -> Fingerprint | DataError:
 
 def _key(image: Image) -> int:
     """Equal for the same file or the same bytes: a hash, since names of half a million files take much memory."""
-    name = str(image).encode("utf-8", "surrogateescape") if image.path else image.data or b""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8, person=b"path" if image.path else b"data").digest())
+    return int.from_bytes(hashlib.blake2b(image.key.encode("utf-8", "surrogateescape"), digest_size=8).digest())

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
 
     held_out = numpy.zeros(0, dtype=int)
     if run_context.validation:
-        hash_of = image_hash() if measured.by_content else str
+        hash_of = image_hash() if measured.by_content else attrgetter("key")
         chosen_records = Mapped(record_at, places)
         is_held_out = splitting.held_out(chosen_records, run_context.validation, run_context.seed, hash_of)
         held_out, places = places[is_held_out], places[~is_held_out]
