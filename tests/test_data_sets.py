@@ -76,8 +76,9 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file but the manifest, which tells times."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json")
+    """The bytes of every file but the manifest, which tells times, and the report."""
+    told = ("manifest.json", "report.json", "report.md", "report.html")
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in told)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
@@ -99,6 +100,9 @@ def test_every_record_is_kept_or_dropped_with_its_reason(folder: Path, catalog: 
     assert made.manifest["image_folder"] == {"path": str(folder / "pics"), "relative": "../pics"}
     assert [*made.manifest["source_files"][0]] == [str(folder / "data.json")]
     assert contents(folder / "out").keys() == set(WRITTEN)
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert (report["before"]["records"], report["facts"]["records"]) == (14, 12)
+    assert "| records | 14 | 12 |" in (folder / "out" / "report.md").read_text()
     assert not [*folder.glob(".*")]
 
 

@@ -104,20 +104,30 @@ def _print(console: Console, report: DataReport) -> None:
 @OUT_DIR
 @LIMIT
 @COPY
+@click.option("--report/--no-report", default=True, help="Write a page on what is in it, which opens every image.")
 @RESUME
 @JSON
 @click.pass_context
 def process(
-    ctx: click.Context, data: Path, out: Path, limit: int | None, copy: bool, resume: bool, as_json: bool
+    ctx: click.Context,
+    data: Path,
+    out: Path,
+    limit: int | None,
+    copy: bool,
+    report: bool,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Read DATA, apply its operators, and write a data set of which the origin of every record is known.
 
     DATA is a data file, a run file, or a file or folder that a data source recognises. DIR gets records.jsonl, dropped.jsonl,
-    changed.jsonl and manifest.json.
+    changed.jsonl, manifest.json and report.html.
     """
     console = progress_console(as_json)
     with drawing(console) as draw:
-        made = process_data(data, out, limit=limit, copy=copy, resume=resume, on_event=draw, lookup=ctx.obj.catalog)
+        made = process_data(
+            data, out, limit=limit, copy=copy, report=report, resume=resume, on_event=draw, lookup=ctx.obj.catalog
+        )
     _print_data_set(console, made, as_json)
 
 

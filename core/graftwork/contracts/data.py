@@ -63,6 +63,6 @@ class DataOperator(Component[S]):
         """
 
     def files(self) -> Sequence[Path] | None:
-        """The files, other than its records' images, that the result depends on; None where that is not known, and then it is
-        applied anew each time."""
-        return ()
+        """The files, other than its records' images, that the result depends on; none for what depends on records and settings
+        alone. None where that is not known, and then it is applied anew each time."""
+        return None

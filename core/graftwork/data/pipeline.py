@@ -73,6 +73,11 @@ class PipelineResult:
         return RecordStore(self.folders[-1], self.folder, self.temporary)
 
     @property
+    def given(self) -> RecordStore:
+        """The records that the sources gave."""
+        return RecordStore(self.folders[0], self.folder, self.temporary)
+
+    @property
     def bad(self) -> Sequence[BadRecord]:
         """Everything that was dropped, in the order of the stages."""
         return Joined([DroppedStore(folder) for folder in self.folders])

@@ -13,8 +13,10 @@ from graftwork.config.datafile import DataPlan, resolve_data, resolve_evaluators
 from graftwork.config.resolve import resolve
 from graftwork.contracts.lookup import Lookup
 from graftwork.data import pipeline
-from graftwork.data.facts import gather
+from graftwork.data.facts import DataFacts, gather
 from graftwork.data.findings import findings_of
+from graftwork.data.pipeline import PipelineResult
+from graftwork.data.store import RecordStore
 from graftwork.errors import GraftworkError
 from graftwork.jobs.messages import Checking, Listener, ignore
 from graftwork.jobs.run import installed
@@ -71,27 +73,46 @@ def check_data(
     plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
     evaluators = resolve_evaluators(against, plan, lookup)
     result = pipeline.read_records(plan.sources, plan.operators, seed=plan.seed, strict=False)
+    report = report_on(result, plan, lookup, evaluators, on_event)
+    write_data_report(Path(out), report)
+    return CheckedData(report, Path(out))
+
+
+def report_on(
+    result: PipelineResult,
+    plan: DataPlan,
+    lookup: Lookup,
+    evaluators: Mapping[str, Any],
+    on_event: Listener = ignore,
+    *,
+    with_input: bool = False,
+) -> DataReport:
+    """The report on the records that are left of a data file, compared with these evaluators; `with_input` also looks at what its
+    sources gave."""
     processor, max_length, notes = _processor(plan, lookup)
-    total = len(result.records)
-    facts = gather(
-        result.records,
-        {name: evaluator.records() for name, evaluator in evaluators.items()},
-        processor=processor,
-        max_length=max_length,
-        seed=plan.seed,
-        progress=lambda done: on_event(Checking(done, total)) if done % 100 == 0 or done == total else None,
-    )
+
+    def facts_of(records: RecordStore) -> DataFacts:
+        total = len(records)
+        return gather(
+            records,
+            {name: evaluator.records() for name, evaluator in evaluators.items()},
+            processor=processor,
+            max_length=max_length,
+            seed=plan.seed,
+            progress=lambda done: on_event(Checking(done, total)) if done % 100 == 0 or done == total else None,
+        )
+
+    facts = facts_of(result.records)
     unread = sum(stage.dropped for stage in result.counts[: len(plan.sources)])
-    report = DataReport(
+    return DataReport(
         title=f"Data of {plan.given.name if plan.given else 'a table'}",
         facts=facts,
         findings=findings_of(facts, unread, _examples(result.bad, unread)),
         stages=[stage._asdict() for stage in result.counts],
+        before=facts_of(result.given) if with_input and plan.operators else None,
         notes=notes,
         provenance=_provenance(plan, evaluators),
     )
-    write_data_report(Path(out), report)
-    return CheckedData(report, Path(out))
 
 
 def _examples(bad: Iterable[Any], unread: int) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import graftwork
 from graftwork.checkpoint import locking, writing
-from graftwork.config.datafile import DataPlan, resolve_data
+from graftwork.config.datafile import DataPlan, resolve_data, resolve_evaluators
 from graftwork.config.wording import suggestion
 from graftwork.contracts.data import DataSource
 from graftwork.contracts.lookup import Lookup
@@ -24,11 +24,15 @@ from graftwork.data import cache, curated, pipeline
 from graftwork.data.pipeline import PipelineResult, Stage
 from graftwork.data.store import DROPPED, RECORDS
 from graftwork.errors import DataError
+from graftwork.jobs.data_check import report_on
 from graftwork.jobs.messages import Listener, Message, ignore
 from graftwork.jobs.run import installed
+from graftwork.report.data import write_data_report
 
 LIBRARIES = ("datasets", "pillow", "py-data-juicer", "pyarrow", "ray", "tokenizers")
 """What records may depend on, and a manifest names where it is installed."""
+FINISHED = "data-set"
+"""What the folder is called, among what is unfinished, that is to be the data set."""
 SUFFIXES = ("", "-json", "-jsonl")
 """What may be left out of the name of a format."""
 
@@ -62,6 +66,7 @@ def process_data(
     *,
     limit: int | None = None,
     copy: bool = False,
+    report: bool = True,
     resume: bool = False,
     on_event: Listener = ignore,
     lookup: Lookup | None = None,
@@ -69,7 +74,8 @@ def process_data(
     """Read the sources of a data file, apply its operators, and write what is left, dropped and changed as a data set.
 
     `data` is a data file, a run file, the tables of one, or a file or folder that a source recognises; `limit` the number of records
-    that are read. With `copy` all images are copied into the data set; else it names the folder in which they lie. Where a command
+    that are read. With `copy` all images are copied into the data set; else it names the folder in which they lie. With `report` a page
+    shows what is in it, beside what the sources gave; it opens every image. Where a command
     was killed, `resume` goes on after the last complete stage, to the same bytes. Raises RunFileError, PlanRefused and DataError.
     """
     lookup, folder = lookup or installed(), Path(out).absolute()
@@ -80,12 +86,16 @@ def process_data(
     with _only_writer(work):
         begun = _begin(plan, work, limit, copy, resume=resume, listen=on_event)
         try:
-            manifest = _process(plan, work, folder, limit, copy, on_event)
+            manifest, result = _process(plan, work, folder, limit, copy, on_event)
+            if report:
+                evaluators = resolve_evaluators((), plan, lookup)
+                page = report_on(result, plan, lookup, evaluators, on_event, with_input=True)
+                write_data_report(work / FINISHED, page)
         except OSError as error:
             raise DataError(
                 f"'{out}' could not be written ({error.strerror or error}); make room, and go on with --resume"
             ) from error
-        writing.put_in_place(work / "data-set", folder)
+        writing.put_in_place(work / FINISHED, folder)
         begun.unlink()
         shutil.rmtree(work, ignore_errors=True)
     return DataSet(Path(out), manifest)
@@ -133,13 +143,13 @@ def _begin(plan: DataPlan, work: Path, limit: int | None, copy: bool, *, resume:
 
 def _process(
     plan: DataPlan, work: Path, folder: Path, limit: int | None, copy: bool, listen: Listener
-) -> Mapping[str, Any]:
-    """Write the data set into `work`, and return its manifest."""
+) -> tuple[Mapping[str, Any], PipelineResult]:
+    """Write the data set into `work`; returns its manifest, and its records with those of all stages."""
 
     def say(stage: Stage) -> None:
         listen(Message(told(asdict(stage))))
 
-    stages, result_folder = work / "stages", work / "data-set"
+    stages, result_folder = work / "stages", work / FINISHED
     stages.mkdir(exist_ok=True)
     result = pipeline.read_records(
         plan.sources, plan.operators, seed=plan.seed, strict=plan.strict, folder=stages, limit=limit, say=say
@@ -150,7 +160,7 @@ def _process(
     manifest = curated.manifest_of(result_folder, written, folder, _facts(plan, result, written, limit))
     text = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True, default=str)
     (result_folder / curated.MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return manifest
+    return manifest, result
 
 
 def _facts(plan: DataPlan, result: PipelineResult, written: curated.Written, limit: int | None) -> dict[str, Any]:
@@ -220,6 +230,7 @@ def import_data(
         out,
         limit=limit,
         copy=copy,
+        report=False,
         resume=resume,
         on_event=on_event,
         lookup=lookup,

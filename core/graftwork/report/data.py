@@ -15,11 +15,13 @@ from graftwork.report import elements
 from graftwork.report.charts import histogram, share_bars
 from graftwork.report.data_wording import (
     ANSWER_HEADERS,
+    CHANGE_HEADERS,
     LEAK_HEADERS,
     QUESTION_HEADERS,
     SHARE_HEADERS,
     SPREAD_HEADERS,
     answer_rows,
+    change_rows,
     count_facts,
     image_facts,
     leak_rows,
@@ -50,6 +52,8 @@ class DataReport:
     findings: Sequence[Finding]
     stages: Sequence[Mapping[str, Any]]
     """A row for each source and operator (see `pipeline.StageCount`)."""
+    before: DataFacts | None = None
+    """The same facts about what the sources gave, where operators were applied."""
     notes: Sequence[str] = ()
     """Sentences that a reader must not miss, such as why lengths are not in tokens."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class DataReport:
             "notes": [*self.notes],
             "stages": [dict(stage) for stage in self.stages],
             "facts": self.facts.to_json(),
+            "before": self.before.to_json() if self.before else None,
             "provenance": dict(self.provenance),
         }
 
@@ -107,6 +112,9 @@ def _blocks(report: DataReport) -> Iterator[str]:
     if report.findings:
         yield "\n".join(f"- **{f.level}**: {escape(f'{f.what}; {f.remedy}')}" for f in report.findings)
     yield markdown_table([*tiles(facts)], [[*tiles(facts).values()]])
+    if report.before:
+        yield "## Before and after"
+        yield markdown_table(CHANGE_HEADERS, change_rows(report.before, facts))
     yield "## Records"
     yield markdown_table(*grid(report.stages))
     yield markdown_table(("", ""), count_facts(facts))
@@ -153,6 +161,9 @@ def _sections(report: DataReport) -> Iterator[Markup]:
     yield from (tag("p", note, class_="note") for note in report.notes)
     numbers = (tag("div", tag("b", number), tag("span", name)) for name, number in tiles(facts).items())
     yield tag("div", *numbers, class_="tiles")
+    if report.before:
+        table = elements.table(CHANGE_HEADERS, change_rows(report.before, facts))
+        yield elements.section("Before and after", table)
     yield elements.section("Records to look at", tag("div", *map(_record, facts.odd), class_="flips"))
     yield elements.section("Records", elements.rows(report.stages), elements.facts(count_facts(facts)))
     yield elements.section("Lengths and sizes", *_spreads(facts))

@@ -24,6 +24,16 @@ def tiles(facts: DataFacts) -> dict[str, str]:
     return found
 
 
+CHANGE_HEADERS = ("", "before", "after")
+
+
+def change_rows(before: DataFacts, after: DataFacts) -> list[tuple[str, str, str]]:
+    """What operators have made of a data set, under `CHANGE_HEADERS`: the numbers that come first, and those about images."""
+    found = [{**tiles(facts), **dict(image_facts(facts))} for facts in (before, after)]
+    names = [name for name in found[0] if name in found[1]]
+    return [(name, found[0][name], found[1][name]) for name in names]
+
+
 def spread_rows(facts: DataFacts) -> list[tuple[str, ...]]:
     """Lengths and sizes, under `SPREAD_HEADERS`."""
     measured = {
