@@ -314,5 +314,7 @@ def test_a_run_records_the_data_set_that_it_read(folder: Path, catalog: Catalog)
     process_data(folder / "data.toml", folder / "out", lookup=catalog)
     choice = Choice("data_source", "curated", "p", "d", "0", {"path": str(folder / "out")})
     empty = numpy.zeros((0, 5), dtype=numpy.int64)
-    digest = digest_of([], empty, empty[:, 0], RunContext(sources=[choice]), by_content=True)
+    digest = digest_of(
+        [], empty, empty[:, 0], RunContext(sources=[choice]), by_content=True, sources=empty[:, 0], validation=empty
+    )
     assert digest.files["data.source.0.path"]["sha256"] == sha256(folder / "out" / "manifest.json")

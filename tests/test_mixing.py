@@ -47,6 +47,7 @@ def talk(*answers: bool | None, **fields: Any) -> Record:
         ([10, 10, 20], [Mix(0.25), Mix(), Mix()], [10, 10, 20]),
         ([10, 0], [Mix(0.3), Mix(0.7)], [10, 0]),
         ([0, 30], [Mix(0.5), Mix()], [0, 30]),
+        ([3, 4], [Mix(1.0), Mix(1.0)], [4, 3]),
     ],
 )
 def test_an_epoch_takes_of_each_source_what_its_weight_says(
@@ -107,6 +108,7 @@ def test_weights_that_leave_nothing_are_refused(run: PlanOf) -> None:
         ("all", (None, None, None), [None, None, None]),
         ("all", (False, None, True), [False, None, True]),
         ("last", (None, None, None), [False, False, True]),
+        ("last", (None, None, False), [False, False, False]),
         ("marked", (True, None, False), [True, False, False]),
     ],
 )
@@ -127,7 +129,7 @@ def test_records_without_a_mark_are_left_out_where_marks_decide(run: PlanOf, loo
     plan = run({"data.train_on": "marked"})
     with pytest.raises(DataError, match="no record is left to train on") as caught:
         load_training_data(plan, lookup, compose.build_shape(plan, lookup).processor)
-    assert "no answer of it is marked" in caught.value.details[0]
+    assert caught.value.details[0] == 'shapes:0: no answer of it is to be trained on, with data.train_on = "marked"'
 
 
 def test_a_record_counts_by_its_weight(run: PlanOf, lookup: DictLookup) -> None:
@@ -156,7 +158,7 @@ def test_no_image_is_on_both_sides_and_the_side_does_not_depend_on_the_others() 
     chain = [shows("x", "left.png", "middle.png"), shows("y", "middle.png", "right.png"), shows("z", "right.png")]
     texts = [shows(f"text {number}") for number in range(200)]
     records = [*pairs, *chain, *texts]
-    found = held_out(records, 0.2, 5, str)
+    found = held_out(records, 0.2, 5)
     sides: dict[Any, set[bool]] = {}
     for record, side in zip(records, found.tolist(), strict=True):
         for image in record.images:
@@ -164,9 +166,9 @@ def test_no_image_is_on_both_sides_and_the_side_does_not_depend_on_the_others() 
     assert all(len(side) == 1 for side in sides.values())
     assert len(set(found[1200:1203].tolist())) == 1
     assert 0.14 < found.mean() < 0.26
-    assert held_out(records[::-1], 0.2, 5, str).tolist() == found.tolist()[::-1]
-    assert held_out(pairs[:50], 0.2, 5, str).tolist() == found[:50].tolist()
-    assert held_out(records, 0.2, 6, str).tolist() != found.tolist()
+    assert held_out(records[::-1], 0.2, 5).tolist() == found.tolist()[::-1]
+    assert held_out(pairs[:50], 0.2, 5).tolist() == found[:50].tolist()
+    assert held_out(records, 0.2, 6).tolist() != found.tolist()
 
 
 def test_a_run_measures_what_it_keeps_for_validation(go: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -176,6 +178,18 @@ def test_a_run_measures_what_it_keeps_for_validation(go: Callable[..., Outcome],
     steps = [step for step, _ in data["validation_losses"]]
     assert steps[0] == 0 and steps[-1] == outcome.log[-1]["step"]
     assert any(sentence.startswith("Validation loss, of ") for sentence in notes(data))
+
+
+def test_records_for_validation_that_cannot_be_used_are_told(go: Callable[..., Outcome]) -> None:
+    source = {"use": "shapes", "count": 40, "broken": [*range(0, 40, 2)]}
+    data = go({"data.validation": 0.3, "data.source": [source]}).data
+    assert data["validation_unusable"]
+    assert any("records for validation could not be used, such as shapes:" in sentence for sentence in notes(data))
+
+
+def test_a_weight_that_leaves_a_source_no_record_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^data.source.1: of an epoch of 2,050 records its weight leaves it none"):
+        draws([2000, 50], [Mix(0.9999), Mix(0.0001)])
 
 
 def test_a_share_that_leaves_nothing_on_one_side_is_refused(run: PlanOf) -> None:

@@ -53,7 +53,15 @@ def digest(records: Sequence[Record], context: RunContext | None = None, **lengt
         [image.path.stat().st_size, 0] for one in records for image in one.images if image.path and image.path.exists()
     ]
     known = measure(records, Counting(lengths), numpy.array(files, dtype=numpy.int64).reshape(-1, 2))
-    return digest_of(records, known.fields, known.lengths, context or RunContext(seed=1), by_content=known.by_content)
+    return digest_of(
+        records,
+        known.fields,
+        known.lengths,
+        context or RunContext(seed=1),
+        by_content=known.by_content,
+        sources=known.sources,
+        validation=known.fields[:0],
+    )
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,45 @@ def test_what_was_not_used_for_long_is_removed(tmp_path: Path, monkeypatch: pyte
     new = cache.entry("new", make)
     assert new.is_dir() and not old.exists()
     assert [each.name for each in new.parent.iterdir()] == ["new"]
+
+
+def test_a_missing_image_that_is_put_back_is_found(run: PlanOf, tmp_path: Path) -> None:
+    own, file = DictLookup(*COMPONENTS), tmp_path / "data.json"
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "it"}]
+    file.write_text(json.dumps([{"id": name, "image": f"{name}.png", "conversations": talk} for name in ("a", "b")]))
+    (tmp_path / "a.png").write_bytes(png("red"))
+    plan = run({"data.source": [{"use": "llava-json", "path": str(file)}]}, own)
+    processor = compose.build_shape(plan, own).processor
+    assert [len(load_training_data(plan, own, processor).records) for _ in range(2)] == [1, 1]
+    (tmp_path / "b.png").write_bytes(png("blue"))
+    assert len(load_training_data(plan, own, processor).records) == 2
+
+
+def test_what_is_kept_and_damaged_is_made_anew(run: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.txt").write_text("red\n")
+    (tmp_path / "0.png").write_bytes(png("red"))
+    own = DictLookup(*COMPONENTS, InFile)
+    plan = run({"data.source": [{"use": "in-file", "path": str(tmp_path / "data.txt")}]}, own)
+    processor = compose.build_shape(plan, own).processor
+    for name in ("measured.npz", "image-states.npy"):
+        load_training_data(plan, own, processor)
+        (damaged,) = (tmp_path / "cache").rglob(name)
+        damaged.write_bytes(damaged.read_bytes()[:20])
+        assert len(load_training_data(plan, own, processor).records) == 1
+
+
+def test_numbers_and_texts_that_json_cannot_hold_are_written_as_texts() -> None:
+    class Odd(Maker):
+        def apply(self, records: Any, *, seed: int, writer: Any = None) -> Iterator[Record | BadRecord]:
+            for record in records:
+                if record.id == "1":
+                    yield record
+                else:
+                    yield BadRecord.of(
+                        replace(record, where="caf\udce9"), "odd", score=float("nan"), more=[1, {2: Path("x")}]
+                    )
+
+    result = read_records([Listed([Record("1", TURNS), Record("2", TURNS)])], [Odd(NoSettings())], seed=0, strict=False)
+    (bad,) = result.bad
+    assert (bad.where, bad.stats) == ("caf\\udce9", {"score": "nan", "more": [1, {"2": "x"}]})

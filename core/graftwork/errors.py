@@ -42,6 +42,18 @@ class DataError(GraftworkError):
     """A record, image or data set that cannot be used."""
 
 
+class NoImage(DataError):
+    """There is no such image file; a record that names it may be right once there is."""
+
+    def __init__(self, path: Path, hint: str) -> None:
+        super().__init__(f"there is no image '{path}'; {hint}")
+        self.path = path
+
+
+class NoRoom(DataError):
+    """Records cannot be written where they are to be kept."""
+
+
 class CheckpointError(GraftworkError):
     """A checkpoint that cannot be written, opened or verified."""
 

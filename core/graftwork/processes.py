@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than the first one takes to write and verify a checkpoint."""
+ROUND_SECONDS = 5.0
+"""How often processes that wait for the first one hear from it."""
 GRACE_SECONDS = 15.0
 """How long a process that fails waits for its launcher to end it before it prints its error; on a busy machine the first one takes
 seconds to fail as well."""
@@ -59,6 +62,31 @@ def all_gather_object(value: T) -> list[T]:
     found: list[Any] = [None] * count()
     _group().all_gather_object(found, value)
     return found
+
+
+def first_alone(work: Callable[[], T]) -> T | None:
+    """What the first process gets by work that may take hours; None on the others, which wait for it. Collective.
+
+    What the first one fails with is raised on all: GraftworkError as it is, and on the others anything else as one.
+    """
+    if count() == 1:
+        return work()
+    if not is_first():
+        while (state := all_gather_object(None)[0]) is None:
+            pass  # Each round takes seconds, so that no collective call runs into its time limit.
+        if state:
+            raise GraftworkError(*state)
+        return None
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while not future.done():
+            wait([future], timeout=ROUND_SECONDS)
+            if not future.done():
+                all_gather_object(None)
+    error = future.exception()
+    own = (error.sentence, error.details) if isinstance(error, GraftworkError) else (f"process 0 failed: {error!r}", ())
+    all_gather_object(own if error else ())
+    return future.result()
 
 
 def launched_distributed() -> bool:

@@ -34,7 +34,12 @@ def summed_loss(
     labels = batch.labels.flatten()[label_positions + 1]
     if not batch.weights:
         return cross_entropy(model, hidden, labels)
-    counts = [count for _, count in batch.weights]
-    rows = zip(batch.weights, torch.split(hidden, counts), torch.split(labels, counts), strict=True)
-    losses = [weight * cross_entropy(model, states, wanted) for (weight, _), states, wanted in rows]
+    distinct = sorted({weight for weight, _ in batch.weights})
+    rows = [distinct.index(weight) for weight, count in batch.weights for _ in range(count)]
+    which = torch.tensor(rows, device=labels.device)
+    # One call for each weight, not for each row, as some ways to the loss keep something for each call.
+    losses = [
+        weight * cross_entropy(model, hidden[which == number], labels[which == number])
+        for number, weight in enumerate(distinct)
+    ]
     return sum(losses[1:], losses[0])

@@ -87,6 +87,8 @@ class BadRecord:
     """The record's id, where it was one."""
     stats: Mapping[str, Any] = field(default_factory=dict)
     """The numbers that decided, as plain data, such as `{"words": 3}`."""
+    missing: Path | None = field(default=None, compare=False)
+    """The file that is not there, where that is all that is wrong."""
 
     @classmethod
     def of(cls, record: Record, why: str, **stats: Any) -> BadRecord:

@@ -9,13 +9,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from graftwork.weights import sha256
 
-UNUSED = 30 * 24 * 3600
-"""Seconds after which what was not used is removed."""
+UNUSED = 90 * 24 * 3600
+"""Seconds after which what was not used is removed: longer than any run takes."""
+MAX_HASHES = 1_000
+"""When more files are known, those that are gone are forgotten."""
 FORMAT = 1
 """Counted up when what is kept changes its form."""
 
@@ -37,7 +40,7 @@ def entry(key: str, make: Callable[[Path], None], is_current: Callable[[Path], b
     """The folder kept under `key`; where there is none, or it is not current, `make` fills an empty one, which then gets its
     name. OSError where the cache cannot be written."""
     place = cache_folder() / "data" / key
-    if place.is_dir() and is_current(place):
+    if _is_usable(place, is_current):
         os.utime(place)
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -45,22 +48,33 @@ def entry(key: str, make: Callable[[Path], None], is_current: Callable[[Path], b
     work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=place.parent))
     try:
         make(work)
-        shutil.rmtree(place, ignore_errors=True)
+        outdated = Path(tempfile.mkdtemp(prefix=".outdated-", dir=place.parent))
+        with suppress(OSError):  # At once, so that nobody finds half of it.
+            place.rename(outdated / key)
         try:
             work.rename(place)
         except OSError:
             if not place.is_dir():  # Another process was faster: it has the same.
                 raise
+        shutil.rmtree(outdated, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return place
+
+
+def _is_usable(place: Path, is_current: Callable[[Path], bool]) -> bool:
+    """Whether what is kept is there, whole, and current."""
+    try:
+        return place.is_dir() and is_current(place)
+    except Exception:  # A damaged file makes libraries raise anything.
+        return False
 
 
 def _sweep(folder: Path) -> None:
     """Remove what was not used for long, and what killed commands left behind."""
     for each in folder.iterdir():
         try:
-            if time.time() - each.stat().st_mtime > (UNUSED if each.name[0] != "." else UNUSED / 30):
+            if time.time() - each.stat().st_mtime > UNUSED:
                 shutil.rmtree(each, ignore_errors=True)
         except OSError:
             continue
@@ -82,15 +96,18 @@ def known_hashes(files: Iterable[Path]) -> dict[str, str]:
             known[str(file)], changed = [*stamp, sha256(file)], True
         found[str(file)] = known[str(file)][-1]
     if changed:
+        if len(known) > MAX_HASHES:
+            known = {name: state for name, state in known.items() if name in found or Path(name).exists()}
         _keep(place, known)
     return found
 
 
 def _keep(place: Path, known: Any) -> None:
+    """Write a JSON file whole or not at all; where it cannot be written, everything is computed anew next time."""
+    work = place.with_name(f".{place.name}-{os.getpid()}-{time.time_ns()}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file)
-        Path(file.name).replace(place)
+        work.write_text(json.dumps(known), encoding="utf-8")
+        work.replace(place)
     except OSError:
-        return  # They are computed anew next time.
+        work.unlink(missing_ok=True)

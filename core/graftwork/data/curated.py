@@ -19,6 +19,7 @@ from graftwork.data.lines import from_object, own_part, to_object
 from graftwork.data.pipeline import PipelineResult
 from graftwork.data.store import DROPPED, RECORDS, LineWriter, RecordStore, ends_of, paths_of
 from graftwork.errors import DataError
+from graftwork.weights import sha256
 
 FORMAT = 1
 MANIFEST, CHANGED = "manifest.json", "changed.jsonl"
@@ -176,13 +177,12 @@ def read_data_set(folder: Path) -> Iterator[Record | BadRecord]:
 
 
 def _image_folder(manifest: Mapping[str, Any], folder: Path) -> Path | None:
-    """Where the images lie that were not copied: where they were, or else where they are beside a data set that was moved."""
+    """Where the images lie that were not copied: beside the data set, as they were when it was written, or else where they were."""
     given = manifest["image_folder"]
     if not given["path"]:
         return None
-    given_place = Path(given["path"])
     beside: Path = folder / given["relative"]
-    return beside if beside.is_dir() and not given_place.is_dir() else given_place
+    return beside if beside.is_dir() else Path(given["path"])
 
 
 def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,16 +195,21 @@ def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[st
     files = {
         name: {"bytes": size, "sha256": digest}
         for name in (RECORDS, DROPPED, CHANGED)
-        for size, digest in [((folder / name).stat().st_size, known_hashes([folder / name])[str(folder / name)])]
+        for size, digest in [((folder / name).stat().st_size, sha256(folder / name))]
     }
     return {"format": FORMAT, **content, "image_folder": image_folder, "files": files}
 
 
 def stage_rows(result: PipelineResult, written: Written, settings: Sequence[Any]) -> list[dict[str, Any]]:
-    """What each stage did, as a manifest says it; `settings` are those of the components, in their order."""
+    """What each stage did, as a manifest says it, without its time, so that the same data has the same manifest; `settings` are those of
+    the components, in their order."""
     sources = len(result.stages) - len(written.changed)
     changed = [0] * sources + [*written.changed]
     return [
-        {**asdict(stage), "settings": given, "changed": count, "seconds": round(stage.seconds, 3)}
+        {
+            name: value
+            for name, value in {**asdict(stage), "settings": given, "changed": count}.items()
+            if name != "seconds"
+        }
         for stage, given, count in zip(result.stages, settings, changed, strict=True)
     ]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from graftwork.contracts.component import MissingFile
 from graftwork.contracts.records import BadRecord, Image, Record
 from graftwork.data.texts import type_name
-from graftwork.errors import DataError
+from graftwork.errors import DataError, NoImage
 
 T = TypeVar("T")
 
@@ -84,6 +84,8 @@ def make_records(
         else:
             try:
                 yield make(where, content)
+            except NoImage as error:
+                yield BadRecord(where, error.sentence, missing=error.path)
             except DataError as error:
                 yield BadRecord(where, error.sentence)
 

@@ -28,6 +28,11 @@ OTHERS = "other turns"
 TEXT_FIELDS = (*TEXTS.values(), OTHERS)
 RECORD_FIELDS = ("ids", *TEXT_FIELDS, "images")
 FIELDS = (*RECORD_FIELDS, "lengths")
+OTHER_FIELDS = {
+    "sources": "the sources, which are mixed by weights, have other records",
+    "validation": "the records for validation are others",
+}
+"""What else is compared, and what is said where it differs."""
 MAX_NAMED = 3
 
 Hash = Callable[[Image], str]
@@ -97,6 +102,8 @@ class DataDigest:
 
     fields: Mapping[str, Array]
     """`FIELDS` to int64 `[records]`."""
+    others: Mapping[str, Array]
+    """`OTHER_FIELDS` to int64, of the records as a whole; runs that began before there were some have not recorded them."""
     records: Sequence[Record]
     """The records, to name some."""
     by_content: bool
@@ -108,7 +115,8 @@ class DataDigest:
         """Every hash, for a checkpoint; eight bytes for a field of a record."""
         import torch
 
-        return {STATE + field: torch.from_numpy(values) for field, values in self.fields.items()}
+        arrays = {**self.fields, **self.others}
+        return {STATE + field: torch.from_numpy(values) for field, values in arrays.items()}
 
     def recorded(self) -> dict[str, Any]:
         """What a manifest says: a hash for each field of all records together."""
@@ -132,8 +140,13 @@ class DataDigest:
         import numpy
 
         then = {field: saved[STATE + field].numpy() for field in FIELDS}
+        others = [
+            clause
+            for field, clause in OTHER_FIELDS.items()
+            if STATE + field in saved and not numpy.array_equal(saved[STATE + field].numpy(), self.others[field])
+        ]
         if all(numpy.array_equal(then[field], self.fields[field]) for field in FIELDS):
-            return []
+            return others
         ids, ids_then = self.fields["ids"], then["ids"]
         known, now, was = numpy.intersect1d(ids, ids_then, return_indices=True)
         order = numpy.argsort(now)
@@ -155,7 +168,7 @@ class DataDigest:
             if len(other):
                 what = "lengths in tokens" if field == "lengths" else field
                 clauses.append(f"the {what} of {_records(len(other))} are others{self._named(other)}")
-        return clauses or ["the records are in another order"]
+        return [*(clauses or ["the records are in another order"]), *others]
 
     def _named(self, records: Array) -> str:
         shown = ", ".join(f"'{self.records[int(record)].id}'" for record in records[:MAX_NAMED])
@@ -175,16 +188,29 @@ def _records(count: int) -> str:
 
 
 def digest_of(
-    records: Sequence[Record], fields: Array, lengths: Array, run_context: RunContext, *, by_content: bool
+    records: Sequence[Record],
+    fields: Array,
+    lengths: Array,
+    run_context: RunContext,
+    *,
+    by_content: bool,
+    sources: Array,
+    validation: Array,
 ) -> DataDigest:
-    """The digest of records, from their `record_fields` and their lengths in tokens."""
+    """The digest of records, from their `record_fields`, their lengths in tokens and the numbers of their sources, and of the
+    `record_fields` of those that are kept for validation."""
     import numpy
 
     columns = {name: numpy.ascontiguousarray(fields[:, place]) for place, name in enumerate(RECORD_FIELDS)}
     columns["lengths"] = numpy.asarray(lengths, dtype=numpy.int64)
     settings = run_context.train
     sampling = {"seed": run_context.seed, "batch_size": settings.batch_size, "by_length": settings.group_by_length}
-    return DataDigest(columns, records, by_content, _files(run_context.sources), sampling)
+    # Images may be hashed in two ways, and those of records for validation are what decides which these are.
+    others = {
+        "sources": numpy.asarray(sources if run_context.mix else sources[:0], dtype=numpy.int64),
+        "validation": numpy.ascontiguousarray(validation[:, : RECORD_FIELDS.index("images")]).ravel(),
+    }
+    return DataDigest(columns, others, records, by_content, _files(run_context.sources), sampling)
 
 
 def _files(sources: Sequence[Choice]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from graftwork.contracts.records import Image
 from graftwork.data.datafiles import is_file, path_below
 from graftwork.data.images import read_bytes
 from graftwork.data.texts import plain_text, type_name
-from graftwork.errors import DataError
+from graftwork.errors import DataError, NoImage
 
 NO_VIDEOS = "videos are not read; save frames of them as images, such as by 'ffmpeg -i x.mp4 -vf fps=1 frames/%04d.jpg', and give these"
 BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
@@ -58,7 +58,7 @@ class ImageFolder:
         for each in (path, *(self.path / other for other in _also_known_as(name))):
             if is_file(each):
                 return Image(each)
-        raise DataError(f"there is no image '{path}'; {self._hint(path)}")
+        raise NoImage(path, self._hint(path))
 
     def _at_once(self, name: str) -> Path | None:
         """The path of a plain name at which there is a file."""

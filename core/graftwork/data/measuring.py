@@ -14,8 +14,8 @@ from typing import Any
 
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import Record
-from graftwork.data.digest import image_hash, record_fields
-from graftwork.data.store import Array, paths_of
+from graftwork.data.digest import RECORD_FIELDS, image_hash, record_fields
+from graftwork.data.store import Array, hash64, paths_of
 from graftwork.errors import DataError
 
 CHUNK = 1024
@@ -24,7 +24,9 @@ LARGE = 1 << 30
 """Images of more bytes than this, together, are known by their sizes and times: to read them all would take minutes."""
 
 
-ARRAYS = ("lengths", "groups", "sources", "fields")
+ARRAYS = ("lengths", "groups", "sources", "marks", "fields")
+ANY, LAST, MARKED = 1, 2, 4
+"""Of the answers of a record: one at least is not excluded from training; the last one is not; one at least is marked."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Measured:
     """The number of each record's group among `group_names`, int32."""
     sources: Array
     """The number of each record's source, int32."""
+    marks: Array
+    """Which of ANY, LAST and MARKED hold of each record's answers, uint8, added up."""
     fields: Array
     """What `digest.record_fields` gave: int64 `[records, fields]`."""
     by_content: bool
@@ -44,6 +48,12 @@ class Measured:
     unfit: Mapping[int, str] = field(default_factory=dict)
     """Why the processor does not take a record, by its place."""
     group_names: Sequence[str] = ()
+
+    @property
+    def has_images(self) -> Array:
+        """Whether each record has images, bool."""
+        found: Array = self.fields[:, RECORD_FIELDS.index("images")] != hash64([])
+        return found
 
     def select(self, places: Array) -> Measured:
         """The same of some of the records, by their places."""
@@ -67,7 +77,8 @@ class Measured:
         import numpy
 
         rest = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-        with numpy.load(folder / "measured.npz") as arrays:
+        # numpy leaves a file open that it cannot read.
+        with (folder / "measured.npz").open("rb") as file, numpy.load(file) as arrays:
             found = {name: arrays[name] for name in ARRAYS}
         return cls(**found, by_content=rest["by_content"], unfit=dict(rest["unfit"]), group_names=rest["group_names"])
 
@@ -78,7 +89,8 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
 
     by_content = int(images[:, 0].clip(0).sum()) <= LARGE
     hash_of = image_hash(by_content=by_content)
-    lengths, groups, sources, unfit = array("i"), array("i"), array("i"), dict[int, str]()
+    lengths, groups, sources, marks = array("i"), array("i"), array("i"), array("B")
+    unfit = dict[int, str]()
     fields: list[Array] = []
     names: dict[str, int] = {}
 
@@ -94,6 +106,7 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
             waiting.append(tokenizing.submit(lengths_of, processor, chunk))
             fields.append(record_fields(chunk, hash_of))
             sources.extend(record.source for record in chunk)
+            marks.extend(map(marks_of, chunk))
             groups.extend(names.setdefault(record.group, len(names)) for record in chunk)
             if len(waiting) > 2:
                 take(waiting.pop(0).result())
@@ -103,11 +116,20 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
         numpy.array(lengths, dtype=numpy.int32),
         numpy.array(groups, dtype=numpy.int32),
         numpy.array(sources, dtype=numpy.int32),
+        numpy.array(marks, dtype=numpy.uint8),
         numpy.concatenate([record_fields([], hash_of), *fields]),
         by_content,
         unfit,
         [*names],
     )
+
+
+def marks_of(record: Record) -> int:
+    """Which of ANY, LAST and MARKED hold of a record's answers, added up."""
+    trained = [turn.trained for turn in record.turns if turn.role == "assistant"]
+    if not trained:
+        return 0
+    return ANY * any(each is not False for each in trained) + LAST * (trained[-1] is not False) + MARKED * any(trained)
 
 
 def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:

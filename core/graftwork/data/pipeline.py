@@ -17,7 +17,7 @@ from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.model import Writer
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.data.store import DroppedStore, Joined, RecordStore, RecordWriter, TemporaryFolder, hash64
-from graftwork.errors import DataError, GraftworkError
+from graftwork.errors import DataError, GraftworkError, NoRoom
 
 MAX_EXAMPLES = 5
 """How many bad records an error lists."""
@@ -150,7 +150,7 @@ def _once(
         unfinished.write_text(json.dumps([asdict(stage) for stage in stages]), encoding="utf-8")
         unfinished.replace(done)
     except OSError as error:
-        raise DataError(
+        raise NoRoom(
             f"records cannot be written to '{root}' ({error.strerror or error}); make room there, and try again"
         ) from error
     for stage in stages:

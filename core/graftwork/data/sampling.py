@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftwork.contracts.plan import Mix
 from graftwork.data.store import Array
+from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +34,22 @@ def draws(sizes: Sequence[int], mix: Sequence[Mix]) -> list[int]:
     weighted = sum(weight for weight in weights if weight is not None)
     rest = sum(count for count, weight in zip(plain, weights, strict=True) if weight is None)
     share = weighted if not rest else 1.0
-    return [
-        round(sum(plain) * (count / rest * (1 - weighted) if weight is None else weight / share)) if count else 0
+    exact = [
+        sum(plain) * (count / rest * (1 - weighted) if weight is None else weight / share)
         for count, weight in zip(plain, weights, strict=True)
     ]
+    taken = [math.floor(each) for each in exact]
+    # The whole is as large as without weights: what is left goes to those that lost most by rounding down.
+    by_loss = sorted(range(len(exact)), key=lambda source: taken[source] - exact[source])
+    for source in by_loss[: round(sum(exact)) - sum(taken)]:
+        taken[source] += 1
+    for number, (count, size) in enumerate(zip(taken, sizes, strict=True)):
+        if size and not count:
+            raise DataError(
+                f"data.source.{number}: of an epoch of {sum(plain):,} records its weight leaves it none; make the weight larger, or "
+                "leave the source out"
+            )
+    return taken
 
 
 def batches(
@@ -112,7 +125,7 @@ class Sampler:
 
     def _drawn(self, epoch: int) -> Tensor:
         """The record indices that an epoch takes. Each source's records come in turn, in an order that is drawn anew when all have
-        come, so that over the epochs each comes as often as the others."""
+        come, so that over the epochs each is taken as often as the others."""
         import torch
 
         parts = []

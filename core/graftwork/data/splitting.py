@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from graftwork.contracts.records import Image, Record
-from graftwork.data.store import Array, hash64
+from graftwork.data.digest import image_hash
+from graftwork.data.store import Array, StoredImage, hash64
 
 
-def held_out(records: Iterable[Record], share: float, seed: int, name_of: Callable[[Image], str]) -> Array:
+def held_out(
+    records: Iterable[Record], share: float, seed: int, content_of: Callable[[Image], str] | None = None
+) -> Array:
     """Which of the records are kept for validation, bool.
 
-    Records that show the same image, by `name_of`, or that are connected by others which do, stay together. Which side such a
-    group comes to depends on the seed and on its images alone, so that it stays there when records are added elsewhere.
+    Records that show images of the same name, or by `content_of` of the same content, or that are connected by others which do, stay
+    together. Which side such a group comes to depends on the seed and on the names of its images alone, so that it stays there
+    when records are added or the data is moved.
     """
     import numpy
 
@@ -26,11 +30,27 @@ def held_out(records: Iterable[Record], share: float, seed: int, name_of: Callab
 
     firsts = []
     for record in records:
-        images = [hash64(name_of(image)) for image in record.images] or [hash64("no image", record.id)]
+        images = [key for image in record.images for key in _keys(image, content_of)] or [_name("no image", record.id)]
         firsts.append(images[0])
         for image in images:
-            # The smaller hash is the root, so that it does not depend on the order of the records.
+            # The smallest hash is the root, so that it does not depend on the order of the records.
             low, high = sorted((root(images[0]), root(image)))
             parents[high] = low
     drawn = numpy.array([hash64(seed, root(image)) for image in firsts], dtype=numpy.int64)
     return drawn.astype(float) / 2.0**64 + 0.5 < share
+
+
+def _keys(image: Image, content_of: Callable[[Image], str] | None) -> Iterator[int]:
+    """By what an image is the same as others: its name, as far as that stays when a folder is moved, and its content."""
+    if image.path and not isinstance(image, StoredImage):
+        yield _name(*image.path.parts[-2:], image.span)
+    if content_of or not image.path or isinstance(image, StoredImage):
+        yield hash64("content", (content_of or image_hash())(image)) & MASK
+
+
+def _name(*parts: object) -> int:
+    # Negative, and so below every content: a name, where there is one, is what decides.
+    return -1 - (hash64(*parts) & MASK)
+
+
+MASK = (1 << 63) - 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -19,6 +21,7 @@ from graftwork.data.lines import from_object, to_object
 from graftwork.errors import DataError
 
 RECORDS, DROPPED, BLOBS, PATHS, IDS = "records.jsonl", "dropped.jsonl", "images.bin", "images.txt", "ids.npy"
+TEMPORARY = "graftwork-data-"
 SPAN = "span:"
 """What the name of an image begins with that is a part of a file: `span:FIRST:COUNT:PATH`."""
 
@@ -41,10 +44,14 @@ class StoredImage(Image):
 
 
 class TemporaryFolder:
-    """A folder that is removed when nobody holds this any more."""
+    """A folder that is removed when nobody holds this any more; those that killed processes left go after a month."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="graftwork-data-"))
+        self.path = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+        for left in self.path.parent.glob(f"{TEMPORARY}*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > 30 * 24 * 3600:
+                    shutil.rmtree(left, ignore_errors=True)
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
@@ -230,7 +237,8 @@ class RecordWriter:
         self.records, self.dropped = LineWriter(folder / RECORDS), LineWriter(folder / DROPPED)
         self._paths = (folder / PATHS).open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
         self._ids, self._path_hashes = array("q"), array("q")
-        self._spans: dict[bytes, str] = {}
+        self._places: dict[int, int] = {}
+        """Where in the file the bytes of images begin, by their hash."""
 
     def __len__(self) -> int:
         return len(self.records) + len(self.dropped)
@@ -253,8 +261,13 @@ class RecordWriter:
 
     def drop(self, bad: BadRecord, stage: str) -> None:
         """Write what a stage dropped."""
-        content = asdict(bad)
-        self.dropped.add({"id": content.pop("id"), "where": content.pop("where"), "stage": stage, **content})
+        if bad.missing:
+            self._note_path(os.path.abspath(bad.missing))  # noqa: PTH100
+        texts = {name: writable(getattr(bad, name)) for name in ("id", "where", "why")}
+        stats = writable(bad.stats)
+        self.dropped.add(
+            {"id": texts["id"], "where": texts["where"], "stage": stage, "why": texts["why"], "stats": stats}
+        )
 
     def finish(self) -> Array:
         """Make the ids of the records distinct, after the last one; returns their hashes, int64, in the records' order."""
@@ -301,17 +314,20 @@ class RecordWriter:
         if isinstance(image, StoredImage):
             path = BLOBS
         else:
-            self._path_hashes.append(hash64(path))
-            self._paths.write(path.replace("\n", "\0") + "\n")
+            self._note_path(path)
         return f"{SPAN}{image.span[0]}:{image.span[1]}:{path}" if image.span else path
 
+    def _note_path(self, path: str) -> None:
+        self._path_hashes.append(hash64(path))
+        self._paths.write(path.replace("\n", "\0") + "\n")
+
     def _stored(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._spans:
+        digest = int.from_bytes(hashlib.blake2b(data, digest_size=16).digest())
+        if digest not in self._places:
             with (self.root / BLOBS).open("ab") as file:
-                self._spans[digest] = f"{SPAN}{file.tell()}:{len(data)}:{BLOBS}"
+                self._places[digest] = file.tell()
                 file.write(data)
-        return self._spans[digest]
+        return f"{SPAN}{self._places[digest]}:{len(data)}:{BLOBS}"
 
     def _complete(self) -> None:
         import numpy
@@ -338,6 +354,19 @@ def paths_of(folder: Path) -> Iterator[str]:
     with (folder / PATHS).open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             yield line[:-1].replace("\0", "\n")
+
+
+def writable(value: Any) -> Any:
+    """Plain data that JSON can hold, of what may hold numbers or texts that it cannot."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {writable(str(name)): writable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(each) for each in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 def ends_of(file: Path) -> Path:

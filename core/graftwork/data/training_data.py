@@ -6,7 +6,6 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from graftwork.contracts.plan import Plan, RunContext, TrainOn
 from graftwork.contracts.records import Record, RecordCounts
 from graftwork.data import cache, pipeline, splitting
 from graftwork.data.digest import RECORD_FIELDS, image_hash
-from graftwork.data.measuring import Measured, image_states, measure, processor_files
+from graftwork.data.measuring import ANY, LAST, MARKED, Measured, image_states, measure, processor_files
 from graftwork.data.pipeline import PipelineResult, StageCount
 from graftwork.data.sampling import Sampler
 from graftwork.data.store import Array, Joined, Mapped
-from graftwork.errors import DataError
+from graftwork.errors import DataError, NoRoom
 
 MAX_RECORDED = 100
 """How many bad records a checkpoint lists, so that its manifest stays small."""
@@ -48,8 +47,13 @@ class TrainingData:
     """Which of `records` lose the end of their answer."""
     validation: Sequence[Record] = ()
     """The records that are kept for validation; no image of theirs is in `records`."""
-    validation_losses: list[tuple[int, float]] = field(default_factory=list)
-    """The steps after which the loss of `validation` was measured, and the mean over its labelled tokens, in nats."""
+    validation_fields: Array = ()
+    """The `record_fields` of the records for validation."""
+    validation_unusable: dict[int, str] = field(default_factory=dict)
+    """Which of the records for validation could not be encoded: their lines by their places."""
+    validation_losses: list[tuple[int, float | None]] = field(default_factory=list)
+    """The steps after which the loss of `validation` was measured, and the mean over its labelled tokens, in nats;
+    None where it was no finite number."""
     unusable: dict[int, str] = field(default_factory=dict)
     """Which of `records` could not be encoded when their batch came: their lines by their places."""
 
@@ -121,12 +125,19 @@ class TrainingData:
             "groups": dict(sorted(groups.items())),
             "validation": len(self.validation),
             "validation_losses": self.validation_losses,
+            "validation_unusable": [*self.validation_unusable.values()][:MAX_RECORDED],
         }
 
     def recorded(self) -> dict[str, Any]:
         """The summary for a checkpoint, with the first lines alone of those on what was left out."""
         summary = self.summary
         return {**summary, "bad": summary["bad"][:MAX_RECORDED], "bad_in_all": summary["left_out"]}
+
+    def digest(self) -> str:
+        """The hash of which records are trained on and validated, and in which order, but for their images, whose files may differ
+        in time between machines."""
+        arrays = (self.measured.fields[:, :-1], self.measured.sources, self.validation_fields[:, :-1])
+        return hashlib.sha256(b"|".join(each.tobytes() for each in arrays)).hexdigest()
 
     def faults(self) -> list[str]:
         """Why nothing but one answer can be learned from the records that can be used (see `faults_of`)."""
@@ -138,19 +149,16 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
     """Read the records of a plan and measure them in tokens; what is too long is cut or left out, and counted.
 
     Both are done once, and kept for the next run (see `data.cache`). Collective: the first process reads, and the others open
-    what it has read where they share its cache.
+    what it has read where they share its cache, else read for themselves; DataError where they do not come to the same.
     """
-    failure = found = None
-    if processes.is_first():
-        try:
-            found = _read_and_measured(plan, lookup, processor)
-        except DataError as error:
-            failure = error
-    processes.all_gather_object(None)
-    if failure:
-        raise failure
+    found = processes.first_alone(lambda: _read_and_measured(plan, lookup, processor))
     result, measured = found or _read_and_measured(plan, lookup, processor)
-    return _fitting(plan.run_context, result, measured)
+    data = _fitting(plan.run_context, result, measured)
+    if len(set(processes.all_gather_object(data.digest()))) > 1:
+        raise DataError(
+            "the processes do not read the same data; let the data and GRAFTWORK_CACHE lie in folders that all machines share"
+        )
+    return data
 
 
 def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tuple[PipelineResult, Measured]:
@@ -175,14 +183,16 @@ def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tupl
     try:
         key = _key_of(run_context, [*sources, *operators])
         if key is not None:
-            result = read(cache.entry(key, keep_read, _has_same_images))
+            result = read(cache.entry(key, keep_read, has_same_images))
             images = hashlib.sha256(numpy.load(result.folder / IMAGES).tobytes()).hexdigest()
             with tempfile.TemporaryDirectory() as folder:
                 files = processor_files(processor, Path(folder))
-            spec = plan.model_spec
-            choices = [asdict(each) for each in (spec.model, *spec.parts.values())]
-            return result, Measured.load(cache.entry(cache.key_of(key, images, choices, files), keep_measured))
-    except OSError:
+            choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]
+            kept = cache.entry(
+                cache.key_of(key, images, choices, files), keep_measured, lambda at: bool(Measured.load(at))
+            )
+            return result, Measured.load(kept)
+    except (OSError, NoRoom):
         pass  # There is no place to keep it: it is read for this run alone.
     result = read(None)
     return result, measure(result.records, processor, image_states(result.folders[0]))
@@ -191,8 +201,8 @@ def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tupl
 IMAGES = "image-states.npy"
 
 
-def _has_same_images(folder: Path) -> bool:
-    """Whether the images of records that were kept are as they were."""
+def has_same_images(folder: Path) -> bool:
+    """Whether the images that records name, those of records that were left out for a missing one too, are as they were."""
     import numpy
 
     return bool(numpy.array_equal(numpy.load(folder / IMAGES), image_states(folder / pipeline.SOURCES)))
@@ -212,31 +222,29 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
     """The records that fit the run, and a line for each other."""
     import numpy
 
-    settings, strict, records, lengths = run_context.train, run_context.strict_data, result.records, measured.lengths
-    max_length = settings.max_length
+    records, lengths, settings = result.records, measured.lengths, run_context.train
+    max_length, cuts = settings.max_length, settings.too_long == "cut"
+    marked_enough = measured.marks & {"all": ANY, "last": LAST, "marked": MARKED}[run_context.train_on] > 0
 
     def unfit_line(place: int) -> str:
-        return f"{place_of(records[int(place)])}: {measured.unfit[int(place)]}"
+        why = measured.unfit.get(
+            int(place), f'no answer of it is to be trained on, with data.train_on = "{run_context.train_on}"'
+        )
+        return f"{place_of(records[int(place)])}: {why}"
 
     def long_line(place: int) -> str:
         return f"{place_of(records[int(place)])}: {lengths[place]} tokens, and train.max_length is {max_length}"
 
-    if run_context.train_on == "marked":
-        measured = _without_unmarked(records, measured)
-        lengths = measured.lengths
-    unfit, long = (lengths < 0).nonzero()[0], (lengths > max_length).nonzero()[0]
-    if strict and len(unfit):
-        raise DataError(measured.unfit[int(unfit[0])])
-    if strict and len(long):
-        place = int(long[0])
-        raise DataError(
-            f"{place_of(records[place])}: the record has {lengths[place]} tokens, train.max_length is {max_length}"
-        )
-    cuts = settings.too_long == "cut"
-    left_out = [Mapped(long_line, long)] if not cuts else []
-    places = ((lengths >= 0) & (cuts | (lengths <= max_length))).nonzero()[0]
-    bad = Joined([Mapped(_dropped_line, result.bad), Mapped(unfit_line, unfit), *left_out])
+    def record_at(place: int) -> Record:
+        return marked(records[int(place)], run_context.train_on)
+
+    fits = (lengths >= 0) & marked_enough
+    unfit, long = (~fits).nonzero()[0], (fits & (lengths > max_length)).nonzero()[0]
+    if run_context.strict_data:
+        _refuse_any(records, measured, unfit, long, unfit_line, max_length)
+    places = (fits & (cuts | (lengths <= max_length))).nonzero()[0]
     too_long = 0 if cuts else len(long)
+    bad = Joined([Mapped(_dropped_line, result.bad), Mapped(unfit_line, unfit), Mapped(long_line, long[:too_long])])
     if not len(places):
         others = len(bad) - too_long
         raise DataError(
@@ -250,23 +258,8 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
         *([StageCount("processor", len(records), fit, len(unfit))] if len(unfit) else []),
         *([StageCount("train.max_length", fit, len(places), too_long)] if too_long else []),
     ]
-
-    def record_at(place: int) -> Record:
-        return marked(records[int(place)], run_context.train_on)
-
-    held_out = numpy.zeros(0, dtype=int)
-    if run_context.validation:
-        hash_of = image_hash() if measured.by_content else attrgetter("key")
-        chosen_records = Mapped(record_at, places)
-        is_held_out = splitting.held_out(chosen_records, run_context.validation, run_context.seed, hash_of)
-        held_out, places = places[is_held_out], places[~is_held_out]
-        if not len(places) or not len(held_out):
-            raise DataError(
-                f"data.validation = {run_context.validation:g} leaves nothing on one side: {len(places)} records to train on, "
-                f"{len(held_out)} to validate, as records about the same image stay together; change the share, or set it to 0"
-            )
+    places, held_out = _split(run_context, Mapped(record_at, places), places, measured)
     chosen = replace(measured.select(places), lengths=lengths[places].clip(max=max_length))
-    cut_places = frozenset(numpy.flatnonzero(numpy.isin(places, long)).tolist()) if cuts else frozenset()
     return TrainingData(
         Mapped(record_at, places),
         chosen,
@@ -274,31 +267,58 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
         bad,
         stages,
         too_long,
-        cut_places,
+        frozenset(numpy.flatnonzero(numpy.isin(places, long)).tolist()),
         Mapped(record_at, held_out),
+        measured.fields[held_out],
     )
 
 
+def _refuse_any(
+    records: Sequence[Record],
+    measured: Measured,
+    unfit: Array,
+    long: Array,
+    unfit_line: Callable[[int], str],
+    most: int,
+) -> None:
+    """DataError for the first record that strict data may not have."""
+    if len(unfit):
+        raise DataError(measured.unfit.get(int(unfit[0])) or unfit_line(int(unfit[0])))
+    if len(long):
+        place = int(long[0])
+        raise DataError(
+            f"{place_of(records[place])}: the record has {measured.lengths[place]} tokens, train.max_length is {most}"
+        )
+
+
+def _split(
+    run_context: RunContext, records: Sequence[Record], places: Array, measured: Measured
+) -> tuple[Array, Array]:
+    """The places of the records to train on, and of those that are kept for validation."""
+    if not run_context.validation:
+        return places, places[:0]
+    content_of = image_hash() if measured.by_content else None
+    is_held_out = splitting.held_out(records, run_context.validation, run_context.seed, content_of)
+    train, held_out = places[~is_held_out], places[is_held_out]
+    if not len(train) or not len(held_out):
+        raise DataError(
+            f"data.validation = {run_context.validation:g} leaves nothing on one side: {len(train)} records to train on, "
+            f"{len(held_out)} to validate, as records about the same image stay together; change the share, or set it to 0"
+        )
+    return train, held_out
+
+
 def marked(record: Record, train_on: TrainOn) -> Record:
-    """The record whose answers are marked by what a run trains on."""
+    """The record whose answers are marked by what a run trains on; what the data excludes is never trained on."""
     answers = [place for place, turn in enumerate(record.turns) if turn.role == "assistant"]
     if train_on == "all" or not answers:
         return record
     chosen = answers[-1:] if train_on == "last" else [place for place in answers if record.turns[place].trained]
     turns = (
-        replace(turn, trained=place in chosen) if turn.role == "assistant" else turn
+        replace(turn, trained=place in chosen and turn.trained is not False) if turn.role == "assistant" else turn
         for place, turn in enumerate(record.turns)
     )
     return replace(record, turns=tuple(turns))
-
-
-def _without_unmarked(records: Sequence[Record], measured: Measured) -> Measured:
-    """The same, where records without a marked answer do not fit."""
-    why = 'no answer of it is marked, and data.train_on is "marked"'
-    unmarked = {place: why for place, each in enumerate(records) if not any(turn.trained for turn in each.turns)}
-    lengths = measured.lengths.copy()
-    lengths[[*unmarked]] = -1
-    return replace(measured, lengths=lengths, unfit={**unmarked, **measured.unfit})
 
 
 def _dropped_line(dropped: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +59,18 @@ def notes(data: Mapping[str, Any], newly_initialised: Sequence[str] = (), quanti
 def _validated(data: Mapping[str, Any]) -> Iterator[str]:
     """A sentence on the records that were kept for validation."""
     if losses := data.get("validation_losses"):
-        (_, first), (_, last) = losses[0], losses[-1]
-        lowest, step = min((loss, step) for step, loss in losses)
+        finite = [(math.inf if loss is None else loss, step) for step, loss in losses]
+        (first, begun), (last, _), (lowest, step) = finite[0], finite[-1], min(finite)
         best = f", lowest after step {step:,} ({lowest:.4g})" if lowest < last else ""
+        before = f"after step {begun:,}" if begun else "before"
         yield (
-            f"Validation loss, of {data['validation']:,} records about images that were not trained on: {first:.4g} before, {last:.4g} "
-            f"after{best}."
+            f"Validation loss, of {data['validation']:,} records about images that were not trained on: {first:.4g} {before}, "
+            f"{last:.4g} in the end{best}."
         )
     elif data.get("validation"):
         yield "None of the records that were kept for validation could be used, so that nothing was validated."
+    if unusable := data.get("validation_unusable"):
+        yield f"{len(unusable):,} records for validation could not be used, such as {unusable[0]}."
 
 
 def _left_out(data: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
@@ -45,22 +44,27 @@ class Feed:
 
     def shortest_with_images(self) -> Encoded:
         """The shortest record with an image that can be used; without images where there are none."""
-        records, lengths = self.data.records, self.data.lengths
-        for index in sorted(range(len(records)), key=lambda index: (not records[index].images, lengths[index])):
+        import numpy
+
+        for index in numpy.lexsort((self.data.lengths, ~self.data.measured.has_images)).tolist():
             if encoded := self.encode([index]):
                 return encoded[index]
         raise self.nothing_usable()
 
     def validation(self, count: int, seed: int) -> list[Encoded]:
-        """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are passed over."""
+        """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are counted."""
         import torch
 
         records, found = self.data.validation, list[Encoded]()
         for index in torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist():
             if len(found) == count:
                 break
-            with suppress(DataError):
+            try:
                 found.append(encode(records[index], self.processor, self.settings.max_length))
+            except DataError as error:
+                if self.strict:
+                    raise
+                self.data.validation_unusable.setdefault(index, f"{place_of(records[index])}: {error}")
         return found
 
     def nothing_usable(self) -> DataError:

@@ -110,12 +110,7 @@ def attempt(
 
     budget.enforce(plan, device)
     try:
-        assembly = compose.build(
-            plan,
-            lookup,
-            device=device,
-            **store.contents(source),
-        )
+        assembly = compose.build(plan, lookup, device=device, **store.contents(source))
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
     data = load_training_data(plan, lookup, assembly.processor)
@@ -153,6 +148,8 @@ class Loop:
         self.stopped_by = 0
         """The signal that ends the run before its next step, as all processes agree; 0 where none does."""
         self.history = resuming.DataHistory(data, plan.run_context)
+        self.measured = -1
+        """The step after which progress was measured last."""
         self.passed_over = 0
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
@@ -198,7 +195,7 @@ class Loop:
                     write(line)
                 if self.is_over:
                     break
-                if self.health.measurements and self.step in self.measured_steps:
+                if self.step in self.measured_steps:
                     self.measure_progress(encoder)
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
                     self.save()
@@ -206,9 +203,7 @@ class Loop:
             if self.step != begun and not self.stopped_by:
                 if line not in self.log[-1:]:
                     write(line)
-                # A run that began before there were measurements has nothing to be compared with.
-                if self.health.measurements and self.health.measurements[-1].step != self.step:
-                    self.measure_progress(encoder)
+                self.measure_progress(encoder)
             if self.stopped_by:
                 raise self.stop(saved)
             if self.step != saved:
@@ -276,15 +271,20 @@ class Loop:
         return self.step < EARLY_STEPS and not store.checkpoints(self.out)
 
     def measure_progress(self, encoder: Executor) -> None:
-        """Measure the records that are followed through the run; `encoder` is who encodes all records. Collective."""
-        seed, count = self.plan.run_context.seed, len(self.data.records)
+        """Measure the validation loss, and the records that are followed through the run, once after a step; `encoder` is who
+        encodes all records. Collective."""
+        if self.measured == self.step:
+            return
+        self.measured, seed, count = self.step, self.plan.run_context.seed, len(self.data.records)
+        if held_out := encoder.submit(self.feed.validation, progress.VALIDATED, seed).result():
+            with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
+                loss = progress.mean_loss(self.assembly, held_out, self.micro_batch_size)
+            self.data.validation_losses.append((self.step, loss if math.isfinite(loss) else None))
+        if self.step and not self.health.measurements:
+            return  # It began before there were measurements, or with other data: there is nothing to compare with.
         examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
-        held_out = encoder.submit(self.feed.validation, progress.VALIDATED, seed).result()
         with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
             losses = progress.measure(self.assembly, examples, self.micro_batch_size)
-            if held_out:
-                loss = progress.mean_loss(self.assembly, held_out, self.micro_batch_size)
-                self.data.validation_losses.append((self.step, loss))
         travelled = sum(self.rate_factor(step) for step in range(self.step))
         weights = progress.size_of_weights(self.assembly)
         self.health.guessing = progress.loss_of_guessing(examples)
@@ -387,11 +387,11 @@ class Loop:
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         resuming.restore_random_states(state, self.assembly.device)
         self.health.restore(state)
-        self.data.validation_losses = [*map(tuple, saved.data.get("validation_losses", ()))]
         if self.history.restore(saved, state, start, accept=accept_data):
             self.health.measurements.clear()  # They were of other records.
         elif "left_out" in state:
             self.data.leave_out_again(state["left_out"].tolist(), saved.data)
+            self.data.validation_losses = [(step, loss) for step, loss in saved.data.get("validation_losses", ())]
         if processes.is_first():
             self.log = resuming.keep_log(self.out / LOG, self.step)
 

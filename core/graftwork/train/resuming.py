@@ -59,7 +59,15 @@ class DataHistory:
 
     def __init__(self, data: TrainingData, run_context: RunContext) -> None:
         known = data.measured
-        self.digest = digest_of(data.records, known.fields, known.lengths, run_context, by_content=known.by_content)
+        self.digest = digest_of(
+            data.records,
+            known.fields,
+            known.lengths,
+            run_context,
+            by_content=known.by_content,
+            sources=known.sources,
+            validation=data.validation_fields,
+        )
         self.accepted: list[dict[str, Any]] = []
         self.messages: tuple[str, ...] = ()
         """What a person should know of it, a sentence each."""
