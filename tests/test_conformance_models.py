@@ -157,4 +157,6 @@ def test_what_new_writes_passes_and_nothing_is_skipped_without_need(
             "it says that it computes no attention",
             "it needs all of its parts",
             "it says that it has no dropout",
+            "it says that it can be read, not written",
+            "it says that it asks for no evaluator",
         }

@@ -219,7 +219,7 @@ def it_uses_the_questions_that_it_asks_for(subject: Subject) -> Iterator[str]:
     """Where it names a setting for evaluators: as a table, and what it gives depends on what is lent."""
     setting = setting_of(subject)
     if setting is None:
-        raise Skipped("it asks for no evaluator")
+        raise Skipped("it says that it asks for no evaluator")
     if setting not in names(subject.component.Settings):
         yield f"'evaluators' must be the name of one of its settings, and there is no setting '{setting}'; correct it"
         return
