@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -225,22 +226,37 @@ def test_a_killed_command_is_resumed_to_the_same_bytes(folder: Path, catalog: Ca
     (folder / "go").touch()
     code, _, errors = ended(started(folder, plugin="waiting.py"))
     assert code == 1 and "go on with --resume, or remove that folder" in errors
+    text, red = (folder / "data.toml").read_text(), folder / "pics" / "red.png"
+    (folder / "data.toml").write_text(text.replace("max_words = 6", "max_words = 9"))
+    code, _, errors = ended(started(folder, "--resume", plugin="waiting.py"))
+    assert code == 1 and "was begun with other settings or other files" in errors
+    (folder / "data.toml").write_text(text)
+    state = red.stat()
+    os.utime(red, (1, 1))
+    code, _, errors = ended(started(folder, "--resume", plugin="waiting.py"))
+    assert code == 1 and "images have changed since" in errors
+    os.utime(red, ns=(state.st_atime_ns, state.st_mtime_ns))
     code, _, errors = ended(started(folder, "--resume", plugin="waiting.py"))
     assert code == 0, errors
     assert contents(folder / "out") == contents(whole.folder)
     assert not done.exists()
 
 
-def test_what_was_begun_with_other_settings_is_not_mixed_in(folder: Path, catalog: Catalog) -> None:
+def test_a_full_disk_is_one_sentence_and_nothing_is_left(folder: Path, catalog: Catalog) -> None:
     code, output, errors = ended(started(folder, limit=200))
     assert code == 1, output
     assert "could not be written" in errors or "cannot be written" in errors
     assert errors.count("\n") == 1 and not (folder / "out").exists()
-    (folder / "data.toml").write_text((folder / "data.toml").read_text().replace("max_words = 6", "max_words = 9"))
-    with pytest.raises(DataError, match="was begun with other settings or other files"):
-        process_data(folder / "data.toml", folder / "out", resume=True, lookup=catalog)
-    (folder / "data.toml").write_text((folder / "data.toml").read_text().replace("max_words = 9", "max_words = 6"))
-    assert process_data(folder / "data.toml", folder / "out", resume=True, lookup=catalog).records == 12
+    assert process_data(folder / "data.toml", folder / "out", lookup=catalog).records == 12
+
+
+def test_a_failure_leaves_nothing_that_refuses_the_next_try(folder: Path, catalog: Catalog) -> None:
+    text = (folder / "data.toml").read_text()
+    (folder / "data.toml").write_text(f'{text}\nmin_words = 50\n'.replace("max_words = 6", ""))
+    with pytest.raises(DataError, match="no record is left"):
+        process_data(folder / "data.toml", folder / "out", lookup=catalog)
+    (folder / "data.toml").write_text(text)
+    assert process_data(folder / "data.toml", folder / "out", lookup=catalog).records == 12
 
 
 # Other formats --------------------------------------------------------------------------------------------------------------

@@ -26,13 +26,12 @@ def test_a_data_file_gives_its_sources_and_operators_without_a_model(tmp_path: P
     file = tmp_path / "data.toml"
     file.write_text(
         'seed = 3\n[data]\nstrict = true\n[[data.source]]\nuse = "shapes"\ncount = 3\n'
-        '[[data.operator]]\nuse = "drop-broken-images"\n[writer]\ncheckpoint = "out"\n'
+        '[[data.operator]]\nuse = "drop-broken-images"\n'
     )
     plan = resolved(file)
     assert (plan.seed, plan.strict, plan.out, plan.run) == (3, True, tmp_path / "data-out", None)
     assert [each.name for each in (*plan.sources, *plan.operators)] == ["shapes", "drop-broken-images"]
     assert len(list(plan.sources[0].records())) == 3
-    assert (plan.writer, plan.verify) == ({"checkpoint": "out"}, {})
 
 
 def test_a_run_file_gives_its_data_and_keeps_its_run() -> None:
@@ -86,7 +85,7 @@ def test_the_recipe_of_the_challenge_is_planned_where_its_files_are_missing() ->
         ({"data": {"source": [{"use": "llava-json"}]}}, PlanRefused, "data.source.0: 'path' is not set"),
         ({"data": {"strict": True}}, RunFileError, "data.source: is missing"),
         ({"data": SHAPES, "train": {}}, RunFileError, "train: there is no such table or key"),
-        ({"data": SHAPES, "writer": 3}, RunFileError, "writer: found 3, wanted table"),
+        ({"data": SHAPES, "writer": {}}, RunFileError, "writer: there is no such table or key"),
     ],
 )
 def test_what_cannot_work_is_said_with_its_place(

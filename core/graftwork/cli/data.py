@@ -32,7 +32,7 @@ SETTINGS = click.option(
 
 @click.group()
 def data() -> None:
-    """Say what a data set is made of, and what is wrong with it."""
+    """Check data, process it into a data set, ask about its records, and turn it into other formats."""
 
 
 @data.command()

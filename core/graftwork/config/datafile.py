@@ -19,9 +19,7 @@ from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan, RunContext
 from graftwork.errors import DataError, PlanRefused, RunFileError
 
-BESIDE = ("writer", "verify")
-"""The tables of a data file that a run file has not."""
-TABLES = ("data", "evaluate", *BESIDE)
+TABLES = ("data", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,6 @@ class DataPlan:
     def strict(self) -> bool:
         """Whether the first record that cannot be read is an error."""
         return self.run_context.strict_data
-
-    @property
-    def writer(self) -> Mapping[str, Any]:
-        """The table `[writer]`; empty where there is none."""
-        return cast("Mapping[str, Any]", self.table.get("writer", {}))
-
-    @property
-    def verify(self) -> Mapping[str, Any]:
-        """The table `[verify]`; empty where there is none."""
-        return cast("Mapping[str, Any]", self.table.get("verify", {}))
 
 
 def resolve_data(
@@ -157,8 +145,6 @@ def _resolve(
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
     (sources, _), operators = reader.sources(items), reader.operators(items)
     evaluate = _evaluators(reader, tables)
-    for key in BESIDE:
-        reader.table(tables, key)
     if not reader.problems and not sources:
         reader.problems.append("data.source: is missing, wanted tables that begin with [[data.source]]")
     if reader.problems:
@@ -176,9 +162,7 @@ def _resolve(
         given=given,
         table=table,
         evaluate=evaluate,
-        run=runfile.parse_run({k: v for k, v in table.items() if k not in BESIDE}, folder, given)
-        if has_model
-        else None,
+        run=runfile.parse_run(table, folder, given) if has_model else None,
     )
     for each in chooser.resolved:  # Sources and operators read the run context alone, which both kinds of plan have.
         chooser.validate(each, cast(Plan, plan))

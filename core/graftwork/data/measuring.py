@@ -15,6 +15,7 @@ from typing import Any
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import Record
 from graftwork.data.digest import RECORD_FIELDS, image_hash, record_fields
+from graftwork.data.pipeline import SOURCES
 from graftwork.data.store import Array, hash64, paths_of
 from graftwork.errors import DataError
 
@@ -167,6 +168,30 @@ def image_states(folder: Path) -> Array:
         except (OSError, ValueError):
             states.extend((-1, -1))
     return numpy.array(states, dtype=numpy.int64).reshape(-1, 2)
+
+
+IMAGES = "image-states.npy"
+
+
+def keep_image_states(folder: Path) -> None:
+    """Keep, in the folder of all stages, how the images are that the records of its sources name."""
+    import numpy
+
+    numpy.save(folder / IMAGES, image_states(folder / SOURCES))
+
+
+def kept_image_states(folder: Path) -> Array:
+    """What `keep_image_states` kept."""
+    import numpy
+
+    return numpy.load(folder / IMAGES)
+
+
+def has_same_images(folder: Path) -> bool:
+    """Whether the images that records name, those of records that were left out for a missing one too, are as they were."""
+    import numpy
+
+    return bool(numpy.array_equal(kept_image_states(folder), image_states(folder / SOURCES)))
 
 
 def processor_files(processor: Processor, folder: Path) -> dict[str, Any]:

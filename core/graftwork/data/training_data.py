@@ -18,7 +18,18 @@ from graftwork.contracts.plan import Plan, RunContext, TrainOn
 from graftwork.contracts.records import Record, RecordCounts
 from graftwork.data import cache, pipeline, splitting
 from graftwork.data.digest import RECORD_FIELDS, image_hash
-from graftwork.data.measuring import ANY, LAST, MARKED, Measured, image_states, measure, processor_files
+from graftwork.data.measuring import (
+    ANY,
+    LAST,
+    MARKED,
+    Measured,
+    has_same_images,
+    image_states,
+    keep_image_states,
+    kept_image_states,
+    measure,
+    processor_files,
+)
 from graftwork.data.pipeline import PipelineResult, StageCount
 from graftwork.data.sampling import Sampler
 from graftwork.data.store import Array, Joined, Mapped
@@ -173,18 +184,17 @@ def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tupl
         )
 
     def keep_read(folder: Path) -> None:
-        numpy.save(folder / IMAGES, image_states(read(folder).folders[0]))
+        read(folder)
+        keep_image_states(folder)
 
     def keep_measured(folder: Path) -> None:
-        measure(result.records, processor, numpy.load(result.folder / IMAGES)).save(folder)
-
-    import numpy
+        measure(result.records, processor, kept_image_states(result.folder)).save(folder)
 
     try:
         key = _key_of(run_context, [*sources, *operators])
         if key is not None:
             result = read(cache.entry(key, keep_read, has_same_images))
-            images = hashlib.sha256(numpy.load(result.folder / IMAGES).tobytes()).hexdigest()
+            images = hashlib.sha256(kept_image_states(result.folder).tobytes()).hexdigest()
             with tempfile.TemporaryDirectory() as folder:
                 files = processor_files(processor, Path(folder))
             choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]
@@ -196,16 +206,6 @@ def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tupl
         pass  # There is no place to keep it: it is read for this run alone.
     result = read(None)
     return result, measure(result.records, processor, image_states(result.folders[0]))
-
-
-IMAGES = "image-states.npy"
-
-
-def has_same_images(folder: Path) -> bool:
-    """Whether the images that records name, those of records that were left out for a missing one too, are as they were."""
-    import numpy
-
-    return bool(numpy.array_equal(numpy.load(folder / IMAGES), image_states(folder / pipeline.SOURCES)))
 
 
 def _key_of(run_context: RunContext, components: Sequence[Any]) -> str | None:

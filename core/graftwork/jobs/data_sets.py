@@ -20,10 +20,10 @@ from graftwork.config.datafile import DataPlan, resolve_data, resolve_evaluators
 from graftwork.config.wording import suggestion
 from graftwork.contracts.data import DataSource
 from graftwork.contracts.lookup import Lookup
-from graftwork.data import cache, curated, pipeline
+from graftwork.data import cache, curated, measuring, pipeline
 from graftwork.data.pipeline import PipelineResult, Stage
 from graftwork.data.store import DROPPED, RECORDS
-from graftwork.errors import DataError
+from graftwork.errors import DataError, GraftworkError
 from graftwork.jobs.data_check import report_on
 from graftwork.jobs.messages import Listener, Message, ignore
 from graftwork.jobs.run import installed
@@ -80,10 +80,10 @@ def process_data(
     """
     lookup, folder = lookup or installed(), Path(out).absolute()
     plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"'{out}' is there already; name another folder, or remove it")
     work = folder.parent / f".{folder.name}.unfinished"
+    _refuse_existing(folder)
     with _only_writer(work):
+        _refuse_existing(folder)  # Another command may have finished meanwhile.
         begun = _begin(plan, work, limit, copy, resume=resume, listen=on_event)
         try:
             manifest, result = _process(plan, work, folder, limit, copy, on_event)
@@ -95,10 +95,22 @@ def process_data(
             raise DataError(
                 f"'{out}' could not be written ({error.strerror or error}); make room, and go on with --resume"
             ) from error
+        except GraftworkError:
+            done = [stage for stage in (work / "stages").glob("*") if (stage / pipeline.DONE).exists()]
+            if len(done) in (0, 1 + len(plan.operators)):  # There is nothing to go on with, or nothing more to do.
+                shutil.rmtree(work, ignore_errors=True)
+            else:
+                on_event(Message("the stages before are kept: --resume goes on with them", "warning"))
+            raise
         writing.put_in_place(work / FINISHED, folder)
         begun.unlink()
         shutil.rmtree(work, ignore_errors=True)
     return DataSet(Path(out), manifest)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"'{folder}' is there already; name another folder, or remove it")
 
 
 @contextmanager
@@ -146,11 +158,16 @@ def _process(
 ) -> tuple[Mapping[str, Any], PipelineResult]:
     """Write the data set into `work`; returns its manifest, and its records with those of all stages."""
 
-    def say(stage: Stage) -> None:
-        listen(Message(told(asdict(stage))))
-
     stages, result_folder = work / "stages", work / FINISHED
     stages.mkdir(exist_ok=True)
+    if (stages / measuring.IMAGES).exists() and not measuring.has_same_images(stages):
+        raise DataError(f"images have changed since '{work}' was begun; remove that folder, and start without --resume")
+
+    def say(stage: Stage) -> None:
+        if not (stages / measuring.IMAGES).exists():  # The sources, which come first, were read.
+            measuring.keep_image_states(stages)
+        listen(Message(told(asdict(stage))))
+
     result = pipeline.read_records(
         plan.sources, plan.operators, seed=plan.seed, strict=plan.strict, folder=stages, limit=limit, say=say
     )
@@ -198,7 +215,8 @@ def _source_files(source: DataSource[Any]) -> dict[str, Any]:
 def told(stage: Mapping[str, Any]) -> str:
     """What a stage did, as a sentence."""
     made = f" and made {stage['made']:,}" if stage["made"] else ""
-    return f"{stage['name']}: read {stage['read']:,}{made}, kept {stage['kept']:,}, dropped {stage['dropped']:,}"
+    counts = f"read {stage['read']:,}{made}, kept {stage['kept']:,}, dropped {stage['dropped']:,}"
+    return f"{stage['name']}: {counts} ({stage['seconds']:.1f} s)"
 
 
 # Other formats ----------------------------------------------------------------------------------------------------------
@@ -252,12 +270,12 @@ def export_data(
     lookup, folder = lookup or installed(), Path(out)
     source = cast("type[DataSource[Any]]", lookup.find("data_source", _source_named(format, lookup)).component)
     plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"'{out}' is there already; name another folder, or remove it")
+    _refuse_existing(folder)
     result = pipeline.read_records(plan.sources, plan.operators, seed=plan.seed, strict=plan.strict)
     for stage in result.stages:
         on_event(Message(told(asdict(stage)), "warning" if stage.dropped else "info"))
-    with writing.unfinished(folder) as work:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing.hidden(folder.parent) as work:
         written = source.write((replace(record, source=0) for record in result.records), work)
         writing.put_in_place(work, folder)
     return folder / written.relative_to(work)
