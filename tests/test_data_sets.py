@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_left(folder: Path, catalog: 
 
 def test_a_failure_leaves_nothing_that_refuses_the_next_try(folder: Path, catalog: Catalog) -> None:
     text = (folder / "data.toml").read_text()
-    (folder / "data.toml").write_text(f'{text}\nmin_words = 50\n'.replace("max_words = 6", ""))
+    (folder / "data.toml").write_text(f"{text}\nmin_words = 50\n".replace("max_words = 6", ""))
     with pytest.raises(DataError, match="no record is left"):
         process_data(folder / "data.toml", folder / "out", lookup=catalog)
     (folder / "data.toml").write_text(text)

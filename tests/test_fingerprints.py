@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pictures import about, encoded, picture
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 
-from graftwork.contracts import Image
-from graftwork.data import Fingerprint, NearImages, look_at_images
+from graftwork.contracts import Image, Record, Turn
+from graftwork.data import MAX_DIFFERENCE, Fingerprint, NearImages, look_at_images
 from graftwork.data.fingerprints import fingerprint
+from graftwork.data.store import RecordStore, RecordWriter
 from graftwork.errors import DataError
 
 ORIGINALS = range(12)
@@ -98,3 +102,50 @@ def test_every_distinct_image_is_looked_at_once_and_in_order() -> None:
     numbers = {record.images[0]: looks[0].number for record, looks in seen if looks}
     assert sorted(numbers.values()) == [0, 1, 2, 3]
     assert all(numbers[record.images[0]] == looks[0].number for record, looks in seen if looks)
+
+
+def textured(seed: int) -> PILImage.Image:
+    """An image as photographs are: no colour covers much of it."""
+    numbers = np.random.default_rng(seed)
+    light = numbers.integers(20, 236, (7, 7, 1)) + numbers.integers(-20, 20, (7, 7, 3))
+    small = PILImage.fromarray(light.clip(0, 255).astype(np.uint8))
+    return small.resize((112, 112), PILImage.Resampling.BICUBIC)
+
+
+def as_jpeg(image: PILImage.Image, quality: int) -> Image:
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image(data=stream.getvalue())
+
+
+def test_photographs_may_differ_more_than_drawings() -> None:
+    near, photographs = NearImages(), [textured(seed) for seed in range(12)]
+    for number, photograph in enumerate(photographs):
+        near.add(fingerprint(as_jpeg(photograph, 95)), number)
+    compressed = [fingerprint(as_jpeg(photograph, 20)) for photograph in photographs]
+    assert not any(found.is_flat for found in compressed)
+    matches = [near.nearest(found) for found in compressed]
+    assert [match.number for match in matches if match] == [*range(12)]
+    assert any(match.difference > MAX_DIFFERENCE for match in matches if match)
+    assert [near.nearest(fingerprint(as_jpeg(textured(seed), 95))) for seed in range(100, 112)] == [None] * 12
+
+
+def test_a_drawing_is_flat() -> None:
+    drawing = PILImage.new("RGB", (64, 64), "white")
+    drawing.paste("red", (20, 20, 50, 50))
+    assert fingerprint(as_jpeg(drawing, 95)).is_flat
+
+
+def test_images_that_came_as_bytes_are_not_one_because_they_are_as_long(tmp_path: Path) -> None:
+    images = []
+    for colour in ("red", "green", "blue"):
+        stream = BytesIO()
+        PILImage.new("RGB", (8, 8), colour).save(stream, "BMP")
+        images.append(Image(data=stream.getvalue()))
+    with RecordWriter(tmp_path / "records", tmp_path) as to:
+        for number, image in enumerate(images):
+            to.add(Record(str(number), (Turn("user", "<image>\n?"), Turn("assistant", "!")), (image,)))
+        to.finish()
+    store = RecordStore(tmp_path / "records", tmp_path)
+    assert len({record.images[0].key for record in store}) == 3
+    assert [look.number for _, looks in look_at_images(store) for look in looks] == [0, 1, 2]
