@@ -30,7 +30,7 @@ CHANGE_HEADERS = ("", "before", "after")
 def change_rows(before: DataFacts, after: DataFacts) -> list[tuple[str, str, str]]:
     """What operators have made of a data set, under `CHANGE_HEADERS`: the numbers that come first, and those about images."""
     found = [{**tiles(facts), **dict(image_facts(facts))} for facts in (before, after)]
-    names = [name for name in found[0] if name in found[1]]
+    names = [name for name in found[0] if name in found[1] and name != "distinct images"]  # They are the images.
     return [(name, found[0][name], found[1][name]) for name in names]
 
 
