@@ -21,7 +21,7 @@ from graftwork.errors import DataError, RunFileError
 from graftwork_data_juicer import DataJuicer, DataJuicerSettings
 from graftwork_data_juicer.isolation import environment
 from graftwork_data_juicer.recipe import Step, read_steps
-from graftwork_data_juicer.rows import read_rows, write_rows
+from graftwork_data_juicer.rows import kept_records, read_rows, write_rows
 from graftwork_data_juicer.worker.judging import around_images, deciding, filter_text
 
 RATIO = {"op": "image_aspect_ratio_filter", "max_ratio": 5.0}
@@ -200,6 +200,28 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+def test_it_depends_on_its_recipe_its_models_and_the_release_of_data_juicer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, recipe, release = (
+        tmp_path / "clip",
+        tmp_path / "recipe.yaml",
+        tmp_path / "site" / "py_data_juicer-1.dist-info",
+    )
+    (clip / "deep").mkdir(parents=True), release.mkdir(parents=True)
+    (clip / "config.json").write_text("{}"), (clip / "deep" / "weights").touch()
+    recipe.write_text(f"process:\n  - image_text_similarity_filter:\n      hf_clip: {clip}\n  - clean_links_mapper\n")
+    (release / "METADATA").write_text("Metadata-Version: 2.1\nName: py-data-juicer\nVersion: 1\n")
+    (release / "RECORD").write_text("py_data_juicer-1.dist-info/METADATA,,\n")
+    monkeypatch.setattr(sys, "path", [str(release.parent)])
+    expected = [release / "METADATA", recipe, clip / "config.json", clip / "deep" / "weights"]
+    assert operator(recipe=recipe).files() == operator(recipe=recipe, python=Path(sys.executable)).files() == expected
+    assert operator(recipe=recipe, python=tmp_path / "python").files() is None
+    assert operator(recipe=recipe, engine="ray", address="host:1").files() is None
+    monkeypatch.setattr(sys, "path", [])
+    assert operator(recipe=recipe).files() is None
+
+
 # Records and rows -------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +268,14 @@ def test_rows_say_where_images_are(tmp_path: Path) -> None:
     assert (tmp_path / "images.bin").read_bytes() == b"123456"
 
 
+def test_records_that_come_once_are_kept_on_disk(tmp_path: Path) -> None:
+    given = [record(str(number), images=(Image(tmp_path / f"{number}.png"),)) for number in range(50)]
+    written = write_rows(iter(given), tmp_path, keep=True)
+    assert (written.records, written.images) == (50, [str(tmp_path / f"{number}.png") for number in range(32)])
+    assert list(kept_records(tmp_path)) == given
+    assert write_rows(given, tmp_path / "..") == written and not (tmp_path / ".." / "records.pickle").exists()
+
+
 def outcomes(path: Path, given: list[Record], *rows: dict[str, Any]) -> list[Record | BadRecord]:
     path.write_text("".join(json.dumps({"changed": [], "turns": []} | row) + "\n" for row in rows))
     return list(read_rows(path, given))
@@ -271,6 +301,15 @@ def test_rows_become_records_again(tmp_path: Path) -> None:
     assert found[3] == BadRecord("a.json:3", "a_mapper: no", "3")
     assert isinstance(found[4], Record)
     assert (found[4].id, dict(found[4].meta)) == ("3/caption/1", {"made_by": "data-juicer", "of": ["3"]})
+
+
+def test_numbers_that_json_does_not_know_are_texts(tmp_path: Path) -> None:
+    stats = {"score": float("nan"), "all": [float("inf"), 1.5], "by": {"x": float("-inf")}}
+    (bad,) = outcomes(
+        tmp_path / "rows.jsonl", [record("0")], {"n": 0, "dropped": {"op": "f", "stats": stats, "limits": {}}}
+    )
+    assert isinstance(bad, BadRecord)
+    assert bad.stats == {"score": "nan", "all": ["inf", 1.5], "by": {"x": "-inf"}}
 
 
 def test_a_row_that_is_missing_is_no_loss_in_silence(tmp_path: Path) -> None:
@@ -313,6 +352,26 @@ def test_with_ray_loopback_alone_is_reached() -> None:
         "try:\n    socket.create_connection(('192.0.2.1', 9))\nexcept guard.NotAllowed as error:\n    print(error)"
     )
     assert guarded(code) == "Data-Juicer is not allowed to look up the host 192.0.2.1"
+
+
+@pytest.mark.parametrize("host", ["localhost.evil.com", "127.evil.com", "10.0.0.17", "::ffff:8.8.8.8"])
+def test_a_host_whose_name_begins_like_a_known_one_is_another(host: str) -> None:
+    known = "'localhost', '127.0.0.1', '127.8.0.1', '::1', '::ffff:127.0.0.1', '10.0.0.1', b'localhost'"
+    code = (
+        "guard.install((*guard.LOOPBACK, '10.0.0.1'))\n"
+        f"print(guard.GUARD.knows({host!r}), all(map(guard.GUARD.knows, ({known}))))"
+    )
+    assert guarded(code) == "False True"
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "GITHUB_TOKEN", "my_secret_id", "DB_PASSWORD_FILE", "GOOGLE_CREDENTIALS"]
+)
+def test_the_worker_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AN_OTHER", "y")
+    found = environment(tmp_path, loopback=True)
+    assert name not in found and found["AN_OTHER"] == "y"
 
 
 def test_the_worker_inherits_nothing_that_undoes_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

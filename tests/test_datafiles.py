@@ -16,7 +16,7 @@ from graftwork.data.datafiles import (
     read_json,
     required,
 )
-from graftwork.data.imagefolders import ImageFiles, extension_of
+from graftwork.data.imagefolders import ImageFiles, ImageFolder, extension_of
 from graftwork.data.jsonfiles import read_json_lines
 from graftwork.errors import DataError
 
@@ -100,11 +100,51 @@ def test_an_image_lies_within_its_folder(tmp_path: Path) -> None:
         (b"BM", "bmp"),
         (b"II*\0", "tiff"),
         (b"MM\0*", "tiff"),
+        (b"II+\0", "tiff"),
         (b"\0\0\0 ftypavif", "avif"),
-        (b"no image", "bin"),
     ],
 )
 def test_an_image_is_called_by_its_content(start: bytes, extension: str, tmp_path: Path) -> None:
     assert extension_of(start) == extension
     name = ImageFiles(tmp_path).name_of(Image(data=start))
     assert name.endswith(f".{extension}") and (tmp_path / name).read_bytes() == start
+
+
+def test_what_is_no_image_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_bytes(b"root:x:0:0")
+    assert extension_of(b"root:x:0:0") == "bin"
+    for image in (Image(tmp_path / "passwd"), Image(data=b"no image")):
+        with pytest.raises(DataError, match="begins like no image that is read, and is not copied; leave it out"):
+            ImageFiles(tmp_path / "out").name_of(image)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_that_leads_out_of_the_image_folder_is_refused(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "in", tmp_path / "out"
+    folder.mkdir(), outside.mkdir(), (folder / "real").mkdir()
+    (outside / "x.png").touch(), (folder / "real" / "x.png").touch()
+    (folder / "c.png").symlink_to(outside / "x.png")
+    (folder / "away").symlink_to(outside)
+    (folder / "d.png").symlink_to(folder / "real" / "x.png")
+    (folder / "near").symlink_to(folder / "real")
+    (tmp_path / "link").symlink_to(folder)
+    for start in (folder, tmp_path / "link"):
+        images = ImageFolder(start)
+        for name in ("d.png", "near/x.png", "real/x.png", str(start / "near" / "x.png")):
+            assert images.image(name) == Image(start / name)
+        for name in ("c.png", "away/x.png", str(start / "c.png")):
+            with pytest.raises(DataError, match=r"out/x\.png' by a link, outside of the image folder; copy it there"):
+                images.image(name)
+    assert ImageFolder(Path("/")).image(str(folder / "c.png")) == Image(folder / "c.png")
+    assert ImageFolder(tmp_path).image("in/c.png") == Image(folder / "c.png")
+
+
+def test_without_an_image_folder_no_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    for given in ("x.png", str(tmp_path / "x.png"), {"path": "x.png"}):
+        with pytest.raises(
+            DataError, match=r"x\.png' is a name, and it is not known in which folder; set 'image_folder'"
+        ):
+            ImageFolder(None).image(given)
+    assert ImageFolder(None).image(b"bytes") == Image(data=b"bytes")

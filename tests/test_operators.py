@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
-from graftwork.contracts import BadRecord, Image, NoSettings, Record, Turn
+from graftwork.contracts import BadRecord, DataOperator, Image, NoSettings, Record, Turn
+from graftwork.data import HashTable, TextFile, plain
 from graftwork.errors import DataError
 from graftwork_cleaning import DeduplicateImages, DropBrokenImages, LimitLength, LimitLengthSettings
+from graftwork_duplicates import (
+    DuplicateQuestions,
+    DuplicateQuestionsSettings,
+    Leaks,
+    LeaksSettings,
+    NearDuplicateImages,
+    NearSettings,
+)
+from graftwork_selection import Balance, BalanceSettings, Sample, SampleSettings
 
 
 def record(id: str, *paths: Path, question: str = "What?", answer: str = "A cat.", where: str = "") -> Record:
@@ -113,3 +129,63 @@ def test_a_tokenizer_that_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="is no tokenizer that can be read"):
         list(LimitLength(settings).apply([record("1")], seed=0))
+
+
+def test_operators_say_which_files_they_depend_on(tmp_path: Path) -> None:
+    alone: list[DataOperator[Any]] = [
+        *(DropBrokenImages(NoSettings()), DeduplicateImages(NoSettings()), NearDuplicateImages(NearSettings())),
+        DuplicateQuestions(DuplicateQuestionsSettings()),
+        *(Sample(SampleSettings(count=1)), Balance(BalanceSettings())),
+        *(LimitLength(LimitLengthSettings(max_words=3)), LimitLength(LimitLengthSettings(tokenizer=tmp_path))),
+    ]
+    assert {operator.files() for operator in alone} == {()}
+    counting = LimitLength(LimitLengthSettings(max_tokens=3, tokenizer=tmp_path))
+    assert counting.files() == (tmp_path / "tokenizer.json",)
+    assert Leaks(LeaksSettings(against={"exam": {}})).files() is None
+
+
+def many(count: int) -> Iterator[Record]:
+    for number in range(count):
+        yield record(f"record {number}", Path(f"/a/folder/of/images/{number:012d}.png"), question=f"What is {number}?")
+
+
+@pytest.mark.parametrize("name", ["drop-broken-images", "duplicate-questions"])
+def test_a_record_that_was_seen_takes_few_bytes(name: str) -> None:
+    """Images that are not there have a fault each, whose text lies on disk."""
+    operators: dict[str, DataOperator[Any]] = {
+        each.name: each for each in (DropBrokenImages(NoSettings()), DuplicateQuestions(DuplicateQuestionsSettings()))
+    }
+    items = operators[name].apply(many(20_002), seed=0)
+    next(items)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in islice(items, 20_000)) == 20_000
+        plain.cache_clear()  # It is of a fixed size.
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 20_000 * 100
+    finally:
+        tracemalloc.stop()
+    assert next(items).id == "record 20001"
+
+
+def test_a_hash_table_finds_what_a_dictionary_finds() -> None:
+    table, expected, random = HashTable(), dict[int, int](), Random(3)
+    keys = [
+        *(random.randrange(-(2**63), 2**63) for _ in range(4_000)),
+        *range(-50, 0),
+        *(n << 20 for n in range(1, 99)),
+    ]
+    for key in keys + keys[::2]:
+        value = random.randrange(-(2**63), 2**63)
+        assert table.setdefault(key, value) == expected.setdefault(key, value)
+    assert len(table) == len(expected)
+    assert [table.get(key) for key in keys] == [expected[key] for key in keys]
+    assert table.get(5) is None
+
+
+def test_texts_come_back_from_their_file_by_number() -> None:
+    texts = TextFile()
+    given = ["a", "", "Größe \udc80", "b\0\n"]
+    assert [texts.add(text) for text in given[:2]] == [0, 1] and texts[0] == "a"
+    assert [texts.add(text) for text in given[2:]] == [2, 3]
+    assert [texts[number] for number in (3, 2, 1, 0)] == given[::-1] and len(texts) == 4

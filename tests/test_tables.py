@@ -126,3 +126,15 @@ def test_a_data_set_of_the_library_is_read_by_split_and_from_any_folder(
     assert list(HfDataset(HfDataset.Settings(path=saved, dataset="a/b")).validate(None)) == [
         "both 'path' and 'dataset' are set; leave out one of them"
     ]
+
+
+def test_a_row_of_the_hub_names_no_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").write_bytes(PNG)
+    rows = datasets.Dataset.from_dict({"question": ["Q"], "answer": ["A"], "image": ["x.png"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)  # as the hub is not reached
+    [bad] = HfDataset(HfDataset.Settings(dataset="owner/name")).records()
+    assert isinstance(bad, BadRecord) and bad.why.endswith("it is not known in which folder; set 'image_folder'")
+    [record] = HfDataset(HfDataset.Settings(dataset="owner/name", image_folder=tmp_path)).records()
+    assert isinstance(record, Record) and record.images == (Image(tmp_path / "x.png"),)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from graftwork.contracts import (
     hookimpl,
     setting,
 )
-from graftwork.data import image_digest, load_image
+from graftwork.data import HashTable, TextFile, hash64, image_digest, load_image
 from graftwork.errors import DataError
+
+GOOD = -1
+"""Stands for the number of a fault where an image has none."""
 
 
 class DropBrokenImages(DataOperator[NoSettings]):
@@ -31,10 +34,23 @@ class DropBrokenImages(DataOperator[NoSettings]):
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        fault = cache(_fault)
+        known, faults = HashTable(), TextFile()
+        """By an image: the number of its fault, or GOOD."""
+
+        def fault(image: Image) -> str | None:
+            key = hash64(image.key)
+            if (number := known.get(key)) is None:
+                why = _fault(image)
+                number = known.setdefault(key, faults.add(why) if why else GOOD)
+            return None if number == GOOD else faults[number]
+
         for record in records:
             why = next(filter(None, map(fault, record.images)), None)
             yield BadRecord.of(record, why) if why else record
+
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records and images alone."""
+        return ()
 
 
 class DeduplicateImages(DataOperator[NoSettings]):
@@ -45,18 +61,34 @@ class DeduplicateImages(DataOperator[NoSettings]):
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        digest = cache(image_digest)
-        first: dict[tuple[str, ...], tuple[Image, ...]] = {}
+        known, firsts = HashTable(), HashTable()
+        """By an image: the hash of its pixels. By pixels: the number of those images that had them first."""
+        owners, names = array("q"), TextFile()
+
+        def pixels(image: Image) -> int:
+            key = hash64(image.key)
+            return (
+                found if (found := known.get(key)) is not None else known.setdefault(key, hash64(image_digest(image)))
+            )
+
         for record in records:
             try:
-                owner = first.setdefault(tuple(map(digest, record.images)), record.images)
+                number = firsts.setdefault(hash64(*map(pixels, record.images)), len(owners))
             except DataError as error:
                 yield BadRecord.of(record, error.sentence)
                 continue
-            if owner == record.images:
+            own = hash64(*(image.key for image in record.images))
+            if number == len(owners):
+                owners.append(own)
+                names.add(str(record.images[0]) if record.images else "")
+            if owners[number] == own:
                 yield record
             else:
-                yield BadRecord.of(record, f"'{record.images[0]}' has the same pixels as '{owner[0]}'")
+                yield BadRecord.of(record, f"'{record.images[0]}' has the same pixels as '{names[number]}'")
+
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records and images alone."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +140,12 @@ class LimitLength(DataOperator[LimitLengthSettings]):
                     break
             else:
                 yield record
+
+    def files(self) -> Sequence[Path]:
+        """The tokenizer, where it counts tokens."""
+        settings = self.settings
+        counts = settings.tokenizer and (settings.min_tokens or settings.max_tokens)
+        return (_file_of(settings.tokenizer),) if counts and settings.tokenizer else ()
 
 
 @hookimpl

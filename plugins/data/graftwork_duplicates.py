@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import ne
+from pathlib import Path
 from typing import Any, Literal
 
 from graftwork.contracts import BadRecord, DataOperator, Record, Writer, hookimpl, image_key, setting
@@ -11,9 +14,11 @@ from graftwork.data import (
     MAX_DIFFERENCE,
     MAX_DISTANCE,
     Fingerprint,
+    HashTable,
     LeakFinder,
     Match,
     NearImages,
+    TextFile,
     look_at_images,
     pairs_of,
     plain,
@@ -43,32 +48,62 @@ class NearDuplicateImages(DataOperator[NearSettings]):
     def apply(
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
-        near = NearImages(self.settings.max_distance, self.settings.max_difference)
-        names: dict[int, str] = {}
-        matches: dict[int, Match] = {}
-        broken: dict[int, str] = {}
+        known = _Known(self.settings.max_distance, self.settings.max_difference)
         for record, looks in look_at_images(records):
             for look, image in zip(looks, record.images, strict=True):
-                if isinstance(look.found, DataError):
-                    broken[look.number] = look.found.sentence
-                elif isinstance(look.found, Fingerprint):
-                    if match := near.nearest(look.found):
-                        matches[look.number] = match
-                    else:
-                        near.add(look.found, look.number)
-                        names[look.number] = str(image)
-            why = next((broken[look.number] for look in looks if look.number in broken), None)
-            match = next((matches[look.number] for look in looks if look.number in matches), None)
+                if look.found is not None:
+                    known.add(look.found, str(image))
+            why = next((known.texts[look.number] for look in looks if known.near_to[look.number] == BROKEN), None)
+            match = next((known.match(look.number) for look in looks if known.near_to[look.number] >= 0), None)
             if why:
                 yield BadRecord.of(record, why)
             elif match:
-                what = f"its image is a near duplicate of '{names[match.number]}'"
+                what = f"its image is a near duplicate of '{known.texts[match.number]}'"
                 numbers = f"{match.distance} bits and {match.difference:.1f} levels apart"
                 yield BadRecord.of(
                     record, f"{what}, {numbers}", distance=match.distance, difference=round(match.difference, 3)
                 )
             else:
                 yield record
+
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records and images alone."""
+        return ()
+
+
+NEW, BROKEN = -1, -2
+
+
+class _Known:
+    """What became of each image, by its number, in 25 bytes: there may be millions."""
+
+    def __init__(self, max_distance: int, max_difference: float) -> None:
+        self._near = NearImages(max_distance, max_difference)
+        self.near_to = array("q")
+        """The number of the image that it is a near duplicate of, or NEW, or BROKEN."""
+        self._distances, self._differences = array("B"), array("d")
+        self.texts = TextFile()
+        """Its name if it is new, what is wrong with it if it is broken."""
+
+    def add(self, found: Fingerprint | DataError, name: str) -> None:
+        """Add the image of the next number."""
+        number, match = len(self.near_to), None
+        if isinstance(found, DataError):
+            self.near_to.append(BROKEN)
+            name = found.sentence
+        elif match := self._near.nearest(found):
+            self.near_to.append(match.number)
+            name = ""
+        else:
+            self.near_to.append(NEW)
+            self._near.add(found, number)
+        self._distances.append(match.distance if match else 0)
+        self._differences.append(match.difference if match else 0.0)
+        self.texts.add(name)
+
+    def match(self, number: int) -> Match:
+        """What an image is a near duplicate of."""
+        return Match(self.near_to[number], self._distances[number], self._differences[number])
 
 
 @dataclass(frozen=True)
@@ -90,8 +125,8 @@ class DuplicateQuestions(DataOperator[DuplicateQuestionsSettings]):
         self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
     ) -> Iterator[Record | BadRecord]:
         """Records whose questions have all been asked; case, punctuation and spacing make no difference."""
-        asked: dict[int, int] = {}
-        """A question about an image, to its first answer."""
+        asked = HashTable()
+        """By a question about an image: its first answer."""
         for record in records:
             said = image_key(record) if record.images else "no image"
             pairs: dict[int, int] = {}
@@ -99,8 +134,9 @@ class DuplicateQuestions(DataOperator[DuplicateQuestionsSettings]):
                 pairs.setdefault(text_key(said, plain(question)), text_key(plain(answer)))
                 if not record.images:
                     said = f"{said}\0{plain(question)}"
-            repeats = bool(pairs) and all(key in asked for key in pairs)
-            otherwise = sum(asked[key] != answer for key, answer in pairs.items()) if repeats else 0
+            earlier = list(map(asked.get, pairs))
+            repeats = bool(pairs) and None not in earlier
+            otherwise = sum(map(ne, earlier, pairs.values())) if repeats else 0
             if repeats and not (otherwise and self.settings.contradictions == "keep all"):
                 how = f", and answers {otherwise} of {len(pairs)} otherwise" if otherwise else ""
                 why = f"it repeats what was asked about the same image{how}"
@@ -109,6 +145,10 @@ class DuplicateQuestions(DataOperator[DuplicateQuestionsSettings]):
             for key, first in pairs.items():
                 asked.setdefault(key, first)
             yield record
+
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records alone."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import hashlib
 import pickle
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
@@ -47,6 +48,10 @@ class Sample(DataOperator[SampleSettings]):
 
         yield from _drawn(records, group_of, wanted, f"{seed} {self.name}")
 
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records alone."""
+        return ()
+
 
 @dataclass(frozen=True)
 class BalanceSettings:
@@ -72,6 +77,10 @@ class Balance(DataOperator[BalanceSettings]):
 
         group_of = _answer if self.settings.by == "answer" else _group
         yield from _drawn(records, group_of, wanted, f"{seed} {self.name}")
+
+    def files(self) -> Sequence[Path]:
+        """None: it depends on records alone."""
+        return ()
 
 
 @hookimpl

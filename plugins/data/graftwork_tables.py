@@ -81,7 +81,9 @@ class HfDatasetSettings(ColumnSettings):
     name: str | None = setting(None, "Which configuration of the data set")
     split: str = setting("train", "Which of its splits; a slice such as train[:1%] only of what load_dataset reads")
     revision: str | None = setting(None, "Which branch, tag or commit on the hub")
-    image_folder: Path | None = setting(None, "What image paths are relative to; by default the folder")
+    image_folder: Path | None = setting(
+        None, "What image paths are relative to; by default the folder, and for the hub none"
+    )
 
 
 class Parquet(DataSource[ParquetSettings]):
@@ -165,7 +167,7 @@ class HfDataset(DataSource[HfDatasetSettings]):
         title = f"{self.settings.path or self.settings.dataset}[{self.settings.split}]"
         loaded = self._loaded()
         columns = Columns(self.settings, loaded.column_names, title)
-        folder = ImageFolder(self.settings.image_folder or self.settings.path or Path())
+        folder = ImageFolder(self.settings.image_folder or self.settings.path)
         # As Arrow, images stay the bytes and paths that are stored.
         tables = loaded.select_columns(columns.wanted).with_format("arrow").iter(BATCH)
         places = (

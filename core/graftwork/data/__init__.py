@@ -1,6 +1,7 @@
 """Data: files and images read safely, conversations made of them, and the pipeline from data sources to the batch of any step."""
 
 from graftwork.data.answering import pairs_of, plain, text_key
+from graftwork.data.compact import HashTable, TextFile
 from graftwork.data.conversations import PLACE, conversation, first_records, mark_of
 from graftwork.data.curated import MANIFEST, is_data_set, read_data_set
 from graftwork.data.datafiles import (
@@ -23,7 +24,7 @@ from graftwork.data.jsonfiles import first_object, read_json_lines, read_json_li
 from graftwork.data.leaks import LeakFinder
 from graftwork.data.lines import OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
-from graftwork.data.store import RECORDS
+from graftwork.data.store import RECORDS, hash64
 from graftwork.data.texts import plain_text, type_name
 
 __all__ = [
@@ -36,11 +37,13 @@ __all__ = [
     "PLACE",
     "RECORDS",
     "Fingerprint",
+    "HashTable",
     "ImageFiles",
     "ImageFolder",
     "LeakFinder",
     "Match",
     "NearImages",
+    "TextFile",
     "conversation",
     "encoded_bytes",
     "extension_of",
@@ -49,6 +52,7 @@ __all__ = [
     "first_object",
     "first_records",
     "from_object",
+    "hash64",
     "image_digest",
     "image_size",
     "images_of",

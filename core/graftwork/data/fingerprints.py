@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftwork.config.machine import cores
 from graftwork.contracts.records import Image, Record
+from graftwork.data.compact import HashTable
 from graftwork.data.images import load_image
+from graftwork.data.store import hash64
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ FLAT = 0.4
 MORE_BITS, MORE_LEVELS = 2.5, 2.0
 """How many times as far apart near duplicates may be where neither is a drawing: photographs that have nothing to do with one another
 differ by 16 bits and more, and compressed ones by more than drawings may."""
+MAX_BAND_BITS = 11
+"""So many bits of a band at most say where its images are kept: an index of a few megabytes, in which lists stay short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,61 +115,78 @@ class NearImages:
     """
 
     def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
-        self._all = _Index(max_distance, max_difference)
-        self._textured = _Index(int(max_distance * MORE_BITS), max_difference * MORE_LEVELS)
+        self._seen = _Seen()
+        self._all = _Index(self._seen, max_distance, max_difference)
+        self._textured = _Index(self._seen, int(max_distance * MORE_BITS), max_difference * MORE_LEVELS)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._seen.bits)
 
     def add(self, found: Fingerprint, number: int) -> None:
         """Add a fingerprint under a number by which `nearest` names it."""
-        self._all.add(found, number)
+        place = self._seen.add(found, number)
+        self._all.add(found, place)
         if not found.is_flat:
-            self._textured.add(found, number)
+            self._textured.add(found, place)
 
     def nearest(self, found: Fingerprint) -> Match | None:
         """The added one that this is a near duplicate of, the nearest by thumbnail and the earliest of equals; None for none."""
         return self._all.nearest(found) or (None if found.is_flat else self._textured.nearest(found))
 
 
-class _Index:
-    """Fingerprints, found by one rule.
+class _Seen:
+    """Fingerprints by their places: 24 bytes each in memory, and the thumbnails in a temporary file."""
 
-    Of hashes that differ in at most `max_distance` bits, one of `max_distance` + 1 bands is equal, so that only those with an equal
-    band, and about the same brightness, are compared. An image takes eight bytes a band, and its thumbnail lies in a temporary file.
-    """
-
-    def __init__(self, max_distance: int = MAX_DISTANCE, max_difference: float = MAX_DIFFERENCE) -> None:
-        self.max_distance, self.max_difference = max_distance, max_difference
-        parts = max_distance + 1
-        self._bands = [(part * BITS // parts, (part + 1) * BITS // parts) for part in range(parts)]
-        self._members: dict[tuple[int, int], array[int]] = {}
-        """By a band and its value: the places of those that have it."""
-        self._bits, self._brightness, self._numbers = array("Q"), array("d"), array("q")
+    def __init__(self) -> None:
+        self.bits, self.brightness, self.numbers = array("Q"), array("d"), array("q")
         self._thumbnails = TemporaryFile()  # noqa: SIM115 - it is open as long as this object lives
         weakref.finalize(self, self._thumbnails.close)
 
-    def __len__(self) -> int:
-        return len(self._bits)
-
-    def add(self, found: Fingerprint, number: int) -> None:
-        """Add a fingerprint under a number by which `nearest` names it."""
-        place = len(self._bits)
-        self._bits.append(found.bits)
-        self._brightness.append(found.brightness)
-        self._numbers.append(number)
-        for key in self._keys(found):
-            self._members.setdefault(key, array("q")).append(place)
+    def add(self, found: Fingerprint, number: int) -> int:
+        """Add a fingerprint, and return its place."""
+        place = len(self.bits)
+        self.bits.append(found.bits)
+        self.brightness.append(found.brightness)
+        self.numbers.append(number)
         self._thumbnails.seek(place * len(found.thumbnail))
         self._thumbnails.write(found.thumbnail)
+        return place
+
+    def difference(self, thumbnail: bytes, place: int) -> float:
+        """The mean difference of a thumbnail and the one at a place, in levels."""
+        import numpy as np
+
+        self._thumbnails.seek(place * len(thumbnail))
+        other = np.frombuffer(self._thumbnails.read(len(thumbnail)), np.uint8).astype(np.int16)
+        return float(np.abs(other - np.frombuffer(thumbnail, np.uint8)).mean())
+
+
+class _Index:
+    """The places of fingerprints, found by one rule.
+
+    Of hashes that differ in at most `max_distance` bits, one of `max_distance` + 1 bands is equal, so that only those with an equal
+    band, and about the same brightness, are compared. An image takes four bytes a band.
+    """
+
+    def __init__(self, seen: _Seen, max_distance: int, max_difference: float) -> None:
+        self.seen, self.max_distance, self.max_difference = seen, max_distance, max_difference
+        parts = max_distance + 1
+        self._bands = [(part * BITS // parts, (part + 1) * BITS // parts) for part in range(parts)]
+        self._members: dict[int, array[int]] = {}
+        """By a band and the last bits of its value: the places of those that have them."""
+
+    def add(self, found: Fingerprint, place: int) -> None:
+        """Add a fingerprint that was seen, by its place."""
+        for key in self._keys(found):
+            self._members.setdefault(key, array("I")).append(place)
 
     def nearest(self, found: Fingerprint) -> Match | None:
         """The added one that this is a near duplicate of, the nearest by thumbnail and the earliest of equals; None for none."""
         best: Match | None = None
         for place, distance in sorted(self._candidates(found).items()):
-            difference = self._difference(found.thumbnail, place)
+            difference = self.seen.difference(found.thumbnail, place)
             if difference <= self.max_difference and (best is None or difference < best.difference):
-                best = Match(self._numbers[place], distance, difference)
+                best = Match(self.seen.numbers[place], distance, difference)
         return best
 
     def _candidates(self, found: Fingerprint) -> dict[int, int]:
@@ -176,26 +197,20 @@ class _Index:
         for key in self._keys(found):
             if (members := self._members.get(key)) is None:
                 continue
-            places = np.frombuffer(members, np.int64)
+            places = np.frombuffer(members, np.uint32)
             # The mean of differences is never less than the difference of means.
-            darker = np.abs(np.frombuffer(self._brightness)[places] - brightness)
+            darker = np.abs(np.frombuffer(self.seen.brightness)[places] - brightness)
             places = places[darker <= self.max_difference]
-            changed = np.frombuffer(self._bits, np.uint64)[places] ^ np.uint64(found.bits)
+            changed = np.frombuffer(self.seen.bits, np.uint64)[places] ^ np.uint64(found.bits)
             distances = np.unpackbits(changed.view(np.uint8)).reshape(-1, BITS).sum(1)
             near = distances <= self.max_distance
             candidates.update(zip(places[near].tolist(), distances[near].tolist(), strict=True))
         return candidates
 
-    def _keys(self, found: Fingerprint) -> Iterator[tuple[int, int]]:
+    def _keys(self, found: Fingerprint) -> Iterator[int]:
         for band, (start, end) in enumerate(self._bands):
-            yield band, found.bits >> start & (1 << end - start) - 1
-
-    def _difference(self, thumbnail: bytes, place: int) -> float:
-        import numpy as np
-
-        self._thumbnails.seek(place * len(thumbnail))
-        other = np.frombuffer(self._thumbnails.read(len(thumbnail)), np.uint8).astype(np.int16)
-        return float(np.abs(other - np.frombuffer(thumbnail, np.uint8)).mean())
+            value = found.bits >> start & (1 << min(end - start, MAX_BAND_BITS)) - 1
+            yield band << MAX_BAND_BITS | value
 
 
 class Look(NamedTuple):
@@ -210,16 +225,15 @@ class Look(NamedTuple):
 def look_at_images(records: Iterable[Record]) -> Iterator[tuple[Record, tuple[Look, ...]]]:
     """Each record with a look at its images. Every distinct one is decoded once, on all cores, a few ahead of what is asked for."""
     workers = cores()
-    numbers: dict[int, int] = {}
+    numbers = HashTable()
     waiting: deque[tuple[Record, list[tuple[int, Future[Fingerprint | DataError] | None]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for record in records:
             looks: list[tuple[int, Future[Fingerprint | DataError] | None]] = []
             for image in record.images:
-                key = _key(image)
-                is_new = key not in numbers
-                number = numbers.setdefault(key, len(numbers))
-                looks.append((number, pool.submit(_look, image) if is_new else None))
+                next_number = len(numbers)
+                number = numbers.setdefault(hash64(image.key), next_number)
+                looks.append((number, pool.submit(_look, image) if number == next_number else None))
             waiting.append((record, looks))
             if len(waiting) > 8 * workers:
                 yield _done(*waiting.popleft())
@@ -238,8 +252,3 @@ def _look(image: Image) -> Fingerprint | DataError:
         return fingerprint(image)
     except DataError as error:
         return error
-
-
-def _key(image: Image) -> int:
-    """Equal for the same file or the same bytes: a hash, since names of half a million files take much memory."""
-    return int.from_bytes(hashlib.blake2b(image.key.encode("utf-8", "surrogateescape"), digest_size=8).digest())

@@ -20,15 +20,21 @@ from graftwork.errors import DataError, NoImage
 NO_VIDEOS = "videos are not read; save frames of them as images, such as by 'ffmpeg -i x.mp4 -vf fps=1 frames/%04d.jpg', and give these"
 BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 """How images begin in base64: PNG, JPEG, GIF, WEBP, TIFF."""
+MAX_FOLDERS = 10_000
+"""Of so many folders at most it is kept whether links lead out of them."""
 
 
 class ImageFolder:
-    """The images that records refer to: by a path below a folder, or as the bytes themselves."""
+    """The images that records refer to: by a path below a folder, or as the bytes themselves; without a folder these alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._start = os.path.join(path, "")  # noqa: PTH118  # Strings, as a Path for each of a million images takes minutes.
+        # Strings, as a Path for each of a million images takes minutes.
+        self._start = os.path.join(path or "", "")  # noqa: PTH118
+        self._root = os.path.join(os.path.realpath(path or ""), "")  # noqa: PTH118
         self._names: dict[Path, dict[str, str]] = {}
+        self._inside: dict[str, bool] = {}
+        """By a folder of images: whether it lies below this one once links are followed."""
 
     def image(self, given: Any) -> Image:
         """The image of a path, a data URI, base64 text, bytes, or an object of `bytes`, `path` or `url`; DataError says why there is none."""
@@ -46,6 +52,9 @@ class ImageFolder:
 
     def named(self, name: str) -> Image:
         """The image of that path; DataError says why there is none."""
+        if self.path is None:
+            what = f"the image '{plain_text('image', name)}' is a name, and it is not known in which folder"
+            raise DataError(f"{what}; set 'image_folder'")
         if found := self._at_once(name):
             return Image(found)
         if not name.strip():
@@ -57,6 +66,9 @@ class ImageFolder:
             raise DataError(f"the image path '{name}' leads out of the image folder; make it relative to that")
         for each in (path, *(self.path / other for other in _also_known_as(name))):
             if is_file(each):
+                if self._leads_out(str(each)):
+                    what = f"the image '{each}' is '{os.path.realpath(each)}' by a link, outside of the image folder"
+                    raise DataError(f"{what}; copy it there, or set 'image_folder' to a folder that holds both")
                 return Image(each)
         raise NoImage(path, self._hint(path))
 
@@ -66,9 +78,21 @@ class ImageFolder:
             return None
         path = self._start + name
         try:
-            return Path(path) if stat.S_ISREG(os.stat(path).st_mode) else None  # noqa: PTH116
+            is_file = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
         except (OSError, ValueError):
             return None
+        return Path(path) if is_file and not self._leads_out(path) else None
+
+    def _leads_out(self, path: str) -> bool:
+        """Whether a file is outside of the folder once links are followed, which is done once for all files of a folder."""
+        parent = os.path.dirname(path)  # noqa: PTH120
+        if (inside := self._inside.get(parent)) is None:
+            if len(self._inside) >= MAX_FOLDERS:
+                self._inside.clear()
+            inside = self._inside[parent] = os.path.join(os.path.realpath(parent), "").startswith(self._root)  # noqa: PTH118
+        if not os.path.islink(path):  # noqa: PTH114
+            return not inside
+        return not os.path.realpath(path).startswith(self._root)
 
     def _of_object(self, given: Mapping[str, Any]) -> Image:
         content = given.get("bytes")
@@ -149,10 +173,13 @@ class ImageFiles:
         self.folder = folder
 
     def name_of(self, image: Image) -> str:
-        """The path of an image below the folder, in which it then is; DataError when it cannot be read."""
+        """The path of an image below the folder, in which it then is; DataError when it cannot be read, or is no image."""
         data = encoded_bytes(image)
+        if (extension := extension_of(data)) == "bin":
+            what = f"'{image}' begins like no image that is read, and is not copied"
+            raise DataError(f"{what}; leave it out, as the operator 'drop-broken-images' does")
         digest = hashlib.sha256(data).hexdigest()
-        name = f"images/{digest[:2]}/{digest}.{extension_of(data)}"
+        name = f"images/{digest[:2]}/{digest}.{extension}"
         path = self.folder / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,4 +214,6 @@ STARTS: Mapping[bytes, str] = {
     b"BM": "bmp",
     b"II*\0": "tiff",
     b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
 }

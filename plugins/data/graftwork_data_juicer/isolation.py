@@ -41,6 +41,8 @@ CACHES = ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "DATA_JUICER_CACHE_HOME
 """What is a folder of its own for the worker, empty at first and removed in the end."""
 DROPPED = ("proxy", "python", "pip_", "uv_", "ray_", "data_juicer", "hf_", "ld_preload")
 """How the names of variables begin or end that the worker does not inherit."""
+SECRETS = ("token", "key", "secret", "password", "credential")
+"""What the names of variables hold that it does not inherit either."""
 LAST_WORDS = 300
 PATIENCE = 100
 """How often, ten times a second, it is tried to end what is to end."""
@@ -53,6 +55,7 @@ def environment(folder: Path, *, loopback: bool) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.lower().startswith(DROPPED) and not name.lower().endswith(DROPPED[0])
+        if not any(word in name.lower() for word in SECRETS)
     }
     return {
         **kept,

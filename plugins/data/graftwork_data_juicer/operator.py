@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,9 @@ from graftwork.contracts import BadRecord, DataOperator, MissingFile, Record, Wr
 from graftwork.errors import DataError
 from graftwork_data_juicer.isolation import carry_out, workplace
 from graftwork_data_juicer.recipe import Step, read_steps
-from graftwork_data_juicer.rows import read_rows, write_rows
+from graftwork_data_juicer.rows import kept_records, read_rows, write_rows
 
-FIRST_IMAGES = 32
-"""How many images the nodes of a Ray cluster are asked to open before the work begins."""
+PACKAGE = "py-data-juicer"
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,39 @@ class DataJuicer(DataOperator[DataJuicerSettings]):
         steps, problems = self._steps()
         if problems:
             raise _refused(problems)
-        given = list(records)
-        if any(step.allowed.duplicates for step in steps) and any(record.images for record in given):
-            names = ", ".join(f"'{step.op}'" for step in steps if step.allowed.duplicates)
-            raise DataError(
-                f"{names} compares texts alone, and would drop most questions about different images; use "
-                "'duplicate-questions', 'near-duplicate-images' or 'deduplicate-images' instead"
-            )
-        if given:
-            yield from self._outcomes(steps, given, seed)
-
-    def _outcomes(self, steps: Sequence[Step], records: Sequence[Record], seed: int) -> Iterator[Record | BadRecord]:
-        """What became of each record; nothing comes before all is done."""
         settings = self.settings
         with workplace() as folder:
-            write_rows(records, folder)
-            images = [str(image.path or folder / "images.bin") for record in records for image in record.images]
+            kept = records if isinstance(records, Sequence) else None
+            written = write_rows(_suited(records, steps), folder, keep=kept is None)
+            if not written.records:
+                return
             task = {
                 "mode": "run",
                 "steps": [step.task() for step in steps],
                 "engine": settings.engine,
                 "address": settings.address,
-                "workers": settings.workers or len(os.sched_getaffinity(0)),
+                "workers": settings.workers or _cores(),
                 "seed": seed,
-                "first_images": images[:FIRST_IMAGES],
+                "first_images": written.images,
             }
             outcome = carry_out(task, settings.python, folder)
             if outcome.get("problems"):
                 raise _refused(outcome["problems"])
-            yield from read_rows(Path(outcome["rows"]), records)
+            yield from read_rows(Path(outcome["rows"]), kept_records(folder) if kept is None else kept)
+
+    def files(self) -> Sequence[Path] | None:
+        """The recipe, the models and lists of words, and what says which Data-Juicer is installed; not known where another
+        interpreter or a cluster has it."""
+        steps, problems = self._steps()
+        version = None if self._runs_elsewhere() else _version_file()
+        if problems or version is None:
+            return None
+        folders = [Path(step.params[step.allowed.folder]) for step in steps if step.allowed.folder]
+        found = {each for folder in folders for each in folder.rglob("*") if each.is_file()}
+        return [version, *([self.settings.recipe] if self.settings.recipe else []), *sorted(found)]
+
+    def _runs_elsewhere(self) -> bool:
+        return bool(self.settings.address) or self.settings.python not in (None, Path(sys.executable))
 
     def _steps(self) -> tuple[list[Step], list[str]]:
         return read_steps(self.settings.process, self.settings.recipe, self.settings.folder)
@@ -105,6 +110,32 @@ class DataJuicer(DataOperator[DataJuicerSettings]):
             if own and choice.settings.get("process") == wanted:
                 return checked
         return True  # It stands in no run.
+
+
+def _suited(records: Iterable[Record], steps: Sequence[Step]) -> Iterator[Record]:
+    """The records; DataError at one that a step is not made for."""
+    names = ", ".join(f"'{step.op}'" for step in steps if step.allowed.duplicates)
+    for record in records:
+        if names and record.images:
+            raise DataError(
+                f"{names} compares texts alone, and would drop most questions about different images; use "
+                "'duplicate-questions', 'near-duplicate-images' or 'deduplicate-images' instead"
+            )
+        yield record
+
+
+def _cores() -> int:
+    """The cores that this process may use; all of them where the system does not say, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version_file() -> Path | None:
+    """The METADATA file of Data-Juicer in this interpreter's environment; None where it is not there."""
+    try:
+        files = distribution(PACKAGE).files or ()
+    except PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == "METADATA"), None)
 
 
 def _packed(steps: Sequence[Step]) -> str:

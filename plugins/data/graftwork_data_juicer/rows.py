@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graftwork.contracts import BadRecord, Image, Record, Turn
 from graftwork.errors import DataError
 
 Row = dict[str, Any]
+KEPT = "records.pickle"
 
 
-def write_rows(records: Iterable[Record], folder: Path) -> None:
-    """Write `rows.jsonl`, and the bytes of images that lie in no file as `images.bin`; OSError where the disk is full."""
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as rows, (folder / "images.bin").open("wb") as data:
-        for number, record in enumerate(records):
-            row = {
-                "n": number,
-                "turns": [turn.text for turn in record.turns],
-                "images": [_place(image, data, folder) for image in record.images],
-                "changed": [],
-            }
-            rows.write(json.dumps(row) + "\n")
+FIRST_IMAGES = 32
+"""How many images the nodes of a Ray cluster are asked to open before the work begins."""
+
+
+class Written(NamedTuple):
+    """What was written as rows."""
+
+    records: int
+    """How many records."""
+    images: list[str]
+    """The files of the first images."""
+
+
+def write_rows(records: Iterable[Record], folder: Path, *, keep: bool = False) -> Written:
+    """Write `rows.jsonl`, and the bytes of images that lie in no file as `images.bin`; OSError where the disk is full.
+
+    With `keep` the records themselves as well, for `kept_records`: those that come one after another come once.
+    """
+    count, first = 0, list[str]()
+    with (
+        (folder / "rows.jsonl").open("w", encoding="utf-8") as rows,
+        (folder / "images.bin").open("wb") as data,
+        (folder / KEPT).open("wb") if keep else nullcontext() as kept,
+    ):
+        for count, record in enumerate(records, start=1):
+            images = [_place(image, data, folder) for image in record.images]
+            turns = [turn.text for turn in record.turns]
+            rows.write(json.dumps({"n": count - 1, "turns": turns, "images": images, "changed": []}) + "\n")
+            if kept:
+                pickle.dump(record, kept)
+            first += [image[0] for image in images[: FIRST_IMAGES - len(first)]]
+    return Written(count, first)
+
+
+def kept_records(folder: Path) -> Iterator[Record]:
+    """The records that `write_rows` kept, in their order."""
+    with (folder / KEPT).open("rb") as file:
+        while file.peek(1):
+            yield pickle.load(file)
 
 
 def _place(image: Image, data: Any, folder: Path) -> list[Any]:
@@ -36,7 +68,7 @@ def _place(image: Image, data: Any, folder: Path) -> list[Any]:
     return [str(folder / "images.bin"), first, data.write(image.data or b"")]
 
 
-def read_rows(path: Path, records: Sequence[Record]) -> Iterator[Record | BadRecord]:
+def read_rows(path: Path, records: Iterable[Record]) -> Iterator[Record | BadRecord]:
     """What became of each record, in their order; DataError unless the rows are about all of them."""
     with path.open(encoding="utf-8") as file:
         groups = groupby(map(json.loads, file), lambda row: row["n"])
@@ -67,7 +99,16 @@ def _dropped(record: Record, dropped: Row) -> BadRecord:
     if "error" in dropped:
         return BadRecord.of(record, f"{dropped['op']}: {dropped['error']}")
     parts = (_listed(dropped["stats"]), _listed(dropped["limits"]))
-    return BadRecord.of(record, f"{dropped['op']}: {', '.join(filter(None, parts))}", **dropped["stats"])
+    return BadRecord.of(record, f"{dropped['op']}: {', '.join(filter(None, parts))}", **_plain(dropped["stats"]))
+
+
+def _plain(value: Any) -> Any:
+    """What an operator measured, as JSON has it: what is no finite number as the text of it."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _listed(values: Row) -> str:

@@ -5,12 +5,14 @@ An audit hook sees every such attempt of Python code, whichever library makes it
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-LOOPBACK = ("127.", "::1", "::ffff:127.", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts of this machine; with the first of them all other numbers of its loopback."""
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn")
 NAMES = ("socket.getaddrinfo", "socket.gethostbyname")
 ADDRESSES = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg")
@@ -37,7 +39,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.hosts: tuple[str, ...] | None = ()
-        """The beginnings of the hosts that may be reached; None while Ray itself starts, which also starts programs."""
+        """The hosts that may be reached; None while Ray itself starts, which also starts programs."""
 
     def watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         """The audit hook; NotAllowed for what is not allowed."""
@@ -56,7 +58,8 @@ class Guard:
     def knows(self, host: object) -> bool:
         """Whether a host may be reached."""
         name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
-        return name.startswith(self.hosts or ())
+        hosts = self.hosts or ()
+        return name in hosts or (LOOPBACK[0] in hosts and _is_loopback(name))
 
     def refuse(self, what: str) -> None:
         """Refuse an attempt."""
@@ -66,6 +69,15 @@ class Guard:
 GUARD = Guard()
 
 
+def _is_loopback(name: str) -> bool:
+    """Whether a name is a numeric address of this machine's loopback, also as IPv6 writes those of IPv4."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def _shown(arguments: tuple[Any, ...]) -> str:
     first = arguments[1] if len(arguments) > 1 and isinstance(arguments[1], list | tuple) else arguments[0]
     words = map(str, first) if isinstance(first, list | tuple) else [str(first)]
@@ -73,7 +85,7 @@ def _shown(arguments: tuple[Any, ...]) -> str:
 
 
 def install(hosts: Iterable[str] = ()) -> None:
-    """Begin to guard this process, once; nothing but `hosts`, which are beginnings of names, is reached from now on."""
+    """Begin to guard this process, once; nothing but `hosts` is reached from now on."""
     GUARD.hosts = tuple(hosts)
     if not getattr(sys, "_graftwork_guarded", False):
         sys._graftwork_guarded = True  # type: ignore[attr-defined]
