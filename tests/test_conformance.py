@@ -127,7 +127,7 @@ BROKEN = [
     (components.YieldsTables, "it yields records", "a Record or a BadRecord must come, and a dict came"),
     (components.ForgetsThePlace, "it yields records", "'a' has 1 for 0; put it into the text"),
     (components.ReadsOnce, "it reads the same each time", "number 1 of two readings differs"),
-    (components.ForgetsTheWeight, "what is written is read again", "number 8 is another one; write all that a record"),
+    (components.ForgetsTheWeight, "what is written is read again", "number 7 is another one; write all that a record"),
     (components.CountsItsWritings, "what is written is read again", "'number.txt' differs when they are written"),
     (components.NamesOtherFiles, "what is written is read again", "there is no file 'elsewhere.jsonl'; correct it"),
     (components.Mutates, "it changes no record", "record 1 is another one afterwards"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +17,6 @@ from graftwork.contracts import BadRecord, Image, Record, Turn
 from graftwork.contracts.plan import Choice, ModelSpec, Plan, RunContext
 from graftwork.errors import DataError, RunFileError
 from graftwork_data_juicer import DataJuicer, DataJuicerSettings
-from graftwork_data_juicer.isolation import environment
 from graftwork_data_juicer.recipe import Step, read_steps
 from graftwork_data_juicer.rows import kept_records, read_rows, write_rows
 from graftwork_data_juicer.worker.judging import around_images, deciding, filter_text
@@ -315,83 +312,6 @@ def test_numbers_that_json_does_not_know_are_texts(tmp_path: Path) -> None:
 def test_a_row_that_is_missing_is_no_loss_in_silence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no row for record '1'"):
         outcomes(tmp_path / "rows.jsonl", [record("0"), record("1")], {"n": 0})
-
-
-# The guard --------------------------------------------------------------------------------------------------------------
-
-
-def guarded(code: str) -> str:
-    """What a guarded process prints when it runs the code."""
-    worker = Path(sys.modules["graftwork_data_juicer"].__file__ or "").parent / "worker"
-    run = [sys.executable, "-c", f"import guard\n{code}"]
-    variables = {**os.environ, "PYTHONPATH": str(worker)}
-    return subprocess.run(run, env=variables, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "import subprocess; subprocess.run(['pip', 'install', 'x'])",
-        "import os; os.system('pip install x')",
-        "import os; os.posix_spawn('/bin/true', ['true'], {})",
-        "import socket; socket.create_connection(('127.0.0.1', 9))",
-        "import socket; socket.getaddrinfo('example.org', 80)",
-        "import socket; socket.socket().bind(('0.0.0.0', 0))",
-        "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))",
-    ],
-)
-def test_a_guarded_process_starts_no_program_and_opens_no_socket(attempt: str) -> None:
-    code = f"guard.install()\ntry:\n    {attempt}\nexcept guard.NotAllowed as error:\n    print(error)"
-    assert guarded(code).startswith("Data-Juicer is not allowed to ")
-
-
-def test_with_ray_loopback_alone_is_reached() -> None:
-    code = (
-        "import socket\nguard.install(guard.LOOPBACK)\nserver = socket.create_server(('127.0.0.1', 0))\n"
-        "socket.create_connection(server.getsockname()).close()\n"
-        "try:\n    socket.create_connection(('192.0.2.1', 9))\nexcept guard.NotAllowed as error:\n    print(error)"
-    )
-    assert guarded(code) == "Data-Juicer is not allowed to look up the host 192.0.2.1"
-
-
-@pytest.mark.parametrize("host", ["localhost.evil.com", "127.evil.com", "10.0.0.17", "::ffff:8.8.8.8"])
-def test_a_host_whose_name_begins_like_a_known_one_is_another(host: str) -> None:
-    known = "'localhost', '127.0.0.1', '127.8.0.1', '::1', '::ffff:127.0.0.1', '10.0.0.1', b'localhost'"
-    code = (
-        "guard.install((*guard.LOOPBACK, '10.0.0.1'))\n"
-        f"print(guard.GUARD.knows({host!r}), all(map(guard.GUARD.knows, ({known}))))"
-    )
-    assert guarded(code) == "False True"
-
-
-@pytest.mark.parametrize(
-    "name", ["OPENAI_API_KEY", "GITHUB_TOKEN", "my_secret_id", "DB_PASSWORD_FILE", "GOOGLE_CREDENTIALS"]
-)
-def test_the_worker_inherits_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AN_OTHER", "y")
-    found = environment(tmp_path, loopback=True)
-    assert name not in found and found["AN_OTHER"] == "y"
-
-
-def test_the_worker_inherits_nothing_that_undoes_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTPS_PROXY", "no_proxy", "PYTHONPATH", "PYTHONSTARTUP", "PIP_INDEX_URL", "UV_INDEX", "HF_TOKEN"):
-        monkeypatch.setenv(name, "x")
-    found = environment(tmp_path, loopback=True)
-    assert "x" not in found.values()
-    assert found["PIP_NO_INDEX"] == found["HF_HUB_OFFLINE"] == found["PYTHONNOUSERSITE"] == "1"
-    assert found["HOME"] == str(tmp_path / "home")
-
-
-def test_the_login_of_a_cluster_is_for_that_cluster_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
-    assert "token" not in environment(tmp_path, loopback=True).values()
-    assert environment(tmp_path, loopback=False)["RAY_AUTH_TOKEN"] == "token"
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("token")
-    assert environment(tmp_path, loopback=False)["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / ".ray" / "auth_token")
 
 
 def test_a_step_tells_the_worker_what_it_needs() -> None:
