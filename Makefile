@@ -57,6 +57,7 @@ test-all: $(SMOLLM2) $(ZERO) test-data
 
 test-data: $(DATA)
 	$(DATA_BIN)/python -m pytest -m data
+	$(DATA_BIN)/python -m pytest tests/test_tables.py tests/test_data_formats.py
 
 smollm2: $(SMOLLM2)
 	$(BIN)/python examples/smollm2/compare_variants.py

@@ -24,7 +24,7 @@ from graftwork.contracts.plan import Choice
 from graftwork.data.curated import read_data_set
 from graftwork.data.digest import digest_of
 from graftwork.errors import DataError
-from graftwork.jobs.data_sets import export_data, import_data, process_data, record_history
+from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
 from graftwork.weights import sha256
 from graftwork_registry import Catalog
 
@@ -92,7 +92,7 @@ def test_every_record_is_kept_or_dropped_with_its_reason(folder: Path, catalog: 
     assert [each["id"] for each in kept] == [*"012345", *(f"{number}#2" for number in range(6))]
     assert kept[0]["image"] == "red.png" and kept[0]["graftwork"]["from"].endswith("data.json:1 (record 1)")
     assert [(each["id"], each["stage"]) for each in dropped] == [
-        ("", "llava-json"),
+        ("7", "llava-json"),
         ("", "llava-json"),
         ("6", "drop-broken-images"),
         ("8", "limit-length"),
@@ -119,7 +119,7 @@ def test_a_data_set_is_read_as_it_was_written_wherever_it_lies(folder: Path, cat
     (folder / "elsewhere" / "pics" / "red.png").unlink()
     bad = [each for each in read_data_set(folder / place) if isinstance(each, BadRecord)]
     assert [each.id for each in bad] == ["0", "0#2"]
-    assert bad[0].why.startswith("there is no image 'red.png' in")
+    assert bad[0].why == f"there is no image '{folder / place / '../pics/red.png'}'; put it back"
 
 
 @pytest.mark.parametrize("name", [*WRITTEN, "manifest.json"])
@@ -334,3 +334,36 @@ def test_a_run_records_the_data_set_that_it_read(folder: Path, catalog: Catalog)
         [], empty, empty[:, 0], RunContext(sources=[choice]), by_content=True, sources=empty[:, 0], validation=empty
     )
     assert digest.files["data.source.0.path"]["sha256"] == sha256(folder / "out" / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "{}", '{"format": 1, "files": {}}', '{"format": 1, "files": []', "x"]
+)
+def test_a_manifest_that_is_none_is_said_to_be_damaged(folder: Path, catalog: Catalog, content: str) -> None:
+    made = process_data(folder / "data.toml", folder / "out", report=False, lookup=catalog)
+    (made.folder / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json' is damaged; write the data set again$"):
+        DataSet.open(made.folder)
+    (made.folder / "manifest.json").write_text('{"format": 2}')
+    with pytest.raises(DataError, match="is a data set of format 2, and this Graftwork reads 1; upgrade it"):
+        DataSet.open(made.folder)
+
+
+def test_a_copied_image_that_was_changed_costs_its_records(folder: Path, catalog: Catalog) -> None:
+    made = process_data(folder / "data.toml", folder / "out", copy=True, report=False, lookup=catalog)
+    (first, *_) = rows(made.folder / "records.jsonl")
+    (made.folder / first["image"]).write_bytes((folder / "pics" / "teal.png").read_bytes())
+    bad = [each for each in read_data_set(made.folder) if isinstance(each, BadRecord)]
+    assert [each.id for each in bad] == ["0", "0#2"]
+    assert "was changed since the data set was written" in bad[0].why
+
+
+@pytest.mark.parametrize("out", ["data.toml", "nowhere-to", "/proc/x"])
+def test_what_a_path_has_against_a_command_is_one_sentence(folder: Path, out: str) -> None:
+    (folder / "nowhere-to").symlink_to("/nonexistent/x")
+    for words in (["check", "data.json"], ["process", "data.toml"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "graftwork", "data", *words, "-o", out], cwd=folder, capture_output=True, text=True
+        )
+        assert result.returncode == 1, result.stderr
+        assert result.stderr.count("Error: ") == 1 and "Traceback" not in result.stderr

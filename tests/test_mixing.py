@@ -129,7 +129,10 @@ def test_records_without_a_mark_are_left_out_where_marks_decide(run: PlanOf, loo
     plan = run({"data.train_on": "marked"})
     with pytest.raises(DataError, match="no record is left to train on") as caught:
         load_training_data(plan, lookup, compose.build_shape(plan, lookup).processor)
-    assert caught.value.details[0] == 'shapes:0: no answer of it is to be trained on, with data.train_on = "marked"'
+    assert (
+        caught.value.details[0]
+        == 'shapes:0: no answer of it is to be trained on: data.train_on is "marked", or its weight is 0'
+    )
 
 
 def test_a_record_counts_by_its_weight(run: PlanOf, lookup: DictLookup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -48,6 +49,27 @@ ARGUMENTS = "graftwork.arguments"
 """The key under which the context keeps the arguments of the command line."""
 BUG_STATUS = 70
 """The exit status for an error that is not the user's (EX_SOFTWARE of sysexits.h)."""
+
+
+MENDABLE = {
+    getattr(errno, name)
+    for name in [
+        "EACCES",
+        "EDQUOT",
+        "EEXIST",
+        "EFBIG",
+        "EISDIR",
+        "ELOOP",
+        "ENAMETOOLONG",
+        "ENOENT",
+        "ENOSPC",
+        "ENOTDIR",
+        "EPERM",
+        "EROFS",
+    ]
+    if hasattr(errno, name)
+}
+"""What a disk or a path may have against a command; a person can mend that."""
 
 
 @dataclass
@@ -112,6 +134,14 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 _print_traceback(error)
             click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in MENDABLE or ctx.params["debug"]:
+                raise
+            what = f"'{error.filename}'" if error.filename else "a file, or this output,"
+            click.echo(
+                f"Error: {what} cannot be read or written ({error.strerror}); mend that, and try again", err=True
+            )
             ctx.exit(1)
         except Exception as error:
             processes.yield_to_launcher(error)

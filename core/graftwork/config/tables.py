@@ -116,7 +116,7 @@ class SourceTable:
     weight: float | None = setting(
         None, "The share of an epoch's records that comes from this source; by default as many as it has"
     )
-    repeat: int = setting(1, "How many times an epoch takes each of its records", minimum=1)
+    repeat: int = setting(1, "How many times an epoch takes each of its records", minimum=1, maximum=100)
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < float("inf"):

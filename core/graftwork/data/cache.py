@@ -17,6 +17,8 @@ from graftwork.weights import sha256
 
 UNUSED = 90 * 24 * 3600
 """Seconds after which what was not used is removed: longer than any run takes."""
+SEAL = "seal.json"
+"""The file of an entry that holds the sizes and times of all others."""
 MAX_HASHES = 1_000
 """When more files are known, those that are gone are forgotten."""
 FORMAT = 1
@@ -48,6 +50,7 @@ def entry(key: str, make: Callable[[Path], None], is_current: Callable[[Path], b
     work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=place.parent))
     try:
         make(work)
+        (work / SEAL).write_text(json.dumps(_states(work)), encoding="utf-8")
         outdated = Path(tempfile.mkdtemp(prefix=".outdated-", dir=place.parent))
         with suppress(OSError):  # At once, so that nobody finds half of it.
             place.rename(outdated / key)
@@ -65,9 +68,20 @@ def entry(key: str, make: Callable[[Path], None], is_current: Callable[[Path], b
 def _is_usable(place: Path, is_current: Callable[[Path], bool]) -> bool:
     """Whether what is kept is there, whole, and current."""
     try:
-        return place.is_dir() and is_current(place)
+        sealed = json.loads((place / SEAL).read_text(encoding="utf-8"))
+        return bool(sealed == _states(place)) and is_current(place)
     except Exception:  # A damaged file makes libraries raise anything.
         return False
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    """The size and time of every file of an entry, which nobody changes once it is there."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            state = path.stat()
+            found[str(path.relative_to(folder))] = [state.st_size, state.st_mtime_ns]
+    return found
 
 
 def _sweep(folder: Path) -> None:

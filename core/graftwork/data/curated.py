@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,11 +19,15 @@ from graftwork.data.imagefolders import ImageFiles
 from graftwork.data.lines import from_object, own_part, to_object
 from graftwork.data.pipeline import PipelineResult
 from graftwork.data.store import DROPPED, RECORDS, LineWriter, RecordStore, ends_of, paths_of
-from graftwork.errors import DataError
+from graftwork.errors import DataError, NoImage
 from graftwork.weights import sha256
 
 FORMAT = 1
 MANIFEST, CHANGED = "manifest.json", "changed.jsonl"
+KEYS: Mapping[str, type] = {"format": int, "files": dict, "image_folder": dict, "stages": list, "records": int}
+"""What a manifest cannot do without."""
+COPIED = re.compile(r"images/[0-9a-f]{2}/[0-9a-f]{64}\.\w+")
+"""The names of images that lie in the data set, by the hash of their bytes."""
 
 
 class Written(NamedTuple):
@@ -136,17 +141,24 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         raise DataError(
             f"'{folder}' is no data set: it needs {MANIFEST} and {RECORDS}; write one with graftwork data process"
         )
+    damaged = f"'{folder / MANIFEST}' is damaged; write the data set again"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        given, files = manifest["format"], manifest["files"]
-        if given != FORMAT:
-            raise DataError(
-                f"'{folder}' is a data set of format {given}, and this Graftwork reads {FORMAT}; upgrade it"
-            )
-        hashes = known_hashes(folder / name for name in files)
-        changed = [name for name, known in files.items() if hashes[str(folder / name)] != known["sha256"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError):
+        raise DataError(damaged) from None
+    if isinstance(manifest, Mapping) and manifest.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"'{folder}' is a data set of format {manifest['format']}, and this Graftwork reads {FORMAT}; upgrade it"
+        )
+    if not isinstance(manifest, Mapping) or any(not isinstance(manifest.get(n), t) for n, t in KEYS.items()):
+        raise DataError(damaged)
+    try:
+        hashes = known_hashes(folder / name for name in manifest["files"])
+        changed = [name for name, known in manifest["files"].items() if hashes[str(folder / name)] != known["sha256"]]
+    except OSError as error:
         raise DataError(f"the data set '{folder}' is damaged ({error}); write it again") from None
+    except (KeyError, TypeError):
+        raise DataError(damaged) from None
     if changed:
         raise DataError(
             f"'{folder / changed[0]}' was changed since the data set was written; process it again, or read the file as another "
@@ -158,31 +170,34 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
 
 def read_data_set(folder: Path) -> Iterator[Record | BadRecord]:
     """The records of a data set; a BadRecord for one whose image is not there. DataError as `read_manifest`."""
-    manifest = read_manifest(folder)
-    image_folder = _image_folder(manifest, folder)
+    image_folders = _image_folders(read_manifest(folder), folder)
 
+    @lru_cache(1 << 16)
     def find(name: str) -> Image:
-        for parent in (folder, image_folder):
-            if parent and (path := path_below(parent, name)) and is_file(path):
+        for parent in image_folders:
+            if (path := path_below(parent, name)) and is_file(path):
+                if parent == folder and COPIED.fullmatch(name) and sha256(path) != path.stem:
+                    raise DataError(
+                        f"the image '{path}' was changed since the data set was written; put the old one back"
+                    )
                 return Image(path)
-        raise DataError(f"there is no image '{name}' in '{image_folder or folder}'; put it back")
+        raise NoImage(image_folders[:2][-1] / name, "put it back")
 
     with (folder / RECORDS).open("rb") as lines:
         for number, line in enumerate(lines, 1):
             content = json.loads(line)
             try:
                 yield from_object(content, find)
+            except NoImage as error:
+                yield BadRecord(f"{folder / RECORDS}:{number}", error.sentence, content["id"], missing=error.path)
             except DataError as error:
                 yield BadRecord(f"{folder / RECORDS}:{number}", error.sentence, content["id"])
 
 
-def _image_folder(manifest: Mapping[str, Any], folder: Path) -> Path | None:
-    """Where the images lie that were not copied: beside the data set, as they were when it was written, or else where they were."""
+def _image_folders(manifest: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Where images are looked for, in turn: in the data set, where they lay beside it when it was written, and where they were."""
     given = manifest["image_folder"]
-    if not given["path"]:
-        return None
-    beside: Path = folder / given["relative"]
-    return beside if beside.is_dir() else Path(given["path"])
+    return [folder, folder / given["relative"], Path(given["path"])] if given["path"] else [folder]
 
 
 def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from graftwork.contracts.component import MissingFile
 from graftwork.contracts.records import BadRecord, Image, Record
 from graftwork.data.texts import type_name
-from graftwork.errors import DataError, NoImage
+from graftwork.errors import DataError
 
 T = TypeVar("T")
 
@@ -84,10 +84,10 @@ def make_records(
         else:
             try:
                 yield make(where, content)
-            except NoImage as error:
-                yield BadRecord(where, error.sentence, missing=error.path)
             except DataError as error:
-                yield BadRecord(where, error.sentence)
+                id = content.get("id")
+                known = str(id) if isinstance(id, str) or type(id) is int else ""
+                yield BadRecord(where, error.sentence, known, missing=getattr(error, "path", None))
 
 
 def member(content: Mapping[str, Any], name: str, kind: type[T]) -> T:

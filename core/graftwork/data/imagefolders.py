@@ -120,7 +120,10 @@ class ImageFolder:
                 self._names[path.parent] = {_folded(each.name): each.name for each in path.parent.iterdir()}
         except (OSError, ValueError):
             return "check 'image_folder'"
-        if found := self._names[path.parent].get(_folded(path.name)):
+        found = self._names[path.parent].get(_folded(path.name))
+        if found == path.name:
+            return "there is a link of that name that leads to no file"
+        if found:
             return f"there is '{found}', whose name has other capitals or another Unicode form; use that"
         return "check 'image_folder'"
 

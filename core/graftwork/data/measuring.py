@@ -126,9 +126,9 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
 
 
 def marks_of(record: Record) -> int:
-    """Which of ANY, LAST and MARKED hold of a record's answers, added up."""
+    """Which of ANY, LAST and MARKED hold of a record's answers, added up; none where the record has no weight."""
     trained = [turn.trained for turn in record.turns if turn.role == "assistant"]
-    if not trained:
+    if not trained or not record.weight:
         return 0
     return ANY * any(each is not False for each in trained) + LAST * (trained[-1] is not False) + MARKED * any(trained)
 

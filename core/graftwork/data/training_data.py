@@ -228,7 +228,8 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
 
     def unfit_line(place: int) -> str:
         why = measured.unfit.get(
-            int(place), f'no answer of it is to be trained on, with data.train_on = "{run_context.train_on}"'
+            int(place),
+            f'no answer of it is to be trained on: data.train_on is "{run_context.train_on}", or its weight is 0',
         )
         return f"{place_of(records[int(place)])}: {why}"
 

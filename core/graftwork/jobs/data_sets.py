@@ -31,6 +31,8 @@ from graftwork.report.data import write_data_report
 
 LIBRARIES = ("datasets", "pillow", "py-data-juicer", "pyarrow", "ray", "tokenizers")
 """What records may depend on, and a manifest names where it is installed."""
+MAX_TOLD = 20
+"""How many records that an export leaves out are named."""
 FINISHED = "data-set"
 """What the folder is called, among what is unfinished, that is to be the data set."""
 SUFFIXES = ("", "-json", "-jsonl")
@@ -274,6 +276,10 @@ def export_data(
     result = pipeline.read_records(plan.sources, plan.operators, seed=plan.seed, strict=plan.strict)
     for stage in result.stages:
         on_event(Message(told(asdict(stage)), "warning" if stage.dropped else "info"))
+    for bad in result.bad[:MAX_TOLD]:
+        on_event(Message(f"  {bad.where}: {bad.why}", "warning"))
+    if len(result.bad) > MAX_TOLD:
+        on_event(Message(f"  … and {len(result.bad) - MAX_TOLD:,} more, which graftwork data process names", "warning"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing.hidden(folder.parent) as work:
         written = source.write((replace(record, source=0) for record in result.records), work)
