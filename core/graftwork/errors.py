@@ -50,6 +50,10 @@ class NoImage(DataError):
         self.path = path
 
 
+class NothingLeft(DataError):
+    """No record is left of those that were read."""
+
+
 class NoRoom(DataError):
     """Records cannot be written where they are to be kept."""
 

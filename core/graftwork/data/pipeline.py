@@ -17,7 +17,7 @@ from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.model import Writer
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.data.store import DroppedStore, Joined, RecordStore, RecordWriter, TemporaryFolder, hash64
-from graftwork.errors import DataError, GraftworkError, NoRoom
+from graftwork.errors import DataError, GraftworkError, NoRoom, NothingLeft
 
 MAX_EXAMPLES = 5
 """How many bad records an error lists."""
@@ -129,7 +129,7 @@ def read_records(
     result = PipelineResult(root, stages, folders, temporary)
     if not len(result.records):
         losses = ", ".join(f"'{count.name}' dropped {count.dropped:,}" for count in result.counts if count.dropped)
-        raise DataError(
+        raise NothingLeft(
             f"no record is left of {result.read:,} that were read: {losses or 'no source has any'}", _examples(result)
         )
     return result

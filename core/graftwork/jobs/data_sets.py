@@ -23,7 +23,7 @@ from graftwork.contracts.lookup import Lookup
 from graftwork.data import cache, curated, measuring, pipeline
 from graftwork.data.pipeline import PipelineResult, Stage
 from graftwork.data.store import DROPPED, RECORDS
-from graftwork.errors import DataError, GraftworkError
+from graftwork.errors import DataError, GraftworkError, NothingLeft
 from graftwork.jobs.data_check import report_on
 from graftwork.jobs.messages import Listener, Message, ignore
 from graftwork.jobs.run import installed
@@ -82,6 +82,7 @@ def process_data(
     """
     lookup, folder = lookup or installed(), Path(out).absolute()
     plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
+    evaluators = resolve_evaluators((), plan, lookup) if report else {}
     work = folder.parent / f".{folder.name}.unfinished"
     _refuse_existing(folder)
     with _only_writer(work):
@@ -90,19 +91,18 @@ def process_data(
         try:
             manifest, result = _process(plan, work, folder, limit, copy, on_event)
             if report:
-                evaluators = resolve_evaluators((), plan, lookup)
                 page = report_on(result, plan, lookup, evaluators, on_event, with_input=True)
                 write_data_report(work / FINISHED, page)
         except OSError as error:
             raise DataError(
                 f"'{out}' could not be written ({error.strerror or error}); make room, and go on with --resume"
             ) from error
-        except GraftworkError:
-            done = [stage for stage in (work / "stages").glob("*") if (stage / pipeline.DONE).exists()]
-            if len(done) in (0, 1 + len(plan.operators)):  # There is nothing to go on with, or nothing more to do.
+        except GraftworkError as error:
+            complete = any((work / "stages").glob(f"*/{pipeline.DONE}"))
+            if isinstance(error, NothingLeft) or not complete:  # There is nothing to go on with.
                 shutil.rmtree(work, ignore_errors=True)
             else:
-                on_event(Message("the stages before are kept: --resume goes on with them", "warning"))
+                on_event(Message(f"the stages that are complete are kept in '{work}' for --resume", "warning"))
             raise
         writing.put_in_place(work / FINISHED, folder)
         begun.unlink()
@@ -159,7 +159,6 @@ def _process(
     plan: DataPlan, work: Path, folder: Path, limit: int | None, copy: bool, listen: Listener
 ) -> tuple[Mapping[str, Any], PipelineResult]:
     """Write the data set into `work`; returns its manifest, and its records with those of all stages."""
-
     stages, result_folder = work / "stages", work / FINISHED
     stages.mkdir(exist_ok=True)
     if (stages / measuring.IMAGES).exists() and not measuring.has_same_images(stages):
