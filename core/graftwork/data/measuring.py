@@ -19,8 +19,8 @@ from graftwork.data.pipeline import SOURCES
 from graftwork.data.store import Array, hash64, paths_of
 from graftwork.errors import DataError
 
-CHUNK = 1024
-"""Records that are measured at a time."""
+CHUNK = 256
+"""Records that are measured at a time: enough for all cores, and few enough that their tokens take little memory."""
 LARGE = 1 << 30
 """Images of more bytes than this, together, are known by their sizes and times: to read them all would take minutes."""
 

@@ -222,12 +222,13 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
     """The records that fit the run, and a line for each other."""
     import numpy
 
-    records, lengths, settings = result.records, measured.lengths, run_context.train
+    # What the lines below hold lives as long as the run: not all that was measured of every record.
+    records, lengths, reasons, settings = result.records, measured.lengths, measured.unfit, run_context.train
     max_length, cuts = settings.max_length, settings.too_long == "cut"
     marked_enough = measured.marks & {"all": ANY, "last": LAST, "marked": MARKED}[run_context.train_on] > 0
 
     def unfit_line(place: int) -> str:
-        why = measured.unfit.get(
+        why = reasons.get(
             int(place),
             f'no answer of it is to be trained on: data.train_on is "{run_context.train_on}", or its weight is 0',
         )
