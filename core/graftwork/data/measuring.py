@@ -84,7 +84,7 @@ class Measured:
         return cls(**found, by_content=rest["by_content"], unfit=dict(rest["unfit"]), group_names=rest["group_names"])
 
 
-def measure(records: Iterable[Record], processor: Processor, images: Array) -> Measured:
+def measure(records: Sequence[Record], processor: Processor, images: Array) -> Measured:
     """Measure every record, the tokens on other threads than the rest; `images` is what `image_states` gave of them."""
     import numpy
 
@@ -92,7 +92,8 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
     hash_of = image_hash(by_content=by_content)
     lengths, groups, sources, marks = array("i"), array("i"), array("i"), array("B")
     unfit = dict[int, str]()
-    fields: list[Array] = []
+    # All at once: many small arrays would leave as much memory behind that nothing else takes.
+    fields = numpy.empty((len(records), len(RECORD_FIELDS)), dtype=numpy.int64)
     names: dict[str, int] = {}
 
     def take(found: Sequence[int | DataError]) -> None:
@@ -105,7 +106,8 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
         waiting: list[Future[Sequence[int | DataError]]] = []
         for chunk in chunks(records):
             waiting.append(tokenizing.submit(lengths_of, processor, chunk))
-            fields.append(record_fields(chunk, hash_of))
+            begun = len(groups)
+            fields[begun : begun + len(chunk)] = record_fields(chunk, hash_of)
             sources.extend(record.source for record in chunk)
             marks.extend(map(marks_of, chunk))
             groups.extend(names.setdefault(record.group, len(names)) for record in chunk)
@@ -118,7 +120,7 @@ def measure(records: Iterable[Record], processor: Processor, images: Array) -> M
         numpy.array(groups, dtype=numpy.int32),
         numpy.array(sources, dtype=numpy.int32),
         numpy.array(marks, dtype=numpy.uint8),
-        numpy.concatenate([record_fields([], hash_of), *fields]),
+        fields,
         by_content,
         unfit,
         [*names],
