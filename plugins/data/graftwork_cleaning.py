@@ -19,7 +19,7 @@ from graftwork.contracts import (
     hookimpl,
     setting,
 )
-from graftwork.data import HashTable, TextFile, hash64, image_digest, load_image
+from graftwork.data import PLACE, HashTable, TextFile, hash64, image_digest, load_image
 from graftwork.errors import DataError
 
 GOOD = -1
@@ -131,7 +131,7 @@ class LimitLength(DataOperator[LimitLengthSettings]):
         if settings.min_tokens or settings.max_tokens:
             measures.append(("tokens", _token_counter(settings.tokenizer), settings.min_tokens, settings.max_tokens))
         for record in records:
-            texts = [turn.text.replace("<image>", " ") for turn in record.turns]
+            texts = [turn.text.replace(PLACE, " ") for turn in record.turns]
             for unit, count, least, most in measures:
                 length = sum(map(count, texts))
                 if length < least or (most is not None and length > most):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from graftwork.contracts import BadRecord, DataSource, MissingFile, Record, Turn, hookimpl, setting
 from graftwork.data import (
+    LLAVA_ROLES,
     ImageFiles,
     ImageFolder,
     conversation,
@@ -28,7 +29,6 @@ from graftwork.data import (
 from graftwork.errors import DataError
 
 READERS = {".json": read_json_list, ".jsonl": read_json_lines}
-ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _turn(turn: Any, number: int) -> Turn:
     if not isinstance(turn, dict):
         raise DataError(f"turn {number} is {type_name(turn)}, not an object")
     name, text = turn.get("from"), turn.get("value")
-    if not isinstance(name, str) or (role := ROLES.get(name)) is None:
+    if not isinstance(name, str) or (role := LLAVA_ROLES.get(name)) is None:
         raise DataError(f"turn {number} is from {name!r}, neither 'human' nor 'gpt', nor 'system'")
     if text is not None and not isinstance(text, str):
         raise DataError(f"'value' of turn {number} is {type_name(text)}, not a text")

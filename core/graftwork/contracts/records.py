@@ -69,6 +69,11 @@ class Record:
         """The last text of the user."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
 
+    @property
+    def place(self) -> str:
+        """Where it was read, or else which one it is."""
+        return self.where or self.id
+
     def without_answer(self) -> Record:
         """The same record up to its last user turn: what a prompt is made of."""
         turns = self.turns

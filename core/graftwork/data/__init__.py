@@ -22,12 +22,13 @@ from graftwork.data.imagefolders import NO_VIDEOS, ImageFiles, ImageFolder, enco
 from graftwork.data.images import MAX_PIXELS, image_digest, image_size, load_image, read_bytes
 from graftwork.data.jsonfiles import first_object, read_json_lines, read_json_list
 from graftwork.data.leaks import LeakFinder
-from graftwork.data.lines import OWN, from_object, own_part, to_object
+from graftwork.data.lines import LLAVA_ROLES, OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
 from graftwork.data.store import RECORDS, hash64
 from graftwork.data.texts import plain_text, type_name
 
 __all__ = [
+    "LLAVA_ROLES",
     "MANIFEST",
     "MAX_DIFFERENCE",
     "MAX_DISTANCE",

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.records import Record
+from graftwork.data.conversations import PLACE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,13 +25,13 @@ def pairs_of(record: Record) -> Iterator[tuple[str, str]]:
     """Every question of a record with its answer, without `<image>`."""
     for asked, answered in zip(record.turns, record.turns[1:], strict=False):
         if asked.role == "user" and answered.role == "assistant":
-            yield asked.text.replace("<image>", " ").strip(), answered.text.strip()
+            yield asked.text.replace(PLACE, " ").strip(), answered.text.strip()
 
 
 @lru_cache(maxsize=1 << 14)
 def plain(text: str) -> str:
     """A text without what does not change what it says: case, punctuation, spacing, forms of the same letter."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text.replace("<image>", " ")).casefold())
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text.replace(PLACE, " ")).casefold())
     return " ".join(words) or text.strip()
 
 

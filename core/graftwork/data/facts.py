@@ -13,6 +13,7 @@ from typing import Any
 from graftwork.contracts.model import Processor
 from graftwork.contracts.records import BadRecord, Image, Record
 from graftwork.data.answering import AnswerFacts, Answers
+from graftwork.data.conversations import PLACE
 from graftwork.data.fingerprints import Fingerprint, Look, NearImages, look_at_images
 from graftwork.data.languages import UNDETERMINED, language_of
 from graftwork.data.leaks import Leak, LeakFinder, Questions
@@ -201,7 +202,7 @@ class _Gatherer:
         self.pairs: list[tuple[str, Leak]] = []
 
     def add(self, place: int, record: Record, looks: tuple[Look, ...]) -> None:
-        text = " ".join(turn.text.replace("<image>", " ") for turn in record.turns)
+        text = " ".join(turn.text.replace(PLACE, " ") for turn in record.turns)
         self.groups[record.group] += 1
         self.words.append(len(text.split()))
         self.languages.append(language_of(text[:1000]))
@@ -218,7 +219,7 @@ class _Gatherer:
             self.counts["leaked questions"] += leak.kind == "same question" or leak.asks_the_same
             self.odd.note(place, LEAKED, leak.sentence)
             if len(self.pairs) < MAX_NAMED:
-                self.pairs.append((record.where or record.id, leak))
+                self.pairs.append((record.place, leak))
         elif self.finder.rare(record):
             self.counts["rare questions"] += 1
         if self.lengths and (tokens := self.lengths.add(record)):
@@ -264,7 +265,7 @@ class _Gatherer:
 
 
 def _odd_record(record: Record, why: str) -> OddRecord:
-    turns = tuple((turn.role, turn.text.replace("<image>", "").strip()) for turn in record.turns)
+    turns = tuple((turn.role, turn.text.replace(PLACE, "").strip()) for turn in record.turns)
     return OddRecord(record.id, record.where, why, turns, record.group, record.images[0] if record.images else None)
 
 
@@ -345,7 +346,7 @@ class _Lengths:
         except DataError as error:
             self.unfit += 1
             if len(self.refusals) < MAX_NAMED:
-                self.refusals.append(f"{record.where or record.id}: {error.sentence}")
+                self.refusals.append(f"{record.place}: {error.sentence}")
             return 0
         self.lengths.append(length)
         if len(record.images) == 1 and self.tried < self.TRIED:

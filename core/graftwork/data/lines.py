@@ -10,7 +10,11 @@ from graftwork.contracts.records import Image, Record, Turn
 OWN = "graftwork"
 """The key for what LLaVA's format cannot say. Other readers pass over it."""
 LLAVA = {"system": "system", "user": "human", "assistant": "gpt"}
-ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {"system": "system", "human": "user", "gpt": "assistant"}
+LLAVA_ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "human": "user",
+    "gpt": "assistant",
+}
 
 
 def to_object(record: Record, name_of: Callable[[Image], str]) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def from_object(content: Mapping[str, Any], image_of: Callable[[str], Image]) ->
     return Record(
         content["id"],
         tuple(
-            Turn(ROLES[turn["from"]], turn["value"], trained[place] if trained else None)
+            Turn(LLAVA_ROLES[turn["from"]], turn["value"], trained[place] if trained else None)
             for place, turn in enumerate(turns)
         ),
         tuple(map(image_of, [names] if isinstance(names, str) else names)),

@@ -93,7 +93,7 @@ class TrainingData:
     def leave_out_again(self, places: Sequence[int], recorded: Mapping[str, Any]) -> None:
         """Leave out what a run had left out in training when it saved the checkpoint that holds these `recorded` facts."""
         lines = recorded["bad"][recorded["left_out"] - len(places) :]
-        lines += [f"{place_of(self.records[index])}: left out earlier in this run" for index in places[len(lines) :]]
+        lines += [f"{self.records[index].place}: left out earlier in this run" for index in places[len(lines) :]]
         self.leave_out(dict(zip(places, lines, strict=True)))
 
     @property
@@ -232,10 +232,10 @@ def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured
             int(place),
             f'no answer of it is to be trained on: data.train_on is "{run_context.train_on}", or its weight is 0',
         )
-        return f"{place_of(records[int(place)])}: {why}"
+        return f"{records[int(place)].place}: {why}"
 
     def long_line(place: int) -> str:
-        return f"{place_of(records[int(place)])}: {lengths[place]} tokens, and train.max_length is {max_length}"
+        return f"{records[int(place)].place}: {lengths[place]} tokens, and train.max_length is {max_length}"
 
     def record_at(place: int) -> Record:
         return marked(records[int(place)], run_context.train_on)
@@ -289,7 +289,7 @@ def _refuse_any(
     if len(long):
         place = int(long[0])
         raise DataError(
-            f"{place_of(records[place])}: the record has {measured.lengths[place]} tokens, train.max_length is {most}"
+            f"{records[place].place}: the record has {measured.lengths[place]} tokens, train.max_length is {most}"
         )
 
 
@@ -325,11 +325,6 @@ def marked(record: Record, train_on: TrainOn) -> Record:
 
 def _dropped_line(dropped: Any) -> str:
     return f"{dropped.where}: {dropped.why}"
-
-
-def place_of(record: Record) -> str:
-    """Where a record was read, or else which one it is."""
-    return record.where or record.id
 
 
 ONE_ANSWER = 0.95

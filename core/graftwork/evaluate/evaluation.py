@@ -255,7 +255,7 @@ def _ask_all(
         except DataError as error:
             if strict:
                 raise
-            return BadRecord(record.where or record.id, error.sentence)
+            return BadRecord(record.place, error.sentence)
 
     size, waiting = batch_size, list[Prompt]()
     changes_image_features = assembly.changes_image_features

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import RunContext
-from graftwork.data.training_data import TrainingData, encode, place_of
+from graftwork.data.training_data import TrainingData, encode
 from graftwork.errors import DataError
 from graftwork.train import data_parallel
 
@@ -64,7 +64,7 @@ class Feed:
             except DataError as error:
                 if self.strict:
                     raise
-                self.data.validation_unusable.setdefault(index, f"{place_of(records[index])}: {error}")
+                self.data.validation_unusable.setdefault(index, f"{records[index].place}: {error}")
         return found
 
     def nothing_usable(self) -> DataError:
@@ -88,5 +88,5 @@ class Feed:
             except DataError as error:
                 if self.strict:
                     raise
-                unusable[index] = f"{place_of(record)}: {error}"
+                unusable[index] = f"{record.place}: {error}"
         return encoded, unusable

@@ -85,7 +85,7 @@ def _outcome(record: Record, row: Row) -> Record | BadRecord:
         question, caption = row["turns"]
         turns = (Turn("user", question), Turn("assistant", caption))
         meta = {"made_by": "data-juicer", "of": [record.id]}
-        place = f"{record.where or record.id}, {row['op']}"
+        place = f"{record.place}, {row['op']}"
         record = Record(
             f"{record.id}/caption/{row['made']}", turns, record.images, where=place, meta=meta, source=record.source
         )
