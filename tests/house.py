@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("train",),
     ("evaluate",),
+    ("writers",),
     ("foreign",),
     ("report",),
     ("conformance",),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from graftwork.contracts import BadRecord, DataOperator, DataSource, NoSettings, Record, Turn, Writer
+from graftwork.contracts import BadRecord, DataOperator, DataSource, NoSettings, Record, Reply, Turn, Writer
 from graftwork.data.pipeline import StageCount, read_records
 from graftwork.errors import DataError
 
@@ -57,14 +58,15 @@ class Asked(DataOperator[NoSettings]):
         for each in records:
             yield each
             assert writer
-            yield record(each.id, f"{writer.answer([each], max_new_tokens=4)[0]} {seed}")
+            ((_, reply),) = writer.answer([each], max_new_tokens=4)
+            yield record(each.id, f"{reply.text} {seed}")
 
 
 class Parrot:
     """Answers with the question."""
 
-    def answer(self, records: Iterable[Record], *, max_new_tokens: int) -> list[str]:
-        return [each.question for each in records]
+    def answer(self, prompts: Iterable[Record], *, max_new_tokens: int) -> Iterator[tuple[Record, Reply]]:
+        return ((each, Reply(each.question)) for each in prompts)
 
 
 def test_stages_run_in_order_and_every_loss_is_counted() -> None:
@@ -82,7 +84,10 @@ def test_stages_run_in_order_and_every_loss_is_counted() -> None:
 
 
 def test_operators_get_the_seed_and_the_writer() -> None:
-    gathered = read_records([Listed([record("1")])], [Asked(NoSettings())], seed=5, strict=False, writer=Parrot())
+    asked = [Asked(NoSettings())]
+    gathered = read_records(
+        [Listed([record("1")])], asked, seed=5, strict=False, lend=lambda operator, folder: nullcontext(Parrot())
+    )
     assert [each.turns[-1].text for each in gathered.records] == ["yes", "Is it? 5"]
     assert [each.id for each in gathered.records] == ["1", "1#2"]
 

@@ -13,7 +13,7 @@ from graftwork.config.machine import Machine, unmet_requirement
 from graftwork.config.runfile import RESERVED_KEYS, Selection
 from graftwork.config.wording import join
 from graftwork.contracts.component import Component, MissingFile
-from graftwork.contracts.data import DataOperator
+from graftwork.contracts.data import DataMaker, DataOperator, DataVerifier
 from graftwork.contracts.kinds import Weighted
 from graftwork.contracts.lookup import Found, Lookup
 from graftwork.contracts.plan import Choice, Plan, WeightsRef
@@ -115,6 +115,18 @@ class Chooser:
     def choose_all(self, kind: str, selections: Iterable[Selection]) -> list[Resolved]:
         """Those of the selections that can be resolved."""
         return [chosen for selection in selections if (chosen := self.choose(kind, selection))]
+
+    def operators(self, selections: Iterable[Selection], *, makers: bool = False) -> list[Resolved]:
+        """Those of the selected data operators that can be resolved; with `makers` they may ask a writer."""
+        chosen = self.choose_all("data_operator", selections)
+        for each in chosen:
+            if isinstance(each.component, DataMaker) and not makers:
+                self.reasons.append(
+                    f"{each.where}: '{each.choice.name}' asks a writer; make a data set with graftwork data synthesize, and use that"
+                )
+            if isinstance(each.component, DataVerifier):
+                self.reasons.append(f"{each.where}: '{each.choice.name}' verifies; name it in [verify]")
+        return chosen
 
     def find(self, kind: str, name: str, where: str) -> Found | None:
         """The component of that name."""

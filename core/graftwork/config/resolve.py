@@ -75,7 +75,7 @@ class _Resolver(Chooser):
         attention = {site: self.kernels(site, names) for site, names in wanted.items()}
         memory = self.choose_all("memory", run.memory)
         sources = self.choose_all("data_source", run.sources)
-        operators = self.choose_all("data_operator", run.operators)
+        operators = self.operators(run.operators)
         evaluators = self.choose_all("evaluator", run.evaluate)
         if model is None or not self.complete:
             return None

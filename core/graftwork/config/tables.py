@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from graftwork.config.sizes import parse_size
 from graftwork.contracts import setting
@@ -123,6 +124,45 @@ class SourceTable:
             raise ValueError(f"'weight' is {self.weight}; give a share, such as 0.3")
         if self.weight is not None and self.repeat != 1:
             raise ValueError("'weight' and 'repeat' exclude each other; keep one of them")
+
+
+@dataclass(frozen=True)
+class EndpointTable:
+    """The keys of `[writer.endpoint]`: a server with OpenAI's interface for chat completions."""
+
+    url: str = setting("", "Its base address, such as http://127.0.0.1:8000/v1")
+    model: str = setting("", "The model that it is asked for")
+    key_from: str | None = setting(None, "The environment variable that holds its key; by default none is sent")
+    temperature: float = setting(0.0, "How far it draws its words; 0 takes the likeliest", minimum=0, maximum=2)
+    top_p: float = setting(
+        1.0, "The likeliest words that it draws from, by their summed probability", minimum=0, maximum=1
+    )
+    extra: dict[str, Any] = setting({}, "Further fields of each request, such as those that only this server knows")
+    concurrency: int = setting(4, "How many requests are under way at a time", minimum=1, maximum=256)
+    timeout: float = setting(120.0, "Seconds after which an attempt is given up", minimum=0.1)
+    retries: int = setting(
+        4, "How often a request is sent again, later each time, after 429, 5xx or no answer", minimum=0
+    )
+    give_up_after: int = setting(10, "How many requests in a row may come to nothing before the work stops", minimum=1)
+    price: tuple[float, float] | None = setting(
+        None, "What a million tokens cost that it reads, and that it writes, in any currency", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class WriterTable:
+    """The keys of `[writer]` and `[verify.writer]` beside the tables `model` and `endpoint`; one of the three is named."""
+
+    checkpoint: Path | None = setting(None, "A checkpoint, or the folder of a run, whose newest one answers")
+    variant: Literal["adapter", "base"] = setting("adapter", "Whether a checkpoint answers with its adapter or without")
+    batch_size: int = setting(16, "How many questions a model answers at a time", minimum=1)
+
+
+@dataclass(frozen=True)
+class VerifyTable:
+    """The keys of `[verify]` beside the verifier's settings and the table `writer`."""
+
+    use: str = field(metadata={"help": "The data operator that verifies"})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import image, records
 from graftwork.contracts.data import DataSource
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
+from graftwork.contracts.writer import Reply
 from graftwork.data.images import read_bytes
 from graftwork.errors import GraftworkError
 
@@ -132,9 +133,9 @@ SOURCE_CHECKS: tuple[Check, ...] = (
 class KitWriter:
     """A model that answers every question with its number of letters."""
 
-    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
-        """One answer for each record."""
-        return [f"{len(record.question)} letters" for record in records]
+    def answer(self, prompts: Iterable[Record], *, max_new_tokens: int) -> Iterator[tuple[Record, Reply]]:
+        """Each prompt with its answer."""
+        return ((prompt, Reply(f"{len(prompt.question)} letters")) for prompt in prompts)
 
 
 def sample_records() -> list[Record]:

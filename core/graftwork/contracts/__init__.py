@@ -36,7 +36,7 @@ from graftwork.contracts.configuration import (
     refuse_unknown_settings,
     unknown_settings,
 )
-from graftwork.contracts.data import DataOperator, DataSource
+from graftwork.contracts.data import DataMaker, DataOperator, DataSource, DataVerifier, VerifiedGroup
 from graftwork.contracts.hookspecs import hookimpl
 from graftwork.contracts.kinds import (
     KINDS,
@@ -50,11 +50,12 @@ from graftwork.contracts.kinds import (
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
-from graftwork.contracts.model import Processor, VisionLanguageModel, Writer
+from graftwork.contracts.model import Processor, VisionLanguageModel
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.contracts.setting import setting
 from graftwork.contracts.stepper import Stepper, stepper_for
+from graftwork.contracts.writer import Reply, Writer
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Adaptation, Assembly, KernelBinding
@@ -134,8 +135,10 @@ __all__ = [
     "CheckpointSaved",
     "Choice",
     "Component",
+    "DataMaker",
     "DataOperator",
     "DataSource",
+    "DataVerifier",
     "DictLookup",
     "Encoded",
     "Evaluated",
@@ -160,6 +163,7 @@ __all__ = [
     "Processor",
     "Record",
     "Reference",
+    "Reply",
     "RequiredTower",
     "Requires",
     "Rows",
@@ -177,6 +181,7 @@ __all__ = [
     "TrainSettings",
     "Turn",
     "Verdict",
+    "VerifiedGroup",
     "VisionLanguageModel",
     "VisionTower",
     "Weighted",

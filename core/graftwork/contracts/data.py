@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
 from graftwork.contracts.component import Component, S
-from graftwork.contracts.model import Writer
 from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.writer import Writer
 from graftwork.errors import DataError
 
 
@@ -43,7 +44,7 @@ class DataSource(Component[S]):
 
 
 class DataOperator(Component[S]):
-    """A filter or maker of training data."""
+    """A filter or changer of training data; one that needs a writer is a `DataMaker` or a `DataVerifier`."""
 
     kind: ClassVar[str] = "data_operator"
     evaluators: ClassVar[str | None] = None
@@ -66,3 +67,43 @@ class DataOperator(Component[S]):
         """The files, other than its records' images, that the result depends on; none for what depends on records and settings
         alone. None where that is not known, and then it is applied anew each time."""
         return None
+
+
+class DataMaker(DataOperator[S]):
+    """An operator that makes records of what a writer answers.
+
+    `graftwork data synthesize` alone applies it, as nothing that a model wrote enters a data set unverified. The records that it is
+    given stay; one that is made has the id of its prompts. What comes to nothing is dropped as a BadRecord of the record that would
+    have been made.
+    """
+
+
+@dataclass(frozen=True)
+class VerifiedGroup:
+    """What a verifier found in the records of one group, and how it fared with wrong answers, the control."""
+
+    group: str
+    records: int
+    """How many were asked about, each once."""
+    affirmed: int
+    """How many of their answers it called right."""
+    control: int
+    """How many wrong answers it was asked about."""
+    control_affirmed: int
+    """How many of these it called right."""
+    kept: int
+    unclear: int = 0
+    """Of both, how many of its replies said neither yes nor no."""
+    why: str = ""
+    """Why it vouches for none of them, as a sentence; empty where it vouches for what it affirms."""
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """A few sentences on single records, under `kept`, `refused` and `control affirmed`."""
+
+
+class DataVerifier(DataOperator[S]):
+    """An operator that asks a writer whether answers are right, and keeps those that it can vouch for; named by `[verify]`, and applied
+    after all others."""
+
+    @abstractmethod
+    def verdicts(self) -> Sequence[VerifiedGroup]:
+        """What it found by group, after all that `apply` gives was taken."""

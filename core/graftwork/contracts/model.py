@@ -66,11 +66,3 @@ class Processor(Protocol):
     def save(self, folder: Path) -> None:
         """Write everything that `ModelArchitecture.processor` needs into an empty folder, as files that are no pickles."""
         ...
-
-
-class Writer(Protocol):
-    """A model lent by core to operators that write text."""
-
-    def answer(self, records: Sequence[Record], *, max_new_tokens: int) -> list[str]:
-        """The model's answers to the last user turns."""
-        ...

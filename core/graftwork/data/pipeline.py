@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graftwork.contracts.component import Component
-from graftwork.contracts.data import DataOperator, DataSource
-from graftwork.contracts.model import Writer
+from graftwork.contracts.data import DataOperator, DataSource, DataVerifier
 from graftwork.contracts.records import BadRecord, Record
+from graftwork.contracts.writer import Writer
 from graftwork.data.store import DroppedStore, Joined, RecordStore, RecordWriter, TemporaryFolder, hash64
 from graftwork.errors import DataError, GraftworkError, NoRoom, NothingLeft
 
@@ -24,6 +25,8 @@ MAX_EXAMPLES = 5
 SOURCES = "sources"
 """The stage that reads."""
 DONE = "stage.json"
+Lend = Callable[[DataOperator[Any], Path], AbstractContextManager[Writer | None]]
+"""Lends an operator a writer for one stage, whose folder keeps what was asked and replied."""
 
 
 class StageCount(NamedTuple):
@@ -45,6 +48,8 @@ class Stage:
     kept: int
     dropped: int
     seconds: float
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    """What a verifier found, by group."""
 
     def __post_init__(self) -> None:
         if self.read + self.made != self.kept + self.dropped or min(self.made, self.kept, self.dropped) < 0:
@@ -100,7 +105,7 @@ def read_records(
     *,
     seed: int,
     strict: bool,
-    writer: Writer | None = None,
+    lend: Lend = lambda operator, folder: nullcontext(),
     folder: Path | None = None,
     limit: int | None = None,
     say: Callable[[Stage], None] = lambda stage: None,
@@ -108,7 +113,7 @@ def read_records(
     """Read the sources in order and pass their records through the operators in order, stage by stage, each on disk.
 
     `folder` keeps the stages; those that are complete there are not done again, so it must be of the same components. Without
-    it they lie in a temporary folder as long as the result lives. The sources are read up to the record of number `limit`. `say` is
+    it they lie in a temporary folder as long as the result lives. `lend` lends operators their writer. The sources are read up to the record of number `limit`. `say` is
     told of each stage that is done. Ids that repeat get `#2`, `#3`, … so that all differ. With
     `strict` the first bad record of a source raises DataError; what an operator drops is meant to be dropped. DataError also
     when nothing is left, or when a component raises anything else; then it names the component.
@@ -123,7 +128,7 @@ def read_records(
         def apply(
             to: RecordWriter, operator: DataOperator[Any] = operator, given: Path = folders[number]
         ) -> list[Stage]:
-            return [_apply(operator, RecordStore(given, root), to, seed=seed, writer=writer)]
+            return [_apply(operator, RecordStore(given, root), to, seed=seed, lend=lend)]
 
         stages += _once(folders[number + 1], root, apply, say)
     result = PipelineResult(root, stages, folders, temporary)
@@ -181,20 +186,21 @@ def _apply(
     to: RecordWriter,
     *,
     seed: int,
-    writer: Writer | None,
+    lend: Lend,
 ) -> Stage:
     import numpy
 
     begun, named = time.perf_counter(), list[int]()
     unnamed: list[BadRecord] = []
-    for item in _items_of(operator, partial(operator.apply, given, seed=seed, writer=writer)):
-        if isinstance(item, Record):
-            item = _add(to, item)
-        if isinstance(item, BadRecord) and item.id:
-            named.append(hash64(item.id))
-            to.drop(item, operator.name)
-        elif isinstance(item, BadRecord):
-            unnamed.append(item)
+    with lend(operator, to.folder) as writer:
+        for item in _items_of(operator, partial(operator.apply, given, seed=seed, writer=writer)):
+            if isinstance(item, Record):
+                item = _add(to, item)
+            if isinstance(item, BadRecord) and item.id:
+                named.append(hash64(item.id))
+                to.drop(item, operator.name)
+            elif isinstance(item, BadRecord):
+                unnamed.append(item)
     before, after = given.ids(), to.finish()
     dropped = numpy.array(named, dtype=numpy.int64)
     made = int((~numpy.isin(after, before)).sum() + (~numpy.isin(dropped, before)).sum())
@@ -205,7 +211,8 @@ def _apply(
     for bad in _explained([given[int(index)] for index in gone], unnamed, operator.name):
         to.drop(bad, operator.name)
     kept, lost = len(to.records), len(to.dropped)
-    return Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun)
+    verdicts = [asdict(found) for found in operator.verdicts()] if isinstance(operator, DataVerifier) else []
+    return Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun, verdicts)
 
 
 def _explained(gone: Sequence[Record], reasons: Sequence[BadRecord], name: str) -> Iterator[BadRecord]:

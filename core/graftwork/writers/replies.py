@@ -1,0 +1,190 @@
+"""What was asked of a writer and what it replied: kept for the next time, and written down beside the records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from graftwork.contracts.records import Record
+from graftwork.contracts.writer import Reply
+from graftwork.data.cache import UNUSED, cache_folder
+from graftwork.data.store import as_line
+from graftwork.errors import DataError, NoRoom
+
+REPLIES = "replies.jsonl"
+"""The file of a stage, and of a data set, that holds prompts and raw replies."""
+FILE = "replies.sqlite"
+
+
+class Source(Protocol):
+    """What answers: it makes requests of prompts, and raw replies of requests, both plain data."""
+
+    identity: Mapping[str, Any]
+    """What says whose replies these are, and how they are drawn."""
+    window: int
+    """How many requests it likes to get at a time."""
+
+    def request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
+        """What identifies a request, images by their hashes: equal ones get equal replies. DataError for what cannot be asked."""
+        ...
+
+    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The number of each request with its raw reply, as they come; one that came to nothing has a `fault`, a clause that says why.
+        DataError where it cannot go on."""
+        ...
+
+    def read(self, raw: Mapping[str, Any]) -> Reply:
+        """What a raw reply without a `fault` says."""
+        ...
+
+    def usage(self, raw: Mapping[str, Any]) -> tuple[int, int]:
+        """How many tokens were read and written for a raw reply."""
+        ...
+
+
+class ReplyCache:
+    """Raw replies by the hash of their request, on disk as soon as they are there; those that were not used for long are removed."""
+
+    def __init__(self) -> None:
+        self.file = cache_folder() / FILE
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._base = sqlite3.connect(self.file, timeout=60)
+            self._base.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT, used REAL)")
+            self._base.execute("DELETE FROM replies WHERE used < ?", (time.time() - UNUSED,))
+            self._base.commit()
+        except (OSError, sqlite3.Error) as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    def get(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Those that are known."""
+        marks = ",".join("?" * len(keys))
+        try:
+            with self._base:
+                self._base.execute(f"UPDATE replies SET used = ? WHERE key IN ({marks})", (time.time(), *keys))
+            rows = self._base.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", keys)
+            return {key: json.loads(reply) for key, reply in rows}
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def put(self, key: str, raw: Mapping[str, Any]) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        try:
+            with self._base:
+                row = (key, json.dumps(raw), time.time())
+                self._base.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> NoRoom:
+        return NoRoom(
+            f"replies cannot be kept in '{self.file}' ({error}); make room there or name another folder in GRAFTWORK_CACHE, and go on "
+            "with --resume"
+        )
+
+
+class RecordedWriter:
+    """The writer that an operator is lent for one stage: what it asks is asked once, and written into the stage's folder."""
+
+    def __init__(self, source: Source, cache: ReplyCache, folder: Path, stage: str, name: str, tally: Tally) -> None:
+        self.source, self.cache, self.stage, self.name, self.tally = source, cache, stage, name, tally
+        self._log = (folder / REPLIES).open("ab")
+
+    def close(self) -> None:
+        """Close the file of replies."""
+        self._log.close()
+
+    def answer(self, prompts: Iterable[Record], *, max_new_tokens: int) -> Iterator[tuple[Record, Reply]]:
+        """Each prompt, in its order, with its reply."""
+        rest = iter(prompts)
+        while chunk := list(islice(rest, self.source.window)):
+            yield from zip(
+                chunk, self._answer([prompt.without_answer() for prompt in chunk], max_new_tokens), strict=True
+            )
+
+    def _answer(self, prompts: Sequence[Record], max_new_tokens: int) -> Iterator[Reply]:
+        requests = [self._request(prompt, max_new_tokens) for prompt in prompts]
+        keys = [key_of(self.source.identity, request) for request in requests]
+        known = self.cache.get(keys)
+        new = {
+            key: (prompt, request)
+            for key, prompt, request in zip(keys, prompts, requests, strict=True)
+            if key not in known and "fault" not in request
+        }
+        asked = list(new)
+        for number, raw in self.source.ask(list(new.values())) if new else ():
+            if "fault" not in raw:
+                self.cache.put(asked[number], raw)
+            known[asked[number]] = raw
+        self.tally.add(len(prompts), len(new))
+        for prompt, request, key in zip(prompts, requests, keys, strict=True):
+            raw = request if "fault" in request else known[key]
+            reply = Reply("", str(raw["fault"])) if "fault" in raw else _sound(self.source.read(raw))
+            self._write(prompt, max_new_tokens, raw)
+            yield reply
+
+    def _request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
+        """The request of a prompt, or why there can be none."""
+        try:
+            return self.source.request(prompt, max_new_tokens)
+        except DataError as error:
+            return {"fault": error.sentence}
+
+    def _write(self, prompt: Record, max_new_tokens: int, raw: Mapping[str, Any]) -> None:
+        turns = [[turn.role, turn.text] for turn in prompt.turns]
+        usage = (0, 0) if "fault" in raw else self.source.usage(raw)
+        whose = {"id": prompt.id, "stage": self.stage, "writer": self.name}
+        self._log.write(
+            as_line({**whose, "prompt": turns, "max_new_tokens": max_new_tokens, "reply": raw, "tokens": usage})
+        )
+
+
+def _sound(reply: Reply) -> Reply:
+    """A reply without the space around it; one without any text is a fault."""
+    text = reply.text.strip()
+    return Reply(text, reply.fault or ("" if text else "the writer answered with an empty text"), reply.ended)
+
+
+class Tally:
+    """How many replies were taken, and how many of them were asked for and not known."""
+
+    def __init__(self) -> None:
+        self.replies = self.asked = 0
+
+    def add(self, replies: int, asked: int) -> None:
+        """Count more of them."""
+        self.replies += replies
+        self.asked += asked
+
+
+def key_of(identity: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    """The hash that a reply is kept under."""
+    text = json.dumps([identity, request], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def total_usage(file: Path) -> dict[str, dict[str, int]]:
+    """By the name of a writer, how many replies a file of them holds, and how many tokens were read and written for them."""
+    found: dict[str, dict[str, int]] = {}
+    with closing(file.open("rb")) as lines:
+        for line in lines:
+            content = json.loads(line)
+            counts = found.setdefault(
+                content["writer"], {"replies": 0, "faults": 0, "tokens_read": 0, "tokens_written": 0}
+            )
+            counts["replies"] += 1
+            counts["faults"] += "fault" in content["reply"]
+            counts["tokens_read"] += content["tokens"][0]
+            counts["tokens_written"] += content["tokens"][1]
+    return found
