@@ -24,7 +24,8 @@ from graftwork.contracts.plan import Choice
 from graftwork.data.curated import read_data_set
 from graftwork.data.digest import digest_of
 from graftwork.errors import DataError
-from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
+from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
+from graftwork.jobs.history import record_history
 from graftwork.weights import sha256
 from graftwork_registry import Catalog
 

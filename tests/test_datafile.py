@@ -85,7 +85,11 @@ def test_the_recipe_of_the_challenge_is_planned_where_its_files_are_missing() ->
         ({"data": {"source": [{"use": "llava-json"}]}}, PlanRefused, "data.source.0: 'path' is not set"),
         ({"data": {"strict": True}}, RunFileError, "data.source: is missing"),
         ({"data": SHAPES, "train": {}}, RunFileError, "train: there is no such table or key"),
-        ({"data": SHAPES, "writer": {}}, RunFileError, "writer: there is no such table or key"),
+        (
+            {"data": SHAPES, "verify": {}},
+            PlanRefused,
+            "verify: asks a writer, which graftwork data synthesize alone does",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_with_its_place(

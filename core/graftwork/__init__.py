@@ -16,12 +16,15 @@ from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
     from graftwork.jobs.checkpoint import Checkpoint, open
+    from graftwork.jobs.data_card import write_data_card
     from graftwork.jobs.data_check import check_data
-    from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
+    from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
     from graftwork.jobs.demo import demo
+    from graftwork.jobs.history import record_history
     from graftwork.jobs.importing import import_folder, inspect
     from graftwork.jobs.planning import plan
     from graftwork.jobs.run import Run, load_run
+    from graftwork.jobs.synthesis import synthesize_data
     from graftwork.jobs.train import train
 
 __version__ = "0.1.0"
@@ -40,8 +43,10 @@ JOBS = {
     "open": "checkpoint",
     "plan": "planning",
     "process_data": "data_sets",
-    "record_history": "data_sets",
+    "record_history": "history",
+    "synthesize_data": "synthesis",
     "train": "train",
+    "write_data_card": "data_card",
 }
 """Name to the module of `graftwork.jobs` that has it."""
 
@@ -72,8 +77,10 @@ __all__ = [
     "process_data",
     "record_history",
     "setting",
+    "synthesize_data",
     "train",
     "unsupported",
+    "write_data_card",
 ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +11,12 @@ from graftwork.cli import Session
 from graftwork.cli.console import make_table, print_facts, print_json, progress_console
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import JSON, parse_settings
+from graftwork.cli.records import print_data_set, print_history
+from graftwork.jobs.data_card import write_data_card
 from graftwork.jobs.data_check import OUT, check_data
-from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
+from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
+from graftwork.jobs.history import record_history
+from graftwork.jobs.synthesis import synthesize_data
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 OUT_DIR = click.option("-o", "--out", "out", type=click.Path(path_type=Path), required=True, metavar="DIR")
 LIMIT = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 COPY = click.option("--copy", is_flag=True, help="Copy all images into the data set.")
+REPORT = click.option(
+    "--report/--no-report", default=True, help="Write a page on what is in it, which opens every image."
+)
 RESUME = click.option("--resume", is_flag=True, help="Go on where a command that was killed has stopped.")
 SETTINGS = click.option(
     "settings", "--set", multiple=True, metavar="KEY=VALUE", help="A setting of the data source, such as image_folder."
@@ -104,7 +110,7 @@ def _print(console: Console, report: DataReport) -> None:
 @OUT_DIR
 @LIMIT
 @COPY
-@click.option("--report/--no-report", default=True, help="Write a page on what is in it, which opens every image.")
+@REPORT
 @RESUME
 @JSON
 @click.pass_context
@@ -128,7 +134,39 @@ def process(
         made = process_data(
             data, out, limit=limit, copy=copy, report=report, resume=resume, on_event=draw, lookup=ctx.obj.catalog
         )
-    _print_data_set(console, made, as_json)
+    print_data_set(console, made, as_json)
+
+
+@data.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@OUT_DIR
+@LIMIT
+@COPY
+@REPORT
+@RESUME
+@JSON
+@click.pass_context
+def synthesize(
+    ctx: click.Context,
+    data: Path,
+    out: Path,
+    limit: int | None,
+    copy: bool,
+    report: bool,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Like process, with operators that make records of what a writer answers, and one that verifies them.
+
+    DATA names the writer in [writer], and in [verify] how what it wrote is verified. DIR gets replies.jsonl as well: every prompt
+    and raw reply. A reply that came is never asked for again.
+    """
+    console = progress_console(as_json)
+    with drawing(console) as draw:
+        made = synthesize_data(
+            data, out, limit=limit, copy=copy, report=report, resume=resume, on_event=draw, lookup=ctx.obj.catalog
+        )
+    print_data_set(console, made, as_json)
 
 
 @data.command("import")
@@ -166,7 +204,7 @@ def import_(
             on_event=draw,
             lookup=ctx.obj.catalog,
         )
-    _print_data_set(console, made, as_json)
+    print_data_set(console, made, as_json)
 
 
 @data.command()
@@ -192,51 +230,24 @@ def export(ctx: click.Context, data: Path, format: str, out: Path, as_json: bool
 @JSON
 @click.pass_context
 def show(ctx: click.Context, folder: Path, id: str | None, as_json: bool) -> None:
-    """Say what became of the record ID of a data set, with all that it was made from; without ID what each stage did."""
+    """Say what became of the record ID of a data set, with all that it was made from; without ID what each stage did.
+
+    DIR is a data set, or a checkpoint or run that was trained on one. Of a record that a writer made, its prompts, raw replies and
+    verification are shown.
+    """
     console = progress_console(as_json)
     if id is None:
-        _print_data_set(console, DataSet.open(folder), as_json)
+        print_data_set(console, DataSet.open(folder), as_json)
     elif as_json:
         print_json(record_history(folder, id))
     else:
-        _print_history(console, record_history(folder, id))
+        print_history(console, record_history(folder, id))
 
 
-def _print_data_set(console: Console, made: DataSet, as_json: bool) -> None:
-    from rich.text import Text
-
-    if as_json:
-        print_json({"folder": str(made.folder), **made.manifest})
-        return
-    table = make_table(["stage", "read*", "made*", "changed*", "dropped*", "kept*"])
-    for stage in made.stages:
-        table.add_row(
-            Text(stage["name"]), *(f"{stage[key]:,}" for key in ("read", "made", "changed", "dropped", "kept"))
-        )
-    console.print()
-    console.print(table)
-    console.print(f"\n{made.records:,} records: {made.folder}", markup=False, soft_wrap=True)
-
-
-def _print_history(console: Console, found: Mapping[str, Any], indent: str = "") -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(f"{indent}{text}", style=style, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{found['id']}: {'kept' if found['kept'] else 'dropped'}", "green" if found["kept"] else "red")
-    say(f"  from: {found.get('from') or 'not recorded'}")
-    if made_by := found.get("made_by"):
-        say(f"  made by: {made_by}")
-    for change in found["changes"]:
-        place = "beside the turns" if change["turn"] is None else f"turn {change['turn']}"
-        say(f"  changed by {change['stage']}, {place}: {change['before']!r} -> {change['after']!r}")
-    if dropped := found.get("dropped"):
-        say(f"  dropped by {dropped['stage']}: {dropped['why']}")
-    if record := found.get("record"):
-        names = record.get("image", [])
-        for name in [names] if isinstance(names, str) else names:
-            say(f"  image: {name}")
-        for turn in record["conversations"]:
-            say(f"  {turn['from']}: {turn['value']}")
-    for parent in found.get("of", ()):
-        say("  of:")
-        _print_history(console, parent, f"{indent}    ")
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="By default README.md in DIR.")
+@click.pass_context
+def card(ctx: click.Context, folder: Path, out: Path | None) -> None:
+    """Write the card of a data set: what is in it, where from, who wrote it, how it was verified, what it is not for."""
+    click.echo(f"written: {write_data_card(folder, out)}")

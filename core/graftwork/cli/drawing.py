@@ -12,7 +12,7 @@ from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
 from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
-from graftwork.jobs.messages import Answering, Checking, Listener, Message, Rehearsing
+from graftwork.jobs.messages import Answering, Checking, Listener, Message, Rehearsing, WaitingForReplies
 from graftwork.jobs.results import Compared, Scored
 
 if TYPE_CHECKING:
@@ -87,6 +87,13 @@ class Drawing:
             self.status = progress_console(quiet=True).status("")
             self.status.start()
         self.status.update(f"rehearsing: {message.strategies}")
+
+    @draw.register
+    def _(self, message: WaitingForReplies) -> None:
+        if self.status is None:
+            self.status = progress_console(quiet=True).status("")
+            self.status.start()
+        self.status.update(f"{message.stage}: {message.replies:,} replies")
 
     @draw.register
     def _(self, event: RunStarted) -> None:

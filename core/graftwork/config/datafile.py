@@ -11,7 +11,7 @@ from graftwork.config import runfile, settings
 from graftwork.config.choosing import Chooser, Resolved
 from graftwork.config.restore import restore_component
 from graftwork.config.runfile import RunFile, Selection, TableReader
-from graftwork.config.tables import DataTable, EvaluateTable, RunTable, VerifyTable
+from graftwork.config.tables import CardTable, DataTable, EvaluateTable, RunTable, VerifyTable
 from graftwork.config.wording import count
 from graftwork.config.writers import WriterPlan, read_writer
 from graftwork.contracts.data import DataMaker, DataOperator, DataSource, DataVerifier
@@ -21,8 +21,8 @@ from graftwork.contracts.plan import Choice, Plan, RunContext
 from graftwork.errors import DataError, PlanRefused, RunFileError
 
 TABLES = ("data", "evaluate")
-SYNTHESIS = ("writer", "verify")
-"""Tables that only synthesis reads."""
+BESIDE = ("writer", "verify", "card")
+"""Tables that no run reads: of synthesis, and of the data card."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _resolve(
     reader = TableReader(folder)
     fields, tables = reader.split(RunTable, table, "")
     has_model = "model" in tables
-    known = [*TABLES, *SYNTHESIS, *(runfile.TABLES if has_model else ())]
+    known = [*TABLES, *BESIDE, *(runfile.TABLES if has_model else ())]
     reader.unknown(tables, [*settings.names(RunTable), *known], "")
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
@@ -161,6 +161,7 @@ def _resolve(
     evaluate = _evaluators(reader, tables)
     if not reader.problems and not sources:
         reader.problems.append("data.source: is missing, wanted tables that begin with [[data.source]]")
+    reader.read(CardTable, reader.table(tables, "card"), "card")
     asked = _Synthesis.read(reader, tables, fields.seed if fields else 0) if synthesis else _Synthesis()
     if reader.problems:
         raise RunFileError(f"{name} has {count(reader.problems, 'mistake')}", reader.problems)
@@ -184,7 +185,7 @@ def _resolve(
         given=given,
         table=table,
         evaluate=evaluate,
-        run=runfile.parse_run(_without_synthesis(table), folder, given) if has_model else None,
+        run=runfile.parse_run(_of_a_run(table), folder, given) if has_model else None,
         writer=asked.writer,
         verifying=asked.verifying or asked.writer,
     )
@@ -196,8 +197,8 @@ def _resolve(
     return plan
 
 
-def _without_synthesis(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in table.items() if name not in SYNTHESIS}
+def _of_a_run(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in table.items() if name not in BESIDE}
 
 
 @dataclass(frozen=True)

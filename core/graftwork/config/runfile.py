@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
     "peft": ("use", "on", "also_train", "init_from"),
-    "data_source": ("use", "weight", "repeat"),
+    "data_source": ("use", "weight", "repeat", "license"),
     "data_operator": ("use",),
 }
 """Kind to the keys beside a component's settings, which no setting of that kind may be called."""
@@ -293,7 +294,7 @@ class TableReader:
         """The sources of `[[data.source]]`, in order, and how they are mixed."""
         tables = self.tables(data, "source")
         items = [self.selection(SourceTable, table, f"data.source.{index}") for index, table in enumerate(tables)]
-        names = [name for name in settings.names(SourceTable) if name != "use"]
+        names = [each.name for each in dataclasses.fields(Mix)]
         mix = tuple(Mix(**{name: table[name] for name in names if name in table}) for table in tables)
         weights = [each.weight for each in mix if isinstance(each.weight, int | float)]
         if len(weights) < len(mix) and sum(weights) >= 1:

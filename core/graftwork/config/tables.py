@@ -118,6 +118,7 @@ class SourceTable:
         None, "The share of an epoch's records that comes from this source; by default as many as it has"
     )
     repeat: int = setting(1, "How many times an epoch takes each of its records", minimum=1, maximum=100)
+    license: str | None = setting(None, "The licence of its data as their owner gives it, for the data card")
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < float("inf"):
@@ -155,7 +156,10 @@ class WriterTable:
 
     checkpoint: Path | None = setting(None, "A checkpoint, or the folder of a run, whose newest one answers")
     variant: Literal["adapter", "base"] = setting("adapter", "Whether a checkpoint answers with its adapter or without")
-    batch_size: int = setting(16, "How many questions a model answers at a time", minimum=1)
+    precision: Literal["bf16", "fp32", "fp16"] | None = setting(
+        None, "What a model on this machine computes in; by default as a checkpoint was trained, and bf16 else"
+    )
+    batch_size: int = setting(16, "How many prompts a model on this machine answers at a time", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,16 @@ class VerifyTable:
     """The keys of `[verify]` beside the verifier's settings and the table `writer`."""
 
     use: str = field(metadata={"help": "The data operator that verifies"})
+
+
+@dataclass(frozen=True)
+class CardTable:
+    """The keys of `[card]`: what only a person can say of a data set."""
+
+    title: str | None = setting(None, "What the data set is called; by default as its folder is")
+    description: str = setting("", "What it is for, and who made it")
+    license: str | None = setting(None, "The licence that it is given away under")
+    not_for: tuple[str, ...] = setting((), "What it must not be used for, beside what follows from how it was made")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from graftwork.data.datafiles import is_file, path_below
 from graftwork.data.imagefolders import ImageFiles
 from graftwork.data.lines import from_object, own_part, to_object
 from graftwork.data.pipeline import PipelineResult
-from graftwork.data.store import DROPPED, RECORDS, LineWriter, RecordStore, ends_of, paths_of
+from graftwork.data.store import DROPPED, RECORDS, REPLIES, LineWriter, RecordStore, ends_of, paths_of
 from graftwork.errors import DataError, NoImage
 from graftwork.weights import sha256
 
@@ -54,12 +54,19 @@ def write_data_set(result: PipelineResult, folder: Path, *, copy: bool) -> Writt
     finally:
         records.close()
     ends_of(folder / RECORDS).unlink()
-    with (folder / DROPPED).open("wb") as file:
-        for stage in result.folders:
-            with (stage / DROPPED).open("rb") as lines:
-                shutil.copyfileobj(lines, file)
-        os.fsync(file.fileno())
+    _join([stage / DROPPED for stage in result.folders], folder / DROPPED)
+    if replies := [file for stage in result.folders if (file := stage / REPLIES).exists()]:
+        _join(replies, folder / REPLIES)
     return Written(image_folder, _write_changes(result, folder / CHANGED))
+
+
+def _join(parts: Sequence[Path], file: Path) -> None:
+    """Write files, one after another, as one."""
+    with file.open("wb") as to:
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, to)
+        os.fsync(to.fileno())
 
 
 def _common_folder(result: PipelineResult) -> str:
@@ -174,8 +181,8 @@ def read_data_set(folder: Path) -> Iterator[Record | BadRecord]:
 
     @lru_cache(1 << 16)
     def find(name: str) -> Image:
-        for parent in image_folders:
-            if (path := path_below(parent, name)) and is_file(path):
+        for parent, path in _places(image_folders, name):
+            if is_file(path):
                 if parent == folder and COPIED.fullmatch(name) and sha256(path) != path.stem:
                     raise DataError(
                         f"the image '{path}' was changed since the data set was written; put the old one back"
@@ -194,6 +201,23 @@ def read_data_set(folder: Path) -> Iterator[Record | BadRecord]:
                 yield BadRecord(f"{folder / RECORDS}:{number}", error.sentence, content["id"])
 
 
+def image_paths(manifest: Mapping[str, Any], folder: Path, names: str | Sequence[str]) -> list[Path]:
+    """Where the images lie that a record of a data set names; those that are nowhere are left out."""
+    folders = _image_folders(manifest, folder)
+    found = [
+        [path for _, path in _places(folders, name) if is_file(path)]
+        for name in ([names] if isinstance(names, str) else names)
+    ]
+    return [paths[0] for paths in found if paths]
+
+
+def _places(folders: Sequence[Path], name: str) -> Iterator[tuple[Path, Path]]:
+    """Where an image may be, each with the folder that it is below."""
+    for parent in folders:
+        if path := path_below(parent, name):
+            yield parent, path
+
+
 def _image_folders(manifest: Mapping[str, Any], folder: Path) -> list[Path]:
     """Where images are looked for, in turn: in the data set, where they lay beside it when it was written, and where they were."""
     given = manifest["image_folder"]
@@ -209,14 +233,15 @@ def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[st
     }
     files = {
         name: {"bytes": size, "sha256": digest}
-        for name in (RECORDS, DROPPED, CHANGED)
+        for name in (RECORDS, DROPPED, CHANGED, REPLIES)
+        if (folder / name).exists()
         for size, digest in [((folder / name).stat().st_size, sha256(folder / name))]
     }
     return {"format": FORMAT, **content, "image_folder": image_folder, "files": files}
 
 
 def stage_rows(result: PipelineResult, written: Written, settings: Sequence[Any]) -> list[dict[str, Any]]:
-    """What each stage did, as a manifest says it, without its time, so that the same data has the same manifest; `settings` are those of
+    """What each stage did, as a manifest says it, without its time, so that the same data has the same manifest, and without what was verified, which stands by itself; `settings` are those of
     the components, in their order."""
     sources = len(result.stages) - len(written.changed)
     changed = [0] * sources + [*written.changed]
@@ -224,7 +249,7 @@ def stage_rows(result: PipelineResult, written: Written, settings: Sequence[Any]
         {
             name: value
             for name, value in {**asdict(stage), "settings": given, "changed": count}.items()
-            if name != "seconds"
+            if name not in ("seconds", "verdicts")
         }
         for stage, given, count in zip(result.stages, settings, changed, strict=True)
     ]

@@ -21,6 +21,8 @@ from graftwork.data.lines import from_object, to_object
 from graftwork.errors import DataError
 
 RECORDS, DROPPED, BLOBS, PATHS, IDS = "records.jsonl", "dropped.jsonl", "images.bin", "images.txt", "ids.npy"
+REPLIES = "replies.jsonl"
+"""What was asked of writers, and what they replied, one reply a line, in a stage's folder and in a data set."""
 TEMPORARY = "graftwork-data-"
 SPAN = "span:"
 """What the name of an image begins with that is a part of a file: `span:FIRST:COUNT:PATH`."""

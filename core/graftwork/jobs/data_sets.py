@@ -1,4 +1,4 @@
-"""Data sets on disk: processed, imported, exported, and asked about single records."""
+"""Data sets on disk: processed, imported and exported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from os import PathLike
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import graftwork
-from graftwork.checkpoint import locking, writing
+from graftwork.checkpoint import locking
+from graftwork.checkpoint.writing import hidden, put_in_place
 from graftwork.config.datafile import DataPlan, resolve_data, resolve_evaluators
 from graftwork.config.wording import suggestion
 from graftwork.contracts.data import DataSource
 from graftwork.contracts.lookup import Lookup
 from graftwork.data import cache, curated, measuring, pipeline
 from graftwork.data.pipeline import PipelineResult, Stage
-from graftwork.data.store import DROPPED, RECORDS
 from graftwork.errors import DataError, GraftworkError, NothingLeft
 from graftwork.jobs.data_check import report_on
 from graftwork.jobs.messages import Listener, Message, ignore
@@ -80,18 +80,49 @@ def process_data(
     shows what is in it, beside what the sources gave; it opens every image. Where a command
     was killed, `resume` goes on after the last complete stage, to the same bytes. Raises RunFileError, PlanRefused and DataError.
     """
-    lookup, folder = lookup or installed(), Path(out).absolute()
+    lookup = lookup or installed()
     plan = resolve_data(data if isinstance(data, Mapping) else Path(data), lookup)
+    return make_data_set(plan, Path(out), lookup, limit=limit, copy=copy, report=report, resume=resume, listen=on_event)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How operators are lent writers, and what a manifest says of that."""
+
+    lend: pipeline.Lend = lambda operator, folder: nullcontext()
+    identity: Any = None
+    """What says who writes; a data set of other writers is another one."""
+    facts: Callable[[PipelineResult, Path], Mapping[str, Any]] = lambda result, folder: {
+        "writer": None,
+        "verification": None,
+    }
+    """What a manifest says, once the data set is in the folder."""
+
+
+def make_data_set(
+    plan: DataPlan,
+    out: Path,
+    lookup: Lookup,
+    *,
+    limit: int | None,
+    copy: bool,
+    report: bool,
+    resume: bool,
+    listen: Listener,
+    writing: Writing | None = None,
+) -> DataSet:
+    """All of `process_data` with data that is resolved, and with `writing` for operators that ask a writer."""
+    folder, writing = out.absolute(), writing or Writing()
     evaluators = resolve_evaluators((), plan, lookup) if report else {}
     work = folder.parent / f".{folder.name}.unfinished"
     _refuse_existing(folder)
     with _only_writer(work):
         _refuse_existing(folder)  # Another command may have finished meanwhile.
-        begun = _begin(plan, work, limit, copy, resume=resume, listen=on_event)
+        begun = _begin(plan, work, (limit, copy, writing.identity), resume=resume, listen=listen)
         try:
-            manifest, result = _process(plan, work, folder, limit, copy, on_event)
+            manifest, result = _process(plan, work, folder, limit, copy, writing, listen)
             if report:
-                page = report_on(result, plan, lookup, evaluators, on_event, with_input=True)
+                page = report_on(result, plan, lookup, evaluators, listen, with_input=True)
                 write_data_report(work / FINISHED, page)
         except OSError as error:
             raise DataError(
@@ -102,12 +133,12 @@ def process_data(
             if isinstance(error, NothingLeft) or not complete:  # There is nothing to go on with.
                 shutil.rmtree(work, ignore_errors=True)
             else:
-                on_event(Message(f"the stages that are complete are kept in '{work}' for --resume", "warning"))
+                listen(Message(f"the stages that are complete are kept in '{work}' for --resume", "warning"))
             raise
-        writing.put_in_place(work / FINISHED, folder)
+        put_in_place(work / FINISHED, folder)
         begun.unlink()
         shutil.rmtree(work, ignore_errors=True)
-    return DataSet(Path(out), manifest)
+    return DataSet(out, manifest)
 
 
 def _refuse_existing(folder: Path) -> None:
@@ -132,7 +163,7 @@ def _only_writer(work: Path) -> Iterator[None]:
             work.rmdir()
 
 
-def _begin(plan: DataPlan, work: Path, limit: int | None, copy: bool, *, resume: bool, listen: Listener) -> Path:
+def _begin(plan: DataPlan, work: Path, how: tuple[Any, ...], *, resume: bool, listen: Listener) -> Path:
     """The file that says what is being done in a folder; DataError where that is something else, or it is not to go on."""
     asked = [each.files() for each in plan.sources] + [each.files() for each in plan.operators]
     files = [file for each in asked for file in each or ()]
@@ -140,7 +171,7 @@ def _begin(plan: DataPlan, work: Path, limit: int | None, copy: bool, *, resume:
         hashes = cache.known_hashes(files)
     except OSError as error:
         raise DataError(f"'{error.filename}' cannot be read ({error.strerror}); correct the path") from None
-    key, file = cache.key_of(asdict(plan.run_context), hashes, limit, copy), work / "begun.txt"
+    key, file = cache.key_of(asdict(plan.run_context), hashes, *how), work / "begun.txt"
     if not file.exists():
         if resume:
             listen(Message("there is nothing to resume; it starts anew", "warning"))
@@ -156,7 +187,7 @@ def _begin(plan: DataPlan, work: Path, limit: int | None, copy: bool, *, resume:
 
 
 def _process(
-    plan: DataPlan, work: Path, folder: Path, limit: int | None, copy: bool, listen: Listener
+    plan: DataPlan, work: Path, folder: Path, limit: int | None, copy: bool, writing: Writing, listen: Listener
 ) -> tuple[Mapping[str, Any], PipelineResult]:
     """Write the data set into `work`; returns its manifest, and its records with those of all stages."""
     stages, result_folder = work / "stages", work / FINISHED
@@ -170,12 +201,20 @@ def _process(
         listen(Message(told(asdict(stage))))
 
     result = pipeline.read_records(
-        plan.sources, plan.operators, seed=plan.seed, strict=plan.strict, folder=stages, limit=limit, say=say
+        plan.sources,
+        plan.operators,
+        seed=plan.seed,
+        strict=plan.strict,
+        lend=writing.lend,
+        folder=stages,
+        limit=limit,
+        say=say,
     )
     shutil.rmtree(result_folder, ignore_errors=True)
     result_folder.mkdir()
     written = curated.write_data_set(result, result_folder, copy=copy)
-    manifest = curated.manifest_of(result_folder, written, folder, _facts(plan, result, written, limit))
+    facts = {**_facts(plan, result, written, limit), **writing.facts(result, result_folder)}
+    manifest = curated.manifest_of(result_folder, written, folder, facts)
     text = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True, default=str)
     (result_folder / curated.MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest, result
@@ -196,8 +235,6 @@ def _facts(plan: DataPlan, result: PipelineResult, written: curated.Written, lim
         "source_files": [_source_files(each) for each in plan.sources],
         "stages": curated.stage_rows(result, written, [choice.settings for choice in choices]),
         "checked_against": {each.name: sorted(each.questions) for each in plan.operators if each.questions},
-        "writer": None,
-        "verification": None,
     }
 
 
@@ -280,9 +317,9 @@ def export_data(
     if len(result.bad) > MAX_TOLD:
         on_event(Message(f"  … and {len(result.bad) - MAX_TOLD:,} more, which graftwork data process names", "warning"))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing.hidden(folder.parent) as work:
+    with hidden(folder.parent) as work:
         written = source.write((replace(record, source=0) for record in result.records), work)
-        writing.put_in_place(work, folder)
+        put_in_place(work, folder)
     return folder / written.relative_to(work)
 
 
@@ -293,41 +330,3 @@ def _source_named(given: str, lookup: Lookup) -> str:
     if found is None:
         raise DataError(f"there is no data source '{given}'{suggestion(given, names)}")
     return found
-
-
-# Single records ---------------------------------------------------------------------------------------------------------
-
-
-def record_history(folder: str | PathLike[str], id: str) -> dict[str, Any]:
-    """What became of a record of a data set: where it came from, what changed it, whether it was kept, and why not.
-
-    The histories of the records that it was made from are under `of`. DataError where the data set knows no such record.
-    """
-    return _history(DataSet.open(folder).folder, id, ())
-
-
-def _history(folder: Path, id: str, above: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": id}
-    kept = next(_lines_with(folder / RECORDS, id), None)
-    dropped = next(_lines_with(folder / DROPPED, id), None)
-    if kept is None and dropped is None:
-        raise DataError(f"'{folder}' knows no record '{id}'; see {RECORDS} and {DROPPED} there")
-    if kept is not None:
-        own = kept.get("graftwork", {})
-        found |= {"kept": True, "from": own.get("from", ""), "record": kept}
-        found |= {name: own[name] for name in ("made_by",) if own.get(name)}
-        parents = [each for each in own.get("of", ()) if each not in (id, *above)]
-        found["of"] = [_history(folder, each, (*above, id)) for each in parents]
-    if dropped is not None:
-        found |= {"kept": False, "from": dropped["where"], "dropped": dropped}
-    found["changes"] = [*_lines_with(folder / curated.CHANGED, id)]
-    return found
-
-
-def _lines_with(file: Path, id: str) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines whose id it is."""
-    begins = json.dumps({"id": id}, ensure_ascii=False, separators=(",", ":"))[:-1].encode("utf-8", "surrogatepass")
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.startswith(begins):
-                yield json.loads(line)

@@ -43,5 +43,13 @@ class Checking:
     total: int
 
 
+@dataclass(frozen=True)
+class WaitingForReplies:
+    """A stage that asks a writer has got some replies."""
+
+    stage: str
+    replies: int
+
+
 def ignore(message: object) -> None:
     """The listener that ignores everything."""

@@ -37,6 +37,13 @@ class Run:
             return run
         return cls(**run) if isinstance(run, Mapping) else load_run(run)
 
+    @classmethod
+    def read(cls, file: runfile.RunFile) -> Run:
+        """The run of a file that was read."""
+        run = cls.__new__(cls)
+        run.file = file
+        return run
+
     @property
     def out(self) -> Path:
         """The folder to write into where no other is given."""
@@ -62,9 +69,7 @@ def load_run(file: str | PathLike[str], overrides: Mapping[str, Any] | tuple[str
 
     Raises RunFileError for a file that cannot be read, and with every mistake in it.
     """
-    run = Run.__new__(Run)
-    run.file = runfile.load(Path(file), overrides)
-    return run
+    return Run.read(runfile.load(Path(file), overrides))
 
 
 @cache

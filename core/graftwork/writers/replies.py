@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from graftwork.contracts.records import Record
 from graftwork.contracts.writer import Reply
 from graftwork.data.cache import UNUSED, cache_folder
-from graftwork.data.store import as_line
+from graftwork.data.store import REPLIES, as_line
 from graftwork.errors import DataError, NoRoom
 
-REPLIES = "replies.jsonl"
-"""The file of a stage, and of a data set, that holds prompts and raw replies."""
 FILE = "replies.sqlite"
+
+Told = Callable[[int, int], None]
+"""Gets how many replies more there are, and how many of them were not known."""
 
 
 class Source(Protocol):
@@ -95,10 +96,13 @@ class ReplyCache:
 
 
 class RecordedWriter:
-    """The writer that an operator is lent for one stage: what it asks is asked once, and written into the stage's folder."""
+    """The writer that an operator is lent for one stage: what it asks is asked once, and written into the stage's folder.
 
-    def __init__(self, source: Source, cache: ReplyCache, folder: Path, stage: str, name: str, tally: Tally) -> None:
-        self.source, self.cache, self.stage, self.name, self.tally = source, cache, stage, name, tally
+    `name` says which writer of a data set it is.
+    """
+
+    def __init__(self, source: Source, cache: ReplyCache, folder: Path, stage: str, name: str, told: Told) -> None:
+        self.source, self.cache, self.stage, self.name, self.told = source, cache, stage, name, told
         self._log = (folder / REPLIES).open("ab")
 
     def close(self) -> None:
@@ -127,7 +131,7 @@ class RecordedWriter:
             if "fault" not in raw:
                 self.cache.put(asked[number], raw)
             known[asked[number]] = raw
-        self.tally.add(len(prompts), len(new))
+        self.told(len(prompts), len(new))
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]
             reply = Reply("", str(raw["fault"])) if "fault" in raw else _sound(self.source.read(raw))
@@ -154,18 +158,6 @@ def _sound(reply: Reply) -> Reply:
     """A reply without the space around it; one without any text is a fault."""
     text = reply.text.strip()
     return Reply(text, reply.fault or ("" if text else "the writer answered with an empty text"), reply.ended)
-
-
-class Tally:
-    """How many replies were taken, and how many of them were asked for and not known."""
-
-    def __init__(self) -> None:
-        self.replies = self.asked = 0
-
-    def add(self, replies: int, asked: int) -> None:
-        """Count more of them."""
-        self.replies += replies
-        self.asked += asked
 
 
 def key_of(identity: Mapping[str, Any], request: Mapping[str, Any]) -> str:
