@@ -28,7 +28,7 @@ class Act:
     length: int | None = None
     """What it says the length is, where that is not so."""
     how: str = ""
-    """`close` without a word, `hang`, or `drip` one byte after another."""
+    """`close` without a word, `hang`, `drip` one byte after another, or `flood` with spaces."""
 
 
 def completion(text: Any, reason: str = "stop", usage: Any = (7, 3), **message: Any) -> Act:
@@ -122,6 +122,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.send_response(act.status)
+        if act.how == "flood":
+            self.send_header("Connection", "close")
+            self.end_headers()
+            while not self.server.owner.ended.is_set():
+                self.wfile.write(b" " * 65536)
         length = len(act.content) if act.length is None else act.length
         for name, value in {"Content-Type": "application/json", "Content-Length": f"{length}", **act.headers}.items():
             self.send_header(name, value)

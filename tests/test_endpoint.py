@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,13 @@ def test_a_key_is_hidden_where_a_server_repeats_it(monkeypatch: pytest.MonkeyPat
         fault(failure(401, "no such key: sk-secret"), key_from=KEY, say=said.append)
     assert "answered 401 (no such key: [key])" in caught.value.sentence
     assert f"; check the key in the environment variable '{KEY}', which 'key_from' names" in caught.value.sentence
-    found = fault(failure(500, "sk-secret?"), key_from=KEY, say=said.append)
-    assert "sk-secret" not in f"{found}{said}" and said
+    for act in (
+        failure(500, "sk-secret?"),
+        Act(content=b'{"error": "sk-\\u0073ecret"}'),
+        failure(500, " " * 195 + "sk-secret"),
+    ):
+        found = fault(act, key_from=KEY, say=said.append)
+        assert "sk-s" not in f"{found}{said}" and "[key]" in found and said
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,8 @@ def test_what_a_request_holds() -> None:
     ]
     with pytest.raises(DataError, match="'extra' of an endpoint names 'stream', which is set without it"):
         EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small", extra={"stream": True}), 0)
+    with pytest.raises(DataError, match=r"'extra' of an endpoint cannot be sent: .*; give it text, numbers and lists$"):
+        EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small", extra={"since": date(2026, 1, 1)}), 0)
 
 
 def test_another_model_seed_or_temperature_is_another_request() -> None:

@@ -109,6 +109,23 @@ def test_a_server_that_never_ends_is_left_after_the_timeout(how: str) -> None:
     assert time.monotonic() - started < 3
 
 
+def test_a_server_that_sends_more_and_more_is_left() -> None:
+    assert fault(Act(how="flood")) == "the endpoint answered with more than 16 MiB"
+
+
+def test_bytes_that_are_not_what_the_headers_say_are_a_fault() -> None:
+    packed = Act(content=b"no archive", headers={"Content-Encoding": "gzip"})
+    assert fault(packed, retries=0).startswith("no answer came from the endpoint (")
+
+
+def test_a_client_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "ftp://me:secret@127.0.0.1:9")
+    sentence = "^no client can be made for the endpoint 'http://endpoint.example/v1' .*; check 'url', and the proxies"
+    with source_of("http://endpoint.example/v1") as source, pytest.raises(DataError, match=sentence) as caught:
+        ask(source, prompt("Hello"))
+    assert "secret" not in f"{caught.value}"
+
+
 def test_a_server_that_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"

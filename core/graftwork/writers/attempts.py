@@ -25,20 +25,13 @@ MAX_ASKED_WAIT = 120.0
 AGAIN = {408, 409, 429}
 """The statuses below 500 after which the same request may be answered."""
 MAX_SAID = 200
+MAX_BYTES = 16 * 2**20
+"""How long a response may be; a server may send without an end."""
 HEADERS = {
-    *(
-        "accept",
-        "accept-encoding",
-        "connection",
-        "content-length",
-        "content-type",
-        "host",
-        "idempotency-key",
-        "user-agent",
-    ),
-    "x-stainless-raw-response",  # Without it the client does not hand over the bytes.
+    *("accept", "accept-encoding", "connection", "content-length", "content-type", "host"),
+    *("idempotency-key", "user-agent", "x-stainless-raw-response"),
 }
-"""What is sent. The client adds others, some of them from the environment."""
+"""What is sent. The client adds others, some of them from the environment; the last one it looks for itself."""
 
 
 class Failed(Exception):
@@ -69,9 +62,9 @@ class Client:
         while True:
             attempt += 1
             try:
-                return _body(await self._attempt(fields, key, of))
+                return self._body(await self._attempt(fields, key, of))
             except Failed as failure:
-                wait = min(FIRST_WAIT * 2.0 ** (attempt - 1), MAX_WAIT) * random.uniform(0.75, 1)
+                wait = min(FIRST_WAIT * 2.0 ** min(attempt - 1, 9), MAX_WAIT) * random.uniform(0.75, 1)
                 wait = wait if failure.wait is None else failure.wait
                 clause = failure.clause
                 if wait > MAX_ASKED_WAIT:
@@ -94,13 +87,11 @@ class Client:
         import openai
 
         self._client = self._client or self._connect()
-        ask = self._client.chat.completions.with_raw_response.create
+        ask = self._client.chat.completions.with_streaming_response.create
+        also = {"extra_body": self._table.extra, "extra_headers": {"Idempotency-Key": key}}
         try:
-            async with asyncio.timeout(self._table.timeout):
-                response = await ask(
-                    **fields, extra_body=self._table.extra, extra_headers={"Idempotency-Key": key}, timeout=None
-                )
-                return bytes(response.content)
+            async with asyncio.timeout(self._table.timeout), ask(**fields, **also) as response:
+                return await self._read(response)
         except TimeoutError:
             raise Failed(f"the endpoint did not answer within {self._table.timeout:g} seconds") from None
         except openai.APIStatusError as error:
@@ -110,22 +101,43 @@ class Client:
                 raise Failed(f"the endpoint {what}", wait=asked_wait(headers)) from None
             raise DataError(self._refusal(status, what, headers.get("location"), of)) from None
         except openai.APIConnectionError as error:
-            why = self._said(f"{error.__cause__ or error}") or type(error.__cause__).__name__
-            raise Failed(f"no answer came from the endpoint ({why})") from None
+            raise self._no_answer(error.__cause__ or error) from None
+
+    async def _read(self, response: Any) -> bytes:
+        content = bytearray()
+        try:
+            async for piece in response.iter_bytes():
+                content += piece
+                if len(content) > MAX_BYTES:
+                    break
+        except Exception as error:  # Of the HTTP library, which is another one in openai 2 than in 3.
+            raise self._no_answer(error) from None
+        if len(content) > MAX_BYTES:
+            raise Failed(f"the endpoint answered with more than {MAX_BYTES // 2**20} MiB", again=False)
+        return bytes(content)
+
+    def _no_answer(self, error: BaseException) -> Failed:
+        return Failed(f"no answer came from the endpoint ({self._said(str(error)) or type(error).__name__})")
 
     def _connect(self) -> Any:
         import openai
 
-        http = openai.DefaultAsyncHttpxClient(
-            trust_env=not is_loopback(self._table.url),  # The environment's proxies do not reach this machine.
-            follow_redirects=False,
-            timeout=None,
-            event_hooks={"request": [self._keep_to_ours]},
-        )
-        # The client insists on some key.
-        return openai.AsyncOpenAI(
-            api_key="none", base_url=self._table.url, max_retries=0, timeout=None, http_client=http
-        )
+        try:
+            http = openai.DefaultAsyncHttpxClient(
+                trust_env=not is_loopback(self._table.url),  # The environment's proxies do not reach this machine.
+                follow_redirects=False,
+                timeout=None,
+                event_hooks={"request": [self._keep_to_ours]},
+            )
+            # The client insists on some key.
+            return openai.AsyncOpenAI(
+                api_key="none", base_url=self._table.url, max_retries=0, timeout=None, http_client=http
+            )
+        except Exception as error:  # Of any type, for an address, a proxy or a file of certificates.
+            raise DataError(
+                f"no client can be made for the endpoint '{self._table.url}' ({self._said(str(error))}); check 'url', and the proxies "
+                "and certificates that the environment names"
+            ) from error
 
     async def _keep_to_ours(self, request: Any) -> None:
         """Send no header that the client has from elsewhere, and the key of the table or none."""
@@ -153,7 +165,28 @@ class Client:
 
     def _said(self, text: str) -> str:
         """What a server says, on one line, without the key."""
-        return shortened(text.replace(self._key, "[key]") if self._key else text)
+        return shortened(text, self._key)
+
+    def _body(self, content: bytes) -> Mapping[str, Any]:
+        """The plain data of a response, which has a choice with a message."""
+        if not content.strip():
+            raise Failed("the endpoint answered with nothing")
+        if content.lstrip().startswith(b"<"):
+            raise Failed("the endpoint answered with a web page instead of JSON")
+        try:
+            raw = json.loads(content)
+            as_line(raw)
+        except (ValueError, RecursionError) as error:
+            raise Failed(f"the endpoint answered with JSON that breaks off or is damaged ({error})") from None
+        except DataError as error:
+            raise Failed(f"the endpoint's answer cannot be kept: {error.sentence}", again=False) from None
+        if isinstance(raw, dict) and raw.get("error"):
+            raise Failed(f"the endpoint answered with an error ({self._said(content.decode(errors='replace'))})")
+        choices = raw.get("choices") if isinstance(raw, dict) else None
+        first = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
+            raise Failed("the endpoint answered with JSON that has no choice with a message", again=False)
+        return dict(raw)
 
 
 def _key_of(table: EndpointTable) -> str:
@@ -170,15 +203,15 @@ def _key_of(table: EndpointTable) -> str:
     return key
 
 
-def shortened(text: str) -> str:
-    """What a server says of an error: the message in its JSON, or the text, on one short line."""
+def shortened(text: str, secret: str = "") -> str:
+    """What a server says of an error: the message in its JSON, or the text, on one short line without the secret."""
     content: Any = text
     with suppress(ValueError, RecursionError):
         content = json.loads(text)
     for name in ("error", "message", "detail"):
         if isinstance(content, dict) and content.get(name):
             content = content[name]
-    text = str(content)
+    text = str(content).replace(secret, "[key]") if secret else str(content)
     if text.lstrip().startswith("<"):
         return "a web page"
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 20 * MAX_SAID]).split())
@@ -195,25 +228,3 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
         moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
         return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else None
     return None
-
-
-def _body(content: bytes) -> Mapping[str, Any]:
-    """The plain data of a response, which has a choice with a message."""
-    if not content.strip():
-        raise Failed("the endpoint answered with nothing")
-    if content.lstrip().startswith(b"<"):
-        raise Failed("the endpoint answered with a web page instead of JSON")
-    try:
-        raw = json.loads(content)
-        as_line(raw)
-    except (ValueError, RecursionError) as error:
-        raise Failed(f"the endpoint answered with JSON that breaks off or is damaged ({error})") from None
-    except DataError as error:
-        raise Failed(f"the endpoint's answer cannot be kept: {error.sentence}", again=False) from None
-    if isinstance(raw, dict) and raw.get("error"):
-        raise Failed(f"the endpoint answered with an error ({shortened(content.decode(errors='replace'))})")
-    choices = raw.get("choices") if isinstance(raw, dict) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
-        raise Failed("the endpoint answered with JSON that has no choice with a message", again=False)
-    return dict(raw)

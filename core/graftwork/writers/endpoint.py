@@ -17,6 +17,7 @@ from graftwork.contracts.records import Image, Record
 from graftwork.contracts.writer import Reply
 from graftwork.data.conversations import PLACE
 from graftwork.data.images import shown_as
+from graftwork.data.store import as_line
 from graftwork.errors import DataError
 from graftwork.writers.attempts import Client, shortened
 from graftwork.writers.replies import key_of, sound
@@ -49,6 +50,12 @@ class EndpointSource:
         self._fields = {"model": table.model, "temperature": table.temperature, "top_p": table.top_p, "seed": seed}
         if taken := sorted(table.extra.keys() & {*self._fields, "messages", "max_tokens", "stream", "n"}):
             raise DataError(f"'extra' of an endpoint names '{taken[0]}', which is set without it; leave it out there")
+        try:
+            as_line(table.extra)
+        except DataError as error:
+            raise DataError(
+                f"'extra' of an endpoint cannot be sent: {error.sentence}; give it text, numbers and lists"
+            ) from None
         self.identity: Mapping[str, Any] = {"endpoint": table.url, **self._fields, "extra": table.extra}
         self.window = table.concurrency * WINDOW
         self._table, self._say, self._client = table, say, Client(table)
