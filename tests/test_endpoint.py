@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import MISSING, fields
 from datetime import date
 from io import BytesIO
 from pathlib import Path
@@ -295,3 +296,11 @@ def test_a_second_time_nothing_is_asked_and_the_same_is_asked_once(tmp_path: Pat
             assert [reply.text for _, reply in writer.answer(prompts, max_new_tokens=20)] == replies
             assert other.spent().requests == 0
         assert len(server.bodies) == 2 and (tmp_path / "b" / REPLIES).read_bytes() == first
+
+
+def test_the_documents_name_every_key_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    for field in fields(EndpointTable):
+        default = field.default_factory() if field.default is MISSING else field.default
+        shown = f" `{default}` " if default not in ("", None) else " "
+        assert f"\n| `{field.name}` |{shown}|" in page, field.name

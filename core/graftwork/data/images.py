@@ -67,20 +67,18 @@ def shown_as(image: Image, *, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]
     """The media type and the encoded bytes that show to others what `load_image` shows; raises DataError as it does.
 
     They are the file's own where every reader sees the same in it: one frame in one of `WIDELY_READ`, upright, without
-    transparency and with 8 bits; else a PNG.
+    transparency, in one of `PLAIN_MODES`; else a PNG.
     """
     from PIL import Image as PILImage
 
     with _opened(image, max_pixels) as opened:
-        as_it_is = opened.format in WIDELY_READ and opened.mode in PLAIN_MODES and not opened.has_transparency_data
-        as_it_is = as_it_is and getattr(opened, "n_frames", 1) == 1 and _is_upright(opened)
-        media_type = PILImage.MIME[opened.format or ""] if as_it_is else "image/png"
         decoded = _rgb(opened, image)  # Also where its own bytes are taken: it may be damaged.
-        if as_it_is:
-            return media_type, read_bytes(image)
+        as_it_is = opened.format in WIDELY_READ and opened.mode in PLAIN_MODES and not opened.has_transparency_data
+        if as_it_is and getattr(opened, "n_frames", 1) == 1 and _is_upright(opened):
+            return PILImage.MIME[opened.format or ""], read_bytes(image)
     encoded = BytesIO()
     decoded.save(encoded, "PNG")
-    return media_type, encoded.getvalue()
+    return "image/png", encoded.getvalue()
 
 
 def _is_upright(opened: PILImage.Image) -> bool:
