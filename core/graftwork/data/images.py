@@ -34,6 +34,10 @@ OTHERS = {
     b"ftypisom": "it is a video; save a frame of it as an image",
 }
 """What files often are instead, by how they begin in lower case; an ISO container after the four bytes of its length."""
+WIDELY_READ = ("GIF", "JPEG", "PNG", "WEBP")
+PLAIN_MODES = ("1", "L", "P", "RGB")
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how an image is to be turned; 1 where it is upright."""
 
 
 def load_image(image: Image, *, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
@@ -57,6 +61,31 @@ def image_digest(image: Image, *, max_pixels: int = MAX_PIXELS) -> str:
     """The SHA-256 of size and RGB pixels, equal for equal images whatever their files; raises DataError as `load_image`."""
     decoded = load_image(image, max_pixels=max_pixels)
     return hashlib.sha256(repr(decoded.size).encode() + decoded.tobytes()).hexdigest()
+
+
+def shown_as(image: Image, *, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
+    """The media type and the encoded bytes that show to others what `load_image` shows; raises DataError as it does.
+
+    They are the file's own where every reader sees the same in it: one frame in one of `WIDELY_READ`, upright, without
+    transparency, in one of `PLAIN_MODES`; else a PNG.
+    """
+    from PIL import Image as PILImage
+
+    with _opened(image, max_pixels) as opened:
+        decoded = _rgb(opened, image)  # Also where its own bytes are taken: it may be damaged.
+        as_it_is = opened.format in WIDELY_READ and opened.mode in PLAIN_MODES and not opened.has_transparency_data
+        if as_it_is and getattr(opened, "n_frames", 1) == 1 and _is_upright(opened):
+            return PILImage.MIME[opened.format or ""], read_bytes(image)
+    encoded = BytesIO()
+    decoded.save(encoded, "PNG")
+    return "image/png", encoded.getvalue()
+
+
+def _is_upright(opened: PILImage.Image) -> bool:
+    try:
+        return bool(opened.getexif().get(ORIENTATION, 1) == 1)
+    except Exception:  # Damaged metadata raises anything.
+        return False
 
 
 @contextmanager

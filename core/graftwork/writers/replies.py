@@ -134,8 +134,8 @@ class RecordedWriter:
         self.told(len(prompts), len(new))
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]
-            reply = Reply("", str(raw["fault"])) if "fault" in raw else _sound(self.source.read(raw))
-            self._write(prompt, max_new_tokens, raw)
+            reply = Reply("", str(raw["fault"])) if "fault" in raw else sound(self.source.read(raw))
+            self._write(prompt, max_new_tokens, raw, reply.fault)
             yield reply
 
     def _request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
@@ -145,16 +145,15 @@ class RecordedWriter:
         except DataError as error:
             return {"fault": error.sentence}
 
-    def _write(self, prompt: Record, max_new_tokens: int, raw: Mapping[str, Any]) -> None:
+    def _write(self, prompt: Record, max_new_tokens: int, raw: Mapping[str, Any], fault: str) -> None:
         turns = [[turn.role, turn.text] for turn in prompt.turns]
         usage = (0, 0) if "fault" in raw else self.source.usage(raw)
         whose = {"id": prompt.id, "stage": self.stage, "writer": self.name}
-        self._log.write(
-            as_line({**whose, "prompt": turns, "max_new_tokens": max_new_tokens, "reply": raw, "tokens": usage})
-        )
+        line = {**whose, "prompt": turns, "max_new_tokens": max_new_tokens, "reply": raw, "tokens": usage}
+        self._log.write(as_line(line | ({"fault": fault} if fault else {})))
 
 
-def _sound(reply: Reply) -> Reply:
+def sound(reply: Reply) -> Reply:
     """A reply without the space around it; one without any text is a fault."""
     text = reply.text.strip()
     return Reply(text, reply.fault or ("" if text else "the writer answered with an empty text"), reply.ended)
@@ -176,7 +175,7 @@ def total_usage(file: Path) -> dict[str, dict[str, int]]:
                 content["writer"], {"replies": 0, "faults": 0, "tokens_read": 0, "tokens_written": 0}
             )
             counts["replies"] += 1
-            counts["faults"] += "fault" in content["reply"]
+            counts["faults"] += "fault" in content
             counts["tokens_read"] += content["tokens"][0]
             counts["tokens_written"] += content["tokens"][1]
     return found
