@@ -25,6 +25,8 @@ SOUND = (
     components.Lines,
     components.Shelf,
     components.Keep,
+    components.Captions,
+    components.Denies,
     KitTower,
 )
 
@@ -140,6 +142,14 @@ BROKEN = [
         "it uses the questions that it asks for",
         "with and without them it gives the same",
     ),
+    (
+        components.MakesOfNothing,
+        "a maker keeps what it is given",
+        "'made_by' of 'open/caption' is 'captions' and 'of' None",
+    ),
+    (components.ReplacesWhatItIsGiven, "a maker keeps what it is given", "record 8 is missing or another one"),
+    (components.VouchesForAll, "a verifier gives verdicts", "no reply affirms, and it keeps 'open/0'; drop it"),
+    (components.SaysNothing, "a verifier gives verdicts", r"and it gives \[\]; give them after 'apply'"),
 ]
 
 
