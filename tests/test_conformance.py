@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import broken_components as components
+import broken_makers as makers
 import broken_methods as methods
 import pytest
 
@@ -25,8 +26,8 @@ SOUND = (
     components.Lines,
     components.Shelf,
     components.Keep,
-    components.Captions,
-    components.Denies,
+    makers.Captions,
+    makers.Denies,
     KitTower,
 )
 
@@ -143,13 +144,13 @@ BROKEN = [
         "with and without them it gives the same",
     ),
     (
-        components.MakesOfNothing,
+        makers.MakesOfNothing,
         "a maker keeps what it is given",
         "'made_by' of 'open/caption' is 'captions' and 'of' None",
     ),
-    (components.ReplacesWhatItIsGiven, "a maker keeps what it is given", "record 8 is missing or another one"),
-    (components.VouchesForAll, "a verifier gives verdicts", "no reply affirms, and it keeps 'open/0'; drop it"),
-    (components.SaysNothing, "a verifier gives verdicts", r"and it gives \[\]; give them after 'apply'"),
+    (makers.ReplacesWhatItIsGiven, "a maker keeps what it is given", "record 8 is missing or another one"),
+    (makers.VouchesForAll, "a verifier gives verdicts", "no reply affirms, and it keeps 'open/0'; drop it"),
+    (makers.SaysNothing, "a verifier gives verdicts", r"and it gives \[\]; give them after 'apply'"),
 ]
 
 
