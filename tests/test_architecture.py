@@ -30,8 +30,8 @@ HEAVY = {
 """What takes long to import, and so waits for a function that needs it."""
 OF_PLUGINS = {"bitsandbytes", "deepspeed", "flash_attn", "peft", "timm", "xformers"}
 """Libraries that only plugins know."""
-FOREIGN_WORDS = {"eager"}
-"""Names of components that are words of transformers as well."""
+FOREIGN_WORDS = {"eager", "images"}
+"""Names of components that are words of transformers, or keys of data files, as well."""
 VAGUE = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import broken_components as components
+import broken_makers as makers
 import broken_methods as methods
 import pytest
 
@@ -25,6 +26,8 @@ SOUND = (
     components.Lines,
     components.Shelf,
     components.Keep,
+    makers.Captions,
+    makers.Denies,
     KitTower,
 )
 
@@ -140,6 +143,14 @@ BROKEN = [
         "it uses the questions that it asks for",
         "with and without them it gives the same",
     ),
+    (
+        makers.MakesOfNothing,
+        "a maker keeps what it is given",
+        "'made_by' of 'open/caption' is 'captions' and 'of' None",
+    ),
+    (makers.ReplacesWhatItIsGiven, "a maker keeps what it is given", "record 8 is missing or another one"),
+    (makers.VouchesForAll, "a verifier gives verdicts", "no reply affirms, and it keeps 'open/0'; drop it"),
+    (makers.SaysNothing, "a verifier gives verdicts", r"and it gives \[\]; give them after 'apply'"),
 ]
 
 

@@ -280,3 +280,30 @@ def test_whatever_a_table_holds_it_is_parsed_or_refused_in_words(table: dict[str
     else:
         assert set(table) <= set(settings.names(Everything))
         assert isinstance(parsed, Everything)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    size: int = field(metadata={"help": "How large"})
+    paths: tuple[Path, ...] = setting((), "Where")
+
+
+@dataclass(frozen=True)
+class Shelves:
+    by_name: dict[str, Shelf] = setting({}, "Shelves by name")
+
+
+def test_tables_by_name_are_read_as_settings_and_their_mistakes_have_places() -> None:
+    table = {"by_name": {"left": {"size": 2, "paths": ["a"]}, "right": {"size": 3}}}
+    parsed = settings.parse(Shelves, table, where="", folder=Path("/runs"))
+    assert parsed == Shelves({"left": Shelf(2, (Path("/runs/a"),)), "right": Shelf(3)})
+    assert settings.parse(Shelves, settings.dump(parsed), where="", folder=None) == parsed
+    with pytest.raises(RunFileError) as caught:
+        settings.parse(Shelves, {"by_name": {"left": {"sise": 2}, "right": {"size": "3"}}}, where="here", folder=None)
+    assert list(caught.value.details) == [
+        "here.by_name.left.sise: there is no such setting; did you mean 'size'?",
+        "here.by_name.left.size: is missing, wanted integer",
+        "here.by_name.right.size: found '3', wanted integer",
+    ]
+    with pytest.raises(RunFileError, match="wanted table of tables"):
+        settings.parse(Shelves, {"by_name": {"left": 2}}, where="here", folder=None)

@@ -85,6 +85,15 @@ def _value(
 
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return read(hint, value, where=at, folder=folder, problems=problems)
+    if (
+        (tables := _tables_of(hint))
+        and isinstance(value, Mapping)
+        and all(isinstance(v, Mapping) for v in value.values())
+    ):
+        return {
+            str(key): read(tables, table, where=join(at, key), folder=folder, problems=problems)
+            for key, table in value.items()
+        }
     mistake = f"{at}: found {toml_text(value)}, wanted {words(_schema(hint, field))}"
     # Strict JSON is what fits TOML: arrays become tuples and integers floats, but no string becomes a number.
     config = None if dataclasses.is_dataclass(hint) else ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -96,6 +105,12 @@ def _value(
     if not all(_is_within(number, field.metadata) for number in _numbers(parsed)):
         problems.append(mistake)
     return _absolute(parsed, folder)
+
+
+def _tables_of(hint: Any) -> type | None:
+    """The dataclass of each table in a table of tables by name."""
+    of = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+    return of if isinstance(of, type) and dataclasses.is_dataclass(of) else None
 
 
 def _is_within(number: float, bounds: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from graftwork.config.settings import names, parse
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import image, records
-from graftwork.contracts.data import DataSource
+from graftwork.contracts.data import DataMaker, DataSource, DataVerifier, VerifiedGroup
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
 from graftwork.contracts.writer import Reply
 from graftwork.data.images import read_bytes
@@ -230,10 +230,71 @@ def it_uses_the_questions_that_it_asks_for(subject: Subject) -> Iterator[str]:
         yield "an operator that asks for evaluators must use their questions, and with and without them it gives the same"
 
 
+def for_synthesis() -> list[Record]:
+    """The kit's records, one without an answer among them, and some that a maker made, in two groups."""
+    asked = Turn("user", "<image>\nWhat colour is it?")
+    made = [
+        Record(
+            f"open/{number}",
+            (asked, Turn("assistant", answer)),
+            (image("red"),),
+            group,
+            where="kit:9",
+            meta={"made_by": KIT, "of": ["open"]},
+        )
+        for number, (group, answer) in enumerate([("colour", "red"), ("colour", "blue"), ("shape", "round")])
+    ]
+    return [*sample_records(), Record("open", (asked,), (image("red"),), where="kit:9"), *made]
+
+
+def a_maker_keeps_what_it_is_given(subject: Subject) -> Iterator[str]:
+    """As it is and in its order; what it makes says by whom and of what, and so does what it could not make."""
+    if not issubclass(subject.component, DataMaker):
+        raise Skipped("it says that it makes nothing")
+    given = for_synthesis()
+    ids = {record.id for record in given}
+    found = list(operator_of(subject).apply(iter(given), seed=SEED, writer=KitWriter()))
+    for number in differences(given, [item for item in found if isinstance(item, Record) and item.id in ids]):
+        yield f"a maker must give back what it is given, and record {number} is missing or another one; yield it before what is made of it"
+    for item in found:
+        if item.id in ids and isinstance(item, BadRecord):
+            yield f"a maker must drop none of the records that it is given, and it drops '{item.id}'; yield it"
+        elif item.id not in ids and isinstance(item, Record):
+            made_by, of = item.meta.get("made_by"), item.meta.get("of")
+            if made_by != subject.component.name or not isinstance(of, list) or not of or not set(of) <= ids:
+                yield (
+                    f"a made record must say by whom and of what, and 'made_by' of '{item.id}' is {made_by!r} and 'of' {of!r}; give it the "
+                    "maker's name and the ids that it was made from"
+                )
+        elif not item.id:
+            yield "what a maker could not make must have an id, and a BadRecord has none; use BadRecord.of(record, why)"
+
+
+def a_verifier_gives_verdicts(subject: Subject) -> Iterator[str]:
+    """Each record stays or is dropped, once; nothing is kept of a writer that says neither yes nor no; the numbers of a group fit one another."""
+    if not issubclass(subject.component, DataVerifier):
+        raise Skipped("it says that it verifies nothing")
+    given, verifier = for_synthesis(), operator_of(subject)
+    found = list(verifier.apply(iter(given), seed=SEED, writer=KitWriter()))
+    if sorted(record.id for record in given) != sorted(item.id for item in found):
+        yield "a verifier must give each record once, as a Record or a BadRecord of its id, and it does not; use BadRecord.of(record, why)"
+    for item in found:
+        if isinstance(item, Record) and item.meta.get("made_by"):
+            yield f"a verifier must keep no made record that no reply affirms, and it keeps '{item.id}'; drop it"
+    verdicts = list(verifier.verdicts())
+    if not verdicts or not all(isinstance(each, VerifiedGroup) for each in verdicts):
+        yield f"'verdicts' must give a VerifiedGroup for each group that was asked about, and it gives {verdicts!r}; give them after 'apply'"
+    for each in verdicts:
+        if not each.kept <= each.affirmed <= each.records or each.control_affirmed > each.control:
+            yield f"the numbers of a verdict must fit one another, and those of group '{each.group}' do not: {each}; count each record once"
+
+
 OPERATOR_CHECKS: tuple[Check, ...] = (
     it_gives_records,
     the_same_seed_gives_the_same,
     it_changes_no_record,
     nothing_is_lost_in_silence,
     it_uses_the_questions_that_it_asks_for,
+    a_maker_keeps_what_it_is_given,
+    a_verifier_gives_verdicts,
 )

@@ -24,6 +24,7 @@ from graftwork.data.jsonfiles import first_object, read_json_lines, read_json_li
 from graftwork.data.leaks import LeakFinder
 from graftwork.data.lines import LLAVA_ROLES, OWN, from_object, own_part, to_object
 from graftwork.data.messages import images_of, read_example, read_messages, refuse_moving, to_messages
+from graftwork.data.prompting import NO, YES, affirms, ask_about, fill, mistakes_in_words
 from graftwork.data.store import RECORDS, hash64
 from graftwork.data.texts import plain_text, type_name
 
@@ -33,10 +34,12 @@ __all__ = [
     "MAX_DIFFERENCE",
     "MAX_DISTANCE",
     "MAX_PIXELS",
+    "NO",
     "NO_VIDEOS",
     "OWN",
     "PLACE",
     "RECORDS",
+    "YES",
     "Fingerprint",
     "HashTable",
     "ImageFiles",
@@ -45,10 +48,13 @@ __all__ = [
     "Match",
     "NearImages",
     "TextFile",
+    "affirms",
+    "ask_about",
     "conversation",
     "encoded_bytes",
     "extension_of",
     "files_at",
+    "fill",
     "find_image",
     "first_object",
     "first_records",
@@ -65,6 +71,7 @@ __all__ = [
     "mark_of",
     "member",
     "missing_files",
+    "mistakes_in_words",
     "own_part",
     "pairs_of",
     "path_below",
