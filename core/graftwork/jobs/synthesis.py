@@ -24,7 +24,7 @@ from graftwork.jobs.data_sets import DataSet, Writing, make_data_set
 from graftwork.jobs.messages import Listener, Message, WaitingForReplies, ignore
 from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for
-from graftwork.writers.endpoint import EndpointSource
+from graftwork.writers.endpoint import EndpointSource, Spent
 from graftwork.writers.local import ModelSource
 from graftwork.writers.replies import RecordedWriter, ReplyCache, Source, total_usage
 
@@ -135,7 +135,16 @@ class Writers:
         self.listen(Message(f"replies: {self.replies:,}, of which {known:,} were known and not asked for again"))
         for source in {id(each): each for each in self.sources.values()}.values():
             if isinstance(source, EndpointSource):
-                self.listen(Message(source.spent()))
+                self.listen(Message(_told(source.spent())))
+
+
+def _told(spent: Spent) -> str:
+    """What was asked of an endpoint, and what it cost, as a sentence."""
+    cost = "" if spent.cost is None else f"; by its price that costs {spent.cost:,.4f}"
+    return (
+        f"endpoint: {spent.requests:,} requests, {spent.retries:,} sent again, {spent.read:,} tokens read and {spent.written:,} "
+        f"written{cost}"
+    )
 
 
 def source_of(plan: WriterPlan, lookup: Lookup, listen: Listener) -> Source:
