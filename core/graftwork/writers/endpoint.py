@@ -101,14 +101,9 @@ class EndpointSource:
             return Reply(text, ended=ended)
         if text is not None:
             return Reply("", "the endpoint answered with something that is no text", ended)
-        refusal = choice["message"].get("refusal")
-        why = (
-            f" ({shortened(refusal)})"
-            if isinstance(refusal, str)
-            else ""
-            if ended
-            else ": its tokens ran out before it"
-        )
+        why = "" if ended else ": its tokens ran out before it"
+        if isinstance(refusal := choice["message"].get("refusal"), str):
+            why = f" ({shortened(refusal)})"
         return Reply("", f"the endpoint answered without a text{why}", ended)
 
     def usage(self, raw: Mapping[str, Any]) -> tuple[int, int]:
