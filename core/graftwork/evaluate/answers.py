@@ -65,6 +65,12 @@ class AnswerFile:
             file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of answers in a file, which stays as it is; empty where there is no such file."""
+    found, _ = _entries(path.read_bytes() if path.exists() else b"")
+    return [entry for entry in found[1:] if "run" not in entry]
+
+
 def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:
     """The whole lines at the beginning of a file, and how many bytes they take."""
     entries, good = [], 0
