@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graftwork.jobs.checkpoint import Checkpoint, open
     from graftwork.jobs.data_check import check_data
     from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
+    from graftwork.jobs.data_value import value_data
     from graftwork.jobs.demo import demo
     from graftwork.jobs.importing import import_folder, inspect
     from graftwork.jobs.planning import plan
@@ -42,6 +43,7 @@ JOBS = {
     "process_data": "data_sets",
     "record_history": "data_sets",
     "train": "train",
+    "value_data": "data_value",
 }
 """Name to the module of `graftwork.jobs` that has it."""
 
@@ -74,6 +76,7 @@ __all__ = [
     "setting",
     "train",
     "unsupported",
+    "value_data",
 ]
 
 

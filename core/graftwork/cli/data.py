@@ -12,6 +12,7 @@ from graftwork.cli import Session
 from graftwork.cli.console import make_table, print_facts, print_json, progress_console
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import JSON, parse_settings
+from graftwork.cli.value import value
 from graftwork.jobs.data_check import OUT, check_data
 from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data, record_history
 
@@ -32,7 +33,10 @@ SETTINGS = click.option(
 
 @click.group()
 def data() -> None:
-    """Check data, process it into a data set, ask about its records, and turn it into other formats."""
+    """Check data, process it into a data set, ask about its records, turn it into other formats, and say what it is worth."""
+
+
+data.add_command(value)
 
 
 @data.command()

@@ -143,7 +143,7 @@ def _resolve(
     reader.unknown(tables, [*settings.names(RunTable), *known], "")
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
-    (sources, _), operators = reader.sources(items), reader.operators(items)
+    (sources, mix), operators = reader.sources(items), reader.operators(items)
     evaluate = _evaluators(reader, tables)
     if not reader.problems and not sources:
         reader.problems.append("data.source: is missing, wanted tables that begin with [[data.source]]")
@@ -152,7 +152,9 @@ def _resolve(
     chooser = Chooser(folder, lookup, missing_files=missing_files)
     chosen = [each.choice for each in chooser.choose_all("data_source", sources)]
     applied = [each.choice for each in chooser.choose_all("data_operator", operators)]
-    run_context = RunContext(seed=fields.seed, sources=chosen, operators=applied, strict_data=data.strict)
+    run_context = RunContext(
+        seed=fields.seed, sources=chosen, operators=applied, strict_data=data.strict, mix=runfile.mixed(mix)
+    )
     plan = DataPlan(
         run_context,
         sources=cast("tuple[DataSource[Any], ...]", _restored(chosen, lookup)),

@@ -13,6 +13,9 @@ from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.score import Prediction
 
+ANSWERS = "answers.jsonl"
+"""The file of an evaluation's answers."""
+
 
 class AnswerFile:
     """`answers.jsonl`: a header that says whose answers these are, lines of answers, and lines about each run."""
