@@ -115,13 +115,13 @@ def test_the_worth_of_data_is_said_and_resuming_does_no_run_twice(folder: Path) 
     whole = Path("data-value/report.json").read_bytes()
     assert json.loads(whole)["comparisons"][0]["rows"][0]["name"] == "accuracy"
 
-    # As if killed: before its first checkpoint, and after its last one; and a data set more.
-    shutil.rmtree("data-value/own/seed-18")
+    # As if killed: before its first checkpoint, and after its last one.
+    shutil.rmtree("data-value/same/seed-18")
     Path("data-value/own/seed-19/ended.json").unlink()
     shutil.rmtree("data-value/own/seed-19/evaluation")
     events.clear()
     value("same.jsonl", resume=True, events=events)
-    assert started(events) == [("own/seed-18", 0), ("own/seed-19", 8)]
+    assert started(events) == [("same/seed-18", 0), ("own/seed-19", 8)]
     assert Path("data-value/report.json").read_bytes() == whole
 
     command = ["data", "value", "demo.toml", "--with", "same.jsonl", "-o", "data-value", "--resume", "--device", "cpu"]

@@ -103,6 +103,16 @@ def test_equal_runs_differ_by_nothing_however_much_seeds_differ() -> None:
     assert row.score.low is not None and row.score.value - row.score.low > 0.05
 
 
+def test_bounds_go_no_further_than_scores_can() -> None:
+    own = {
+        seed: answers({"colour": right, "shape": right}, seed=seed)
+        for seed, right in zip(SEEDS, (1, 0.9, 0.1), strict=True)
+    }
+    row = compared(runs(0.9), own).rows[0].data["other"]
+    assert (row.score.low, row.score.high) == (0, 1)
+    assert row.over_own is not None and row.over_own.low == -1
+
+
 def test_questions_that_some_run_was_not_asked_are_left_out_as_wholes() -> None:
     short = runs(0.9)
     short[6] = {id: one for id, one in short[6].items() if id != "4"}

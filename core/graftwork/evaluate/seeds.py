@@ -86,7 +86,10 @@ def compare_data(
     bases = _bases(asked, each)
     columns = {(run, ADAPTER) for run in each} | {(run, BASE) for run in bases.values()}
     joined = [_joined(record, sorted(columns), each) for record in asked]
-    numbers = _Numbers(own, runs, bases, *totals_and_draws(evaluator, joined))
+    totals, draws = totals_and_draws(evaluator, joined)
+    shown = [value for numbers in totals.values() for value in numbers.values()]
+    percent = all(0 <= value <= 1 for value in [*shown, *_best(evaluator, asked)])
+    numbers = _Numbers(own, runs, bases, percent, totals, draws)
     groups = {evaluator.metric, *(one.group for one in joined)}
     rows = tuple(
         SeedRow(
@@ -96,14 +99,13 @@ def compare_data(
             numbers.base(name),
             {data: numbers.scores(data, name) for data in runs},
         )
-        for name, members in members_of(evaluator, joined, numbers.totals).items()
+        for name, members in members_of(evaluator, joined, totals).items()
     )
-    shown = [value for totals in numbers.totals.values() for value in totals.values()]
     return DataComparison(
         evaluator.name,
         evaluator.metric,
         own,
-        percent=all(0 <= value <= 1 for value in [*shown, *_best(evaluator, asked)]),
+        percent=percent,
         questions=len(asked),
         images=len({image_key(record) for record in asked}),
         left_out=len(records) - len(asked),
@@ -151,6 +153,7 @@ class _Numbers:
     own: str
     runs: Mapping[str, Mapping[int, Answers]]
     bases: Mapping[Run, Run]
+    percent: bool
     totals: Mapping[str, Mapping[str, float]]
     draws: Draws
 
@@ -184,4 +187,6 @@ class _Numbers:
 
         numbers = [self.totals[mine][name] - (self.totals[other][name] if other else 0.0) for mine, other in pairs]
         drawn = [self.draws[mine][name] - (self.draws[other][name] if other else 0.0) for mine, other in pairs]
-        return interval_over_seeds(numbers, np.mean(drawn, axis=0))
+        found = interval_over_seeds(numbers, np.mean(drawn, axis=0))
+        # Student's t knows no end, and scores do.
+        return found.within(-1.0 if pairs[0][1] else 0.0, 1.0) if self.percent else found

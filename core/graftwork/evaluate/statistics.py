@@ -34,6 +34,12 @@ class Interval:
         """Whether both bounds lie on one side of zero."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
+    def within(self, least: float, most: float) -> Interval:
+        """With its bounds no further than what the number can be."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.value, max(self.low, least), min(self.high, most))
+
 
 def interval(value: float, draws: NDArray[np.float64]) -> Interval:
     """The percentile interval of a bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).

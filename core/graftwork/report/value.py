@@ -35,6 +35,10 @@ HOW = (
     "and over seeds (Student's t); of twenty such intervals one misses by chance."
 )
 
+HURTS, HELPS = "Where it hurts", "Where it helps"
+KINDS = {HURTS: "bad", HELPS: "good"}
+"""How these findings look."""
+
 
 @dataclass(frozen=True)
 class ValueReport:
@@ -55,8 +59,8 @@ class ValueReport:
             return {"Nothing can be said": ["No run is healthy."]}
         hurts = [sentence for each in self.comparisons for sentence in worse(each)]
         found = {
-            "Where it hurts": hurts or [f"Nothing is measurably worse than on {OWN}, or than the base."],
-            "Where it helps": [sentence for each in self.comparisons for sentence in better(each)],
+            HURTS: hurts or [f"Nothing is measurably worse than on {OWN}, or than the base."],
+            HELPS: [sentence for each in self.comparisons for sentence in better(each)],
             "Not told from noise": [sentence for each in self.comparisons for sentence in undecided(each)],
         }
         return {title: sentences for title, sentences in found.items() if sentences}
@@ -119,8 +123,8 @@ def render_fragment(report: ValueReport) -> str:
 
 def _sections(report: ValueReport) -> Iterator[Markup]:
     yield tag("h1", report.title)
-    for place, (title, sentences) in enumerate(report.findings.items()):
-        kind = "bad" if not place and any(map(worse, report.comparisons)) else ""
+    for title, sentences in report.findings.items():
+        kind = KINDS.get(title, "") if title != HURTS or any(map(worse, report.comparisons)) else ""
         items = tag("ul", *(tag("li", sentence) for sentence in sentences))
         yield tag("div", tag("strong", title), items, class_=f"verdict {kind}".strip())
     yield from (tag("p", sentence, class_="note") for sentence in report.caveats)

@@ -29,7 +29,7 @@ def value_chart(comparison: DataComparison) -> Markup:
         "figure",
         tag("p", *legend, class_="legend"),
         tag("div", *(_row(row, comparison.percent, top, ticks) for row in comparison.rows), class_="bars"),
-        tag("div", tag("span"), tag("div", *along, class_="along"), tag("span"), class_="bar axis"),
+        tag("div", tag("span", class_="name"), tag("div", *along, class_="along"), tag("span"), class_="bar axis"),
         tag(
             "figcaption",
             f"{comparison.metric} on {comparison.evaluator}: the mean over the seeds with its 95% interval over seeds and "

@@ -90,7 +90,8 @@ def undecided(comparison: DataComparison) -> list[str]:
     found: dict[str, list[str]] = {}
     for row, name, scores in _judged(comparison):
         if scores.over_own and scores.over_own.known and not scores.over_own.excludes_zero:
-            change = format_change(scores.over_own, comparison.percent)
+            same = scores.over_own.low == scores.over_own.high
+            change = "(the same in all)" if same else format_change(scores.over_own, comparison.percent)
             found.setdefault(name, []).append(f"{row.name} {change}")
     return [f"'{name}' cannot be told from {OWN}, for the noise: {', '.join(rows)}." for name, rows in found.items()]
 
