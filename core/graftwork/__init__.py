@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graftwork.jobs.data_card import write_data_card
     from graftwork.jobs.data_check import check_data
     from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
+    from graftwork.jobs.data_value import value_data
     from graftwork.jobs.demo import demo
     from graftwork.jobs.history import record_history
     from graftwork.jobs.importing import import_folder, inspect
@@ -46,6 +47,7 @@ JOBS = {
     "record_history": "history",
     "synthesize_data": "synthesis",
     "train": "train",
+    "value_data": "data_value",
     "write_data_card": "data_card",
 }
 """Name to the module of `graftwork.jobs` that has it."""
@@ -80,6 +82,7 @@ __all__ = [
     "synthesize_data",
     "train",
     "unsupported",
+    "value_data",
     "write_data_card",
 ]
 

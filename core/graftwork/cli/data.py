@@ -12,6 +12,7 @@ from graftwork.cli.console import make_table, print_facts, print_json, progress_
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import JSON, parse_settings
 from graftwork.cli.records import print_data_set, print_history
+from graftwork.cli.value import value
 from graftwork.jobs.data_card import write_data_card
 from graftwork.jobs.data_check import OUT, check_data
 from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
@@ -38,7 +39,10 @@ SETTINGS = click.option(
 
 @click.group()
 def data() -> None:
-    """Check data, process it into a data set, ask about its records, and turn it into other formats."""
+    """Check data, process it into a data set, ask about its records, turn it into other formats, and say what it is worth."""
+
+
+data.add_command(value)
 
 
 @data.command()

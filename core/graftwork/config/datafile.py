@@ -157,7 +157,7 @@ def _resolve(
     reader.unknown(tables, [*settings.names(RunTable), *known], "")
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
-    (sources, _), operators = reader.sources(items), reader.operators(items)
+    (sources, mix), operators = reader.sources(items), reader.operators(items)
     evaluate = _evaluators(reader, tables)
     if not reader.problems and not sources:
         reader.problems.append("data.source: is missing, wanted tables that begin with [[data.source]]")
@@ -175,7 +175,9 @@ def _resolve(
             "verify: asks a writer, which graftwork data synthesize alone does; use that, or remove it"
         )
     choices = [each.choice for each in applied]
-    run_context = RunContext(seed=fields.seed, sources=chosen, operators=choices, strict_data=data.strict)
+    run_context = RunContext(
+        seed=fields.seed, sources=chosen, operators=choices, strict_data=data.strict, mix=runfile.mixed(mix)
+    )
     plan = DataPlan(
         run_context,
         sources=cast("tuple[DataSource[Any], ...]", _restored(chosen, lookup)),

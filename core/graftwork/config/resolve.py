@@ -10,12 +10,12 @@ from typing import Any, cast
 from graftwork import weights
 from graftwork.config.choosing import Chooser, Resolved, choice_of, lines_of
 from graftwork.config.machine import Machine
-from graftwork.config.runfile import EMPTY, RunFile, Selection
+from graftwork.config.runfile import EMPTY, RunFile, Selection, mixed
 from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower
 from graftwork.contracts.lookup import Lookup
-from graftwork.contracts.plan import CheckpointRef, Choice, Mix, ModelSpec, Plan, RunContext, TrainSettings
+from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings
 from graftwork.errors import PlanRefused, WeightsError
 
 
@@ -95,7 +95,7 @@ class _Resolver(Chooser):
             strict_data=run.data.strict,
             train_on=run.data.train_on,
             validation=run.data.validation,
-            mix=[*run.mix] if set(run.mix) - {Mix()} else [],
+            mix=mixed(run.mix),
             train=self.train(model),
             evaluate=[each.choice for each in evaluators],
             init_from=self.init_from(),

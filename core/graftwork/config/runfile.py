@@ -245,6 +245,11 @@ def parse_run(table: Mapping[str, Any], folder: Path, source: Path | None = None
     )
 
 
+def mixed(mix: Sequence[Mix]) -> list[Mix]:
+    """How sources are mixed as a plan records it: empty where an epoch takes every record once."""
+    return [*mix] if set(mix) - {Mix()} else []
+
+
 class TableReader:
     """Splits tables into fields. A table with a mistake gives None, or empty, and adds to `problems`."""
 

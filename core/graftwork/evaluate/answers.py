@@ -13,6 +13,9 @@ from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.score import Prediction
 
+ANSWERS = "answers.jsonl"
+"""The file of an evaluation's answers."""
+
 
 class AnswerFile:
     """`answers.jsonl`: a header that says whose answers these are, lines of answers, and lines about each run."""
@@ -63,6 +66,12 @@ class AnswerFile:
         """Write entries that are safe once this returns, unless the machine itself stops."""
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of answers in a file, which stays as it is; empty where there is no such file."""
+    found, _ = _entries(path.read_bytes() if path.exists() else b"")
+    return [entry for entry in found[1:] if "run" not in entry]
 
 
 def _entries(content: bytes) -> tuple[list[dict[str, Any]], int]:

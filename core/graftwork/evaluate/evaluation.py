@@ -23,7 +23,7 @@ from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.data.digest import image_hash, question_digest
 from graftwork.errors import DataError, GraftworkError
 from graftwork.evaluate import questions
-from graftwork.evaluate.answers import AnswerFile, BatchResult, describe_reuse, line_of, only, predictions
+from graftwork.evaluate.answers import ANSWERS, AnswerFile, BatchResult, describe_reuse, line_of, only, predictions
 from graftwork.evaluate.generation import Answers, answer, answering, context_of, encode_prompt, room
 from graftwork.evaluate.questions import by_image, read_questions
 from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, describe_maximum, format_score, tabulate
@@ -155,7 +155,7 @@ def evaluate(
     """
     records, bad = read_questions(evaluator, limit=limit, strict=strict)
     malformed = len(bad)
-    file = AnswerFile(out / "answers.jsonl")
+    file = AnswerFile(out / ANSWERS)
     if processes.is_first():
         file.begin(_header(assembly, evaluator, variants, hashes), resume=resume, say=say)
     header, lines = processes.all_gather_object((file.header, file.lines))[0]

@@ -51,6 +51,15 @@ class Row:
 
 def tabulate(evaluator: Evaluator[Any], answered: Sequence[Prediction]) -> tuple[Row, ...]:
     """The table of scores: the metric first, then whatever groups the evaluator has."""
+    totals, draws = totals_and_draws(evaluator, answered)
+    members = members_of(evaluator, answered, totals)
+    return tuple(_row(evaluator, name, members[name], totals, draws) for name in members)
+
+
+def totals_and_draws(
+    evaluator: Evaluator[Any], answered: Sequence[Prediction]
+) -> tuple[Mapping[str, Mapping[str, float]], Draws]:
+    """Every number of each variant, and the same in resamples of the images, which all variants are drawn in together."""
     variants = tuple(answered[0].answers)
     totals = {variant: evaluator.total([one.scores[variant] for one in answered]) for variant in variants}
     clusters: dict[str, list[Prediction]] = {}
@@ -60,12 +69,19 @@ def tabulate(evaluator: Evaluator[Any], answered: Sequence[Prediction]) -> tuple
         clusters.setdefault(image, []).append(one)
     plain = type(evaluator).total is Evaluator.total
     draw = _draw_means if plain else _draw_totals
-    draws = draw(evaluator, list(clusters.values()), variants, list(totals[variants[0]]))
-    members: dict[str, list[Prediction]] = {name: [] for name in totals[variants[0]]}
-    for one in answered:  # A question counts for the numbers that there would be if it were the only one.
-        for name in evaluator.total([one.scores[variants[0]]]).keys() & members.keys():
+    return totals, draw(evaluator, list(clusters.values()), variants, list(totals[variants[0]]))
+
+
+def members_of(
+    evaluator: Evaluator[Any], answered: Sequence[Prediction], totals: Mapping[str, Mapping[str, float]]
+) -> dict[str, Sequence[Prediction]]:
+    """The questions of each number: those that it would have if they were the only one; all, where there are none."""
+    variant, names = next(iter(totals.items()))
+    members: dict[str, list[Prediction]] = {name: [] for name in names}
+    for one in answered:
+        for name in evaluator.total([one.scores[variant]]).keys() & members.keys():
             members[name].append(one)
-    return tuple(_row(evaluator, name, members[name] or answered, totals, draws) for name in members)
+    return {name: found or answered for name, found in members.items()}
 
 
 def _row(

@@ -219,7 +219,7 @@ def compare_all(
     variants = (BASE, ADAPTER) if opened.assembly.can_disable else (ADAPTER,)
     for choice in plan.run_context.evaluate:
         evaluator = cast(Evaluator[Any], restore_component(choice, lookup))
-        folder = out / "evaluation" / choice.name
+        folder = evaluation_folder(out, choice.name)
         known = hashes_of(opened)
         result = run_evaluation(opened.assembly, evaluator, folder, variants, known, listen=listen, take_over=take_over)
         if processes.is_first():
@@ -231,3 +231,8 @@ def compare_all(
             answers.append(Compared(compare_opened(opened, result), folder))
         listen(answers[-1])
     return answers
+
+
+def evaluation_folder(out: Path, evaluator: str) -> Path:
+    """Where the answers to an evaluator's questions are in the folder of a run."""
+    return out / "evaluation" / evaluator
