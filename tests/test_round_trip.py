@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from graftwork.conformance import examine
 from graftwork.contracts import (
     BadRecord,
     Choice,
+    DataOperator,
     Image,
     Lookup,
     ModelSpec,
@@ -29,7 +31,12 @@ from graftwork.contracts import (
     VerifiedGroup,
     Writer,
 )
+from graftwork.data.pipeline import read_records
 from graftwork.errors import DataError
+from graftwork_images import Images, ImagesSettings
+from graftwork_makers import AskTemplates, Describe
+from graftwork_makers.templates import AskTemplatesSettings, Template
+from graftwork_makers.texts import DescribeSettings
 from graftwork_round_trip import RoundTrip, RoundTripSettings
 
 COLOURS = ("red", "blue", "green", "teal")
@@ -312,3 +319,41 @@ def test_the_demos_base_vouches_for_colours_and_not_for_shapes(
         0,
         f"the writer affirmed none of {found['shape'].records} answers, so nothing shows that it can tell",
     )
+
+
+def test_images_become_a_verified_data_set_stage_by_stage(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{COLOURS[number % 4]}-{number}.png").touch()
+
+    def says(prompt: Record) -> str:
+        name = Path(str(prompt.images[0])).name.partition("-")[0]
+        if "Describe" in prompt.question:
+            return f"A {name} thing, that is what it is"
+        if prompt.id.startswith("red-0.png"):
+            return "maybe"
+        return "yes" if name in prompt.question else "no"
+
+    template = Template("What colour?", "Is it {value}?", COLOURS)
+    operators: list[DataOperator[Any]] = [
+        AskTemplates(AskTemplatesSettings(templates={"colour": template})),
+        Describe(DescribeSettings(max_words=7)),
+        verifier(),
+    ]
+
+    def lend(operator: object, folder: Path) -> AbstractContextManager[Writer]:
+        return nullcontext(FixedWriter(says))
+
+    result = read_records([Images(ImagesSettings(tmp_path))], operators, seed=1, strict=True, lend=lend)
+    assert [(stage.name, stage.read, stage.made, stage.kept, stage.dropped) for stage in result.stages] == [
+        ("images", 40, 0, 40, 0),
+        ("ask-templates", 40, 40, 79, 1),
+        ("describe", 79, 40, 79, 40),
+        ("round-trip", 79, 0, 39, 40),
+    ]
+    assert {record.group for record in result.records} == {"colour"}
+    assert [each["group"] for each in result.stages[-1].verdicts] == ["colour"]
+    assert Counter(bad.why for bad in result.bad) == {
+        "none of 4 values is affirmed": 1,
+        "the description has 8 words, more than 7": 40,
+        "its question has no answer": 40,
+    }
