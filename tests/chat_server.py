@@ -155,7 +155,8 @@ def source_of(url: str, **settings: Any) -> Iterator[EndpointSource]:
 def ask(source: EndpointSource, *prompts: Record) -> list[dict[str, Any]]:
     """The raw replies, in the order of the prompts."""
     requests = [(each, source.request(each, 20)) for each in prompts]
-    return [dict(raw) for _, raw in sorted(source.ask(requests), key=lambda found: found[0])]
+    found = sorted((each for arrived in source.ask(requests) for each in arrived), key=lambda each: each[0])
+    return [dict(raw) for _, raw in found]
 
 
 def fault(act: Act | Callable[[Body, int], Act], **settings: Any) -> str:

@@ -173,7 +173,7 @@ def test_what_has_come_before_a_refusal_is_handed_over_and_what_is_under_way_end
     with ChatServer(act) as server, source_of(server.url, timeout=60) as source:
         requests = [(each, source.request(each, 20)) for each in map(prompt, ("slow", "bad", "good"))]
         replies, started = source.ask(requests), time.monotonic()
-        number, raw = next(replies)
+        ((number, raw),) = next(replies)
         assert (number, source.read(raw)) == (2, Reply("re: good"))
         with pytest.raises(DataError, match="answered 400"):
             next(replies)

@@ -17,7 +17,7 @@ import pytest
 
 from graftwork.contracts import Record, Reply, Turn
 from graftwork.errors import DataError, NoRoom
-from graftwork.writers.replies import FILE, REPLIES, RecordedWriter, ReplyCache, Tally, total_usage
+from graftwork.writers.replies import FILE, REPLIES, Arrived, RecordedWriter, ReplyCache, total_usage
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,13 @@ class Shouting:
             raise DataError("it cannot be asked")
         return {"question": prompt.question, "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
         for number, (_, request) in reversed(list(enumerate(requests))):
             with self.asked.open("a") as file:
                 file.write(f"{request['question']}\n")
             time.sleep(self.patience)
             failed = request["question"] == "unanswered"
-            yield number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()}
+            yield [(number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()})]
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
         return Reply(f" {raw['text']}\n".replace("MUTE", ""))
@@ -59,7 +59,10 @@ def answers(folder: Path, words: Sequence[str], patience: float = 0) -> list[Rep
     folder.mkdir(exist_ok=True)
     prompts = [Record(f"{number}", (Turn("user", word), Turn("assistant", "?"))) for number, word in enumerate(words)]
     source = Shouting(folder / "asked", patience)
-    with closing(ReplyCache()) as cache, closing(RecordedWriter(source, cache, folder, "ask", "w", Tally())) as writer:
+    with (
+        closing(ReplyCache()) as cache,
+        closing(RecordedWriter(source, cache, folder, "ask", "w", lambda replies, asked: None)) as writer,
+    ):
         found = list(writer.answer(prompts, max_new_tokens=9))
     assert [prompt for prompt, _ in found] == prompts
     return [reply for _, reply in found]
@@ -148,7 +151,7 @@ def test_what_is_used_stays_and_what_nobody_used_for_long_goes(monkeypatch: pyte
     now = time.time()
     with closing(ReplyCache()) as cache:
         for key in ("used", "unused"):
-            cache.put(key, {"text": key})
+            cache.put({key: {"text": key}})
         monkeypatch.setattr(time, "time", lambda: now + 80 * 24 * 3600)
         assert cache.get(["used", "unknown"]) == {"used": {"text": "used"}}
     monkeypatch.setattr(time, "time", lambda: now + 100 * 24 * 3600)

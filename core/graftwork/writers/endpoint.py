@@ -20,7 +20,7 @@ from graftwork.data.images import shown_as
 from graftwork.data.store import as_line
 from graftwork.errors import DataError
 from graftwork.writers.attempts import Client, shortened
-from graftwork.writers.replies import key_of, sound
+from graftwork.writers.replies import Arrived, key_of, sound
 
 WINDOW = 16
 """How many requests are handed over at a time for each that is under way."""
@@ -75,17 +75,20 @@ class EndpointSource:
         ]
         return {"turns": turns, "images": hashes, "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def ask(self, requests: Sequence[Request]) -> Iterator[Arrived]:
         """The bodies of the responses, as they come; DataError where the endpoint refuses a request, or is given up."""
         found: SimpleQueue[tuple[int, Mapping[str, Any]] | str | None] = SimpleQueue()
         asking = asyncio.run_coroutine_threadsafe(self._ask(requests, found), self._running_loop())
         asking.add_done_callback(lambda _: found.put(None))
         try:
-            while (each := found.get()) is not None:
-                if isinstance(each, str):
-                    self._say(each)
-                else:
-                    yield each
+            goes_on = True
+            while goes_on:
+                together = [found.get(), *(found.get() for _ in range(found.qsize()))]  # Nobody else takes from it.
+                for each in together:
+                    if isinstance(each, str):
+                        self._say(each)
+                yield [each for each in together if isinstance(each, tuple)]
+                goes_on = None not in together
             asking.result()
         finally:
             asking.cancel()

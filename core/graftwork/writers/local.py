@@ -13,6 +13,7 @@ from graftwork.data.digest import image_hash
 from graftwork.errors import DataError
 from graftwork.evaluate.evaluation import Prompt, image_features
 from graftwork.evaluate.generation import answer, encode_prompt
+from graftwork.writers.replies import Arrived
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
@@ -41,25 +42,23 @@ class ModelSource:
         turns = [[turn.role, turn.text] for turn in prompt.turns]
         return {"turns": turns, "images": list(map(self._hash_of, prompt.images)), "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
         """Batch by batch, the text of each reply, how many tokens it was made of, and whether it ended by itself."""
         waiting: list[tuple[int, Prompt]] = []
         for number, (prompt, request) in enumerate(requests):
             try:
                 encoded = encode_prompt(self.assembly, prompt, request["max_new_tokens"])
             except DataError as error:
-                yield number, {"fault": error.sentence}
+                yield [(number, {"fault": error.sentence})]
                 continue
             waiting.append((number, (prompt, encoded)))
             if len(waiting) == self._batch_size:
-                yield from self._replies(waiting, request["max_new_tokens"])
+                yield self._replies(waiting, request["max_new_tokens"])
                 waiting = []
         if waiting:
-            yield from self._replies(waiting, requests[0][1]["max_new_tokens"])
+            yield self._replies(waiting, requests[0][1]["max_new_tokens"])
 
-    def _replies(
-        self, waiting: Sequence[tuple[int, Prompt]], max_new_tokens: int
-    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def _replies(self, waiting: Sequence[tuple[int, Prompt]], max_new_tokens: int) -> Arrived:
         import torch
 
         prompts = [prompt for _, prompt in waiting]
@@ -72,9 +71,11 @@ class ModelSource:
             raise DataError(
                 f"the device's memory does not hold {len(waiting)} prompts at a time; make the writer's batch_size smaller"
             ) from None
-        for place, (number, _) in enumerate(waiting):
-            read, written = len(encoded[place].input_ids), given.tokens[place]
-            yield number, {"text": given.texts[place], "ended": given.ended[place], "tokens": [read, written]}
+        replies = zip(given.texts, given.ended, given.tokens, encoded, strict=True)
+        return [
+            (number, {"text": text, "ended": ended, "tokens": [len(prompt.input_ids), written]})
+            for (number, _), (text, ended, written, prompt) in zip(waiting, replies, strict=True)
+        ]
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
         """The text of a reply."""

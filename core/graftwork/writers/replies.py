@@ -20,6 +20,8 @@ from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
 
+Arrived = Sequence[tuple[int, Mapping[str, Any]]]
+"""Numbers of requests, each with its raw reply."""
 Told = Callable[[int, int], None]
 """Gets how many replies more there are, and how many of them were not known."""
 
@@ -36,9 +38,9 @@ class Source(Protocol):
         """What identifies a request, images by their hashes: equal ones get equal replies. DataError for what cannot be asked."""
         ...
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The number of each request with its raw reply, as they come; one that came to nothing has a `fault`, a clause that says why.
-        DataError where it cannot go on."""
+    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
+        """The number of each request with its raw reply, those that came together at a time; one that came to nothing has a `fault`, a
+        clause that says why. DataError where it cannot go on."""
         ...
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
@@ -79,12 +81,12 @@ class ReplyCache:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
-    def put(self, key: str, raw: Mapping[str, Any]) -> None:
-        """Keep a reply; it is on disk when this returns."""
+    def put(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep replies; they are on disk when this returns, which on a slow one takes as long for many as for one."""
+        rows = [(key, json.dumps(raw), time.time()) for key, raw in replies.items()]
         try:
             with self._base:
-                row = (key, json.dumps(raw), time.time())
-                self._base.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
+                self._base.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
@@ -127,10 +129,9 @@ class RecordedWriter:
             if key not in known and "fault" not in request
         }
         asked = list(new)
-        for number, raw in self.source.ask(list(new.values())) if new else ():
-            if "fault" not in raw:
-                self.cache.put(asked[number], raw)
-            known[asked[number]] = raw
+        for arrived in self.source.ask(list(new.values())) if new else ():
+            self.cache.put({asked[number]: raw for number, raw in arrived if "fault" not in raw})
+            known |= {asked[number]: raw for number, raw in arrived}
         self.told(len(prompts), len(new))
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]

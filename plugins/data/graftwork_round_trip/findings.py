@@ -42,7 +42,10 @@ class Group:
         wrong, right = self.control_affirmed / max(self.control, 1), self.affirmed / max(self.records, 1)
         of_wrong = f"of {self.control:,} wrong answers it affirmed {self.control_affirmed:,} ({wrong:.1%})"
         if not self.affirmed:
-            self.why = f"the writer affirmed none of {self.records:,} answers, so nothing shows that it can tell"
+            unclear = f", and {self.unclear:,} of its replies say neither yes nor no" if self.unclear else ""
+            self.why = (
+                f"the writer affirmed none of {self.records:,} answers, so nothing shows that it can tell{unclear}"
+            )
         elif not self.control:
             self.why = (
                 f"no wrong answer could be asked about: all {self.affirmed:,} that the writer affirmed say the same"
@@ -92,7 +95,7 @@ class Findings:
         if fate != ASKED:
             return record if fate == UNTOUCHED else BadRecord.of(record, "its question has no answer")
         group = self.groups[record.group]
-        why = self._denied(number) or self._not_vouched_for(group, number) or self._wrong_affirmed(group, number)
+        why = self._not_vouched_for(group, number) or self._denied(number) or self._wrong_affirmed(group, number)
         last = list(pairs_of(record))[-1]
         if why:
             group.note("refused", f"'{record.id}', '{last[0]}': '{last[1]}': {why}")
