@@ -13,7 +13,7 @@ from graftwork.build import compose
 from graftwork.contracts import Lookup, Record, Turn
 from graftwork.jobs.run import Run
 from graftwork.writers.local import ModelSource
-from graftwork.writers.replies import RecordedWriter, ReplyCache, Tally
+from graftwork.writers.replies import RecordedWriter, ReplyCache
 from graftwork_easy_vqa import EasyVqaSource, EasyVqaSourceSettings
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -36,7 +36,7 @@ def demo_writer(folder: Path, lookup: Lookup) -> Iterator[RecordedWriter]:
     source = ModelSource(lambda: compose.build(plan, lookup, device="cpu"), {"model": "the demo's base"}, batch_size=32)
     with (
         closing(ReplyCache()) as cache,
-        closing(RecordedWriter(source, cache, folder, "1", "writer", Tally())) as asked,
+        closing(RecordedWriter(source, cache, folder, "1", "writer", lambda replies, asked: None)) as asked,
     ):
         yield asked
 

@@ -54,9 +54,9 @@ def main() -> None:
     worth = graftwork.value_data(
         graftwork.load_run(folder / "train.toml", overrides),
         [work / "unfiltered.jsonl", work / "human.jsonl"],
+        work / "value",
         seeds=given.seeds,
-        out=work / "value",
-        resume=True,
+        resume=(work / "value").exists(),
         on_event=tell,
     )
     print(labels(work))

@@ -65,7 +65,8 @@ def print_history(console: Console, found: Mapping[str, Any], indent: str = "") 
     """What became of a record, and of those that it was made from."""
 
     def say(text: str, style: str = "") -> None:
-        console.print(f"{indent}{_printable(text)}", style=style, markup=False, highlight=False, soft_wrap=True)
+        lines = f"\n{indent}      ".join(_printable(text).splitlines())
+        console.print(f"{indent}{lines}", style=style, markup=False, highlight=False, soft_wrap=True)
 
     if data_set := found.get("data_set"):
         say(f"data set: {data_set}")
@@ -102,4 +103,4 @@ def print_history(console: Console, found: Mapping[str, Any], indent: str = "") 
 
 def _printable(text: str) -> str:
     """A text without what a terminal would take for commands."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in text)
+    return "".join(letter if letter.isprintable() or letter == "\n" else f"\\x{ord(letter):02x}" for letter in text)

@@ -258,6 +258,9 @@ def _items_of(
 
 
 def _examples(result: PipelineResult) -> list[str]:
+    verdicts = [verdict for stage in result.stages for verdict in stage.verdicts if verdict["why"]]
+    if verdicts:  # They explain all that was dropped with them.
+        return [f"{verdict['group'] or 'records without a group'}: {verdict['why']}" for verdict in verdicts]
     lines = [f"{each.where}: {each.why}" for _, each in zip(range(MAX_EXAMPLES), result.bad, strict=False)]
     dropped = sum(count.dropped for count in result.counts)
     return [*lines, f"… and {dropped - MAX_EXAMPLES:,} more"] if dropped > MAX_EXAMPLES else lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from graftwork.report.markdown import escape, table
@@ -114,6 +115,12 @@ def _source_rows(sources: Sequence[CardSource], depth: int = 0) -> Iterator[tupl
         name = "of it: " * depth + source.name
         yield name, where, source.license or "not given", f"{source.read:,}", f"{source.dropped:,}"
         yield from _source_rows(source.of, depth + 1)
+
+
+def _public(value: Any) -> str:
+    """A setting without the folders of somebody's machine."""
+    path = Path(str(value))
+    return path.name if path.is_absolute() else str(value)
 
 
 def _verification(card: DataCard) -> Iterator[str]:

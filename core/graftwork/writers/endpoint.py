@@ -87,7 +87,8 @@ class EndpointSource:
                 for each in together:
                     if isinstance(each, str):
                         self._say(each)
-                yield [each for each in together if isinstance(each, tuple)]
+                if arrived := [each for each in together if isinstance(each, tuple)]:
+                    yield arrived
                 goes_on = None not in together
             asking.result()
         finally:

@@ -48,6 +48,9 @@ class AnswerQuestionsSettings(MakerSettings):
         "Questions by the name of the group that their records get, each a text or several phrasings; by default those of records without an answer",
     )
     prompt: str = setting("{question}", "What the writer gets, with {question} in it; the record has the bare question")
+    answers: dict[str, tuple[str, ...]] = setting(
+        {}, "The only answers that a group may have, by its name; any other reply is dropped"
+    )
 
 
 class AnswerQuestions(Maker[AnswerQuestionsSettings]):
@@ -88,9 +91,25 @@ class AnswerQuestions(Maker[AnswerQuestionsSettings]):
         made = replace(record, id=f"{record.id}/answer", meta=meta, reference=(), unit="")
         return Asking(made, [replace(made, turns=(*before, Turn("user", text)))])
 
+    def validate(self, plan: object) -> Iterable[str]:
+        yield from super().validate(plan)
+        for name in self.settings.answers:
+            if self.settings.questions and name not in self.settings.questions:
+                yield f"'answers.{name}' is for a group that 'questions' does not name; correct it"
+
     def judge(self, made: Record, replies: Sequence[Reply]) -> Record | BadRecord:
-        why = fault_of(replies[0], self.settings.max_new_tokens)
-        return BadRecord.of(made, why) if why else answered(made, replies[0].text)
+        """An answer of a few that there may be is written as these are."""
+        text = replies[0].text
+        if why := fault_of(replies[0], self.settings.max_new_tokens):
+            return BadRecord.of(made, why)
+        if allowed := self.settings.answers.get(made.group):
+            known = {plain(each): each for each in allowed}
+            if plain(text) not in known:
+                return BadRecord.of(
+                    made, f"the reply is none of the answers that '{made.group}' may have: '{text[:80]}'"
+                )
+            text = known[plain(text)]
+        return answered(made, text)
 
 
 def _open_question(record: Record) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from graftwork.contracts import BadRecord, DataOperator, DataVerifier, Record, VerifiedGroup, Writer, hookimpl
@@ -55,13 +54,14 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
         if writer is None:
             raise DataError(f"'{self.name}' asks a writer, and there is none; use graftwork data synthesize")
         self._verdicts: Sequence[VerifiedGroup] = ()
-        with TemporaryFile() as file:  # Nothing can be decided before the last one was asked about.
-            asked = self._ask_back(records, Asked(file), writer)
-            control = self._ask_control(asked, seed, writer)
-            found = Findings(asked, control, self.settings)
-            for number, record in asked.again():
-                yield found.decide(number, record)
-            self._verdicts = found.verdicts()
+        # Nothing can be decided before the last one was asked about; core's records lie on disk and can be read again.
+        given = records if isinstance(records, Sequence) else list(records)
+        asked = self._ask_back(given, writer)
+        control = self._ask_control(given, asked, seed, writer)
+        found = Findings(asked, control, self.settings)
+        for number, record in enumerate(given):
+            yield found.decide(number, record)
+        self._verdicts = found.verdicts()
 
     def verdicts(self) -> Sequence[VerifiedGroup]:
         """What it found, by group."""
@@ -71,8 +71,9 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
         """None: it depends on records and the writer alone."""
         return ()
 
-    def _ask_back(self, records: Iterable[Record], asked: Asked, writer: Writer) -> Asked:
+    def _ask_back(self, records: Sequence[Record], writer: Writer) -> Asked:
         """Ask about every answer."""
+        asked = Asked()
 
         def prompts() -> Iterator[Record]:
             for record in records:
@@ -83,13 +84,13 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
             asked.replies.add(reply, self.settings)
         return asked
 
-    def _ask_control(self, asked: Asked, seed: int, writer: Writer) -> Control:
+    def _ask_control(self, records: Sequence[Record], asked: Asked, seed: int, writer: Writer) -> Control:
         """Ask about wrong answers of the records all of whose own answers were affirmed."""
         control = Control(*wrong_answers(asked, seed, self.settings.min_control))
 
         def prompts() -> Iterator[Record]:
             place = 0
-            for number, record in asked.again():
+            for number, record in enumerate(records):
                 pairs = None
                 while place < len(control.of) and asked.records[control.of[place]] == number:
                     pairs = pairs or list(pairs_of(record))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO
 
 from graftwork.contracts import Record, Reply
 from graftwork.data import TextFile, affirms, pairs_of, plain, text_key
@@ -34,9 +31,8 @@ class Replies:
 
 @dataclass
 class Asked:
-    """The records in a temporary file, and what was asked about them and replied, in some ten numbers for each answer."""
+    """Records, and what was asked about them and replied, in some ten numbers for each answer."""
 
-    file: IO[bytes]
     fates: bytearray = field(default_factory=bytearray)
     """By record: what is done with it."""
     starts: array[int] = field(default_factory=lambda: array("q", [0]))
@@ -54,8 +50,7 @@ class Asked:
     replies: Replies = field(default_factory=Replies)
 
     def add(self, record: Record, fate: int) -> list[tuple[str, str]]:
-        """Keep a record, and return the questions and answers that are asked about."""
-        pickle.dump(record, self.file)
+        """Add a record, and return the questions and answers that are asked about."""
         pairs = list(pairs_of(record)) if fate == ASKED else []
         for question, answer in pairs:
             self.records.append(len(self.fates))
@@ -66,9 +61,3 @@ class Asked:
         self.starts.append(len(self.records))
         self.groups.append(self.names.setdefault(record.group, len(self.names)))
         return pairs
-
-    def again(self) -> Iterator[tuple[int, Record]]:
-        """The records with their numbers, in their order."""
-        self.file.seek(0)
-        for number in range(len(self.fates)):
-            yield number, pickle.load(self.file)
