@@ -243,8 +243,13 @@ class _Synthesis:
             )
         if self.verify and not (self.verifying or self.writer):
             reasons.append("verify.writer: is missing, and verifying asks one; add [verify.writer], or [writer]")
+        verifier = applied[-1].component if applied else None
         if not makers and not self.verify:
             reasons.append("data.operator: nothing makes or verifies records; use graftwork data process")
+        elif not makers and isinstance(verifier, DataVerifier) and not verifier.verifies_given:
+            reasons.append(
+                f"verify: '{verifier.name}' is to verify what makers make, and there is none; add one, or let it verify what is given"
+            )
         return reasons
 
 

@@ -104,6 +104,11 @@ class DataVerifier(DataOperator[S]):
     """An operator that asks a writer whether answers are right, and keeps those that it can vouch for; named by `[verify]`, and applied
     after all others."""
 
+    @property
+    def verifies_given(self) -> bool:
+        """Whether it also asks about records that no maker made."""
+        return True
+
     @abstractmethod
     def verdicts(self) -> Sequence[VerifiedGroup]:
         """What it found by group, after all that `apply` gives was taken."""

@@ -109,9 +109,8 @@ def _blocks(card: DataCard) -> Iterator[str]:
 
 def _source_rows(sources: Sequence[CardSource], depth: int = 0) -> Iterator[tuple[str, ...]]:
     for source in sources:
-        where = ", ".join(
-            f"{name} {value}" for name, value in source.settings.items() if value not in (None, "", [], {})
-        )
+        known = {name: value for name, value in source.settings.items() if value not in (None, "", [], {})}
+        where = ", ".join(f"{name} {_public(value)}" for name, value in known.items())
         name = "of it: " * depth + source.name
         yield name, where, source.license or "not given", f"{source.read:,}", f"{source.dropped:,}"
         yield from _source_rows(source.of, depth + 1)

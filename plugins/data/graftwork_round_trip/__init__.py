@@ -35,6 +35,11 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
     name = "round-trip"
     Settings = RoundTripSettings
 
+    @property
+    def verifies_given(self) -> bool:
+        """As it is set."""
+        return self.settings.given
+
     def validate(self, plan: object) -> Iterable[str]:
         settings = self.settings
         asked = {"question": settings.question} | {
