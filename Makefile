@@ -8,7 +8,7 @@ ZERO := .venv/.zero
 DATA_BIN := .venv-data/bin
 DATA := .venv-data/.ready
 
-.PHONY: help setup demo test test-all test-data smollm2 lint format demo-base clean
+.PHONY: help setup demo test test-all test-data smollm2 better-data lint format demo-base clean
 
 help:
 	@echo "make demo       set up, then train, verify, compare and report a tiny model on this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all   the tests and the slow ones, which need the packages of examples/smollm2 (110 MB)"
 	@echo "make test-data  the tests with Data-Juicer and Ray, in an environment of their own (689 MB)"
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
+	@echo "make better-data  labels by a model, verified, and what they are worth (half an hour)"
 	@echo "make lint       formatting, lint and types"
 	@echo "make demo-base  train the demo's base weights again"
 
@@ -62,6 +63,9 @@ test-data: $(DATA)
 smollm2: $(SMOLLM2)
 	$(BIN)/python examples/smollm2/compare_variants.py
 
+better-data: $(READY)
+	$(BIN)/python examples/better-data/better_data.py
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -75,4 +79,4 @@ demo-base: $(READY)
 	$(BIN)/python examples/demo-base/make_base.py
 
 clean:
-	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out
+	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out examples/better-data/work
