@@ -25,10 +25,10 @@ from graftwork.report.value import ValueReport, render_fragment, render_markdown
 from graftwork.report.value_wording import DataRuns, caveats, undecided, worse
 
 SMALL = {
-    'kind = "open"': 'kind = "open"\nlimit = 64',
-    "epochs = 3": "steps = 8",
-    "batch_size = 32": "batch_size = 8",
-    "learning_rate = 1e-3": "learning_rate = 5e-3",
+    'kind = "open"': 'kind = "open"\nlimit = 32',
+    "epochs = 3": "steps = 5",
+    "batch_size = 32": "batch_size = 4",
+    "learning_rate = 1e-3": "learning_rate = 1e-2",
     "per_group = 300": "per_group = 2",
 }
 
@@ -119,9 +119,9 @@ def test_the_worth_of_data_is_said_and_resuming_does_no_run_twice(folder: Path) 
 
     events.clear()
     made = value("same.jsonl", resume=True, events=events)
-    assert started(events) == [("own/seed-19", 8), ("same/seed-19", 0)]
+    assert started(events) == [("own/seed-19", 5), ("same/seed-19", 0)]
     own, same = made.report.runs
-    assert (own.healthy, own.records, own.steps) == ([17, 18, 19], 64, 8)
+    assert (own.healthy, own.records, own.steps) == ([17, 18, 19], 32, 5)
     assert (same.healthy, [*same.unhealthy], same.records) == ([], [17, 18, 19], 16)
     (compared,) = made.report.comparisons
     assert [*compared.rows[0].data] == ["own"] and compared.questions == 6 and compared.rows[0].base is not None
