@@ -16,7 +16,7 @@ from rich.console import Console
 import graftwork as gw
 from graftwork.cli import main
 from graftwork.cli.value import print_value
-from graftwork.contracts import RunStarted
+from graftwork.contracts import CheckpointSaved, RunStarted
 from graftwork.errors import DataError, PlanRefused, RunFileError
 from graftwork.evaluate.seeds import DataComparison, SeedRow, SeedScores
 from graftwork.evaluate.statistics import Interval
@@ -25,10 +25,10 @@ from graftwork.report.value import ValueReport, render_fragment, render_markdown
 from graftwork.report.value_wording import DataRuns, caveats, undecided, worse
 
 SMALL = {
-    'kind = "open"': 'kind = "open"\nlimit = 64',
-    "epochs = 3": "steps = 8",
-    "batch_size = 32": "batch_size = 8",
-    "learning_rate = 1e-3": "learning_rate = 5e-3",
+    'kind = "open"': 'kind = "open"\nlimit = 32',
+    "epochs = 3": "steps = 5",
+    "batch_size = 32": "batch_size = 4",
+    "learning_rate = 1e-3": "learning_rate = 1e-2",
     "per_group = 300": "per_group = 2",
 }
 
@@ -104,25 +104,28 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
 
 def test_the_worth_of_data_is_said_and_resuming_does_no_run_twice(folder: Path) -> None:
     events: list[Any] = []
-    made = value("same.jsonl", events=events)
+
+    def stop(event: object) -> None:
+        events.append(event)
+        if isinstance(event, CheckpointSaved) and event.out.parts[-2:] == ("own", "seed-19"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        value_data("demo.toml", ["same.jsonl"], on_event=stop)
     names = [f"{name}/seed-{seed}" for seed in (17, 18, 19) for name in ("own", "same")]
-    assert started(events) == [(name, 0) for name in names]
+    assert started(events) == [(name, 0) for name in names[:-1]]
+    with pytest.raises(DataError, match="'data-value' is there already; go on with --resume"):
+        value("same.jsonl")
+
+    events.clear()
+    made = value("same.jsonl", resume=True, events=events)
+    assert started(events) == [("own/seed-19", 5), ("same/seed-19", 0)]
     own, same = made.report.runs
-    assert (own.healthy, own.records, own.steps) == ([17, 18, 19], 64, 8)
+    assert (own.healthy, own.records, own.steps) == ([17, 18, 19], 32, 5)
     assert (same.healthy, [*same.unhealthy], same.records) == ([], [17, 18, 19], 16)
     (compared,) = made.report.comparisons
     assert [*compared.rows[0].data] == ["own"] and compared.questions == 6 and compared.rows[0].base is not None
-    whole = Path("data-value/report.json").read_bytes()
-    assert json.loads(whole)["comparisons"][0]["rows"][0]["name"] == "accuracy"
-
-    # As if killed: before its first checkpoint, and after its last one.
-    shutil.rmtree("data-value/same/seed-18")
-    Path("data-value/own/seed-19/ended.json").unlink()
-    shutil.rmtree("data-value/own/seed-19/evaluation")
-    events.clear()
-    value("same.jsonl", resume=True, events=events)
-    assert started(events) == [("same/seed-18", 0), ("own/seed-19", 8)]
-    assert Path("data-value/report.json").read_bytes() == whole
+    whole = Path("data-value/report.json").read_text(encoding="utf-8")
 
     command = ["data", "value", "demo.toml", "--with", "same.jsonl", "-o", "data-value", "--resume", "--device", "cpu"]
     done = CliRunner().invoke(main, [*command, "--json"])
