@@ -252,28 +252,30 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
 
 
 def features_can_be_kept(subject: Subject) -> Iterator[str]:
-    """What `encode_images` returned stands for the pixels, and its first dimension counts images, so that some can be chosen."""
+    """What `encode_images` returned stands for the pixels, with an entry for each image, so that some can be chosen."""
     import torch
 
     assembly = built(subject).assembly
-    batch = batch_of(assembly, examples(assembly))
-    count = sum(len(record.images) for record in records())
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.reshape(count, -1, *tensor.shape[1:]).flip(0).flatten(0, 1)
-
+    encoded = examples(assembly)
+    batch, count = batch_of(assembly, encoded), sum(len(record.images) for record in records())
     with torch.no_grad():
         features = assembly.model.encode_images(batch.pixels)
-        others = assembly.model.encode_images({part: turned(pixels) for part, pixels in batch.pixels.items()})
-    blind = replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
-    if apart := far(hidden(assembly, blind, features), hidden(assembly, batch)):
+        alone = [
+            feature
+            for example in encoded
+            if example.pixels
+            for feature in assembly.model.encode_images(batch_of(assembly, [example]).pixels)
+        ]
+    if len(features) != count:
+        yield f"'encode_images' must return an entry for each image, and for {count} it returns {len(features)}; split what it computes"
+        return
+    for feature, own in zip(features, alone, strict=True):
+        if any(far(*pair) for pair in zip(tensors_in(feature), tensors_in(own), strict=True)):
+            yield "each entry of 'encode_images' must be of its own image, in order, and beside other images one is another than alone; put images first"
+    # What the images show goes; whole numbers, which say how they lie in the batch, stay.
+    blind = {name: torch.zeros_like(p) if p.is_floating_point() else p for name, p in batch.pixels.items()}
+    if apart := far(hidden(assembly, replace(batch, pixels=blind), features), hidden(assembly, batch)):
         yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'encode_images'"
-    for feature, other in zip(tensors_in(features), tensors_in(others), strict=True):
-        if len(feature) % count or far(turned(feature), other):
-            yield (
-                f"the first dimension of what 'encode_images' returns must count images, and of {count} turned round it is not turned "
-                f"round, in a tensor of shape {tuple(feature.shape)}; put images first"
-            )
 
 
 def images_are_encoded_where_the_structure_says(subject: Subject) -> Iterator[str]:

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 class VisionLanguageModel(Protocol):
     """What the engine calls on a built model, which is a `torch.nn.Module`."""
 
-    def encode_images(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts images (or their views)."""
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Sequence[Any]:
+        """The features of a batch's images: an entry for each image, in order, so that some can be chosen or repeated. What an
+        entry is made of is the model's own business: a tensor, or lists and tables of tensors."""
         ...
 
-    def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+    def __call__(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`.
 
-        `features` saves calling `see` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
+        `features`, an entry for each image of the batch, saves calling `encode_images` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
         only and `batch.attention_mask` covers the cached ones as well: `[rows, cached + new]`.
         """
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,11 @@ def context_of(assembly: Assembly) -> int | None:
 
 
 def answer(
-    assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Mapping[str, Any] | None = None
+    assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Sequence[Any] | None = None
 ) -> Answers:
     """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
 
-    `features` are the towers' outputs for the images of all prompts, in order, and save encoding them again.
+    `features` are those of the images of all prompts, an entry each in order, and save encoding them again.
     """
     import torch
 
