@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,9 +16,10 @@ from graftwork.conformance.specimens import KitTower, distance, image, records
 from graftwork.conformance.weighted import folder_of
 from graftwork.contracts.anatomy import AttentionCase, named_tensors, within
 from graftwork.contracts.assembly import Assembly
-from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.batch import Batch, Encoded
 from graftwork.contracts.kinds import ModelArchitecture
 from graftwork.contracts.lookup import DictLookup, Lookup
+from graftwork.contracts.model import batch_of, completed
 from graftwork.contracts.plan import Plan, WeightsRef
 
 if TYPE_CHECKING:
@@ -76,11 +77,6 @@ def plan_of(subject: Subject, parts: Mapping[str, str], lookup: Lookup, kernel: 
 
 def _model_class(subject: Subject) -> type[ModelArchitecture[Any]]:
     return cast(type[ModelArchitecture[Any]], subject.component)
-
-
-def batch_of(assembly: Assembly, examples: Sequence[Encoded], side: str = "right") -> Batch:
-    """Encoded records as a batch for the model."""
-    return collate(examples, pad_id=assembly.processor.pad_id, side=side)
 
 
 def hidden(assembly: Assembly, batch: Batch, *more: Any) -> Tensor:
@@ -146,7 +142,7 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     """Each site runs through Graftwork's kernels, with the shapes that it declares."""
     made = built(subject)
     assembly = made.assembly
-    hidden(assembly, batch_of(assembly, examples(assembly)))
+    hidden(assembly, batch_of(assembly.processor, examples(assembly)))
     sites = attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs)
     if not sites:
         raise Skipped("it says that it computes no attention")
@@ -194,7 +190,7 @@ def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
 def hidden_states_and_logits_have_their_shapes(subject: Subject) -> Iterator[str]:
     """`[rows, tokens, width]`, and as many scores as the processor's vocabulary."""
     assembly = built(subject).assembly
-    batch = batch_of(assembly, examples(assembly))
+    batch = batch_of(assembly.processor, examples(assembly))
     states = hidden(assembly, batch)
     if states.dim() != 3 or states.shape[:2] != batch.input_ids.shape:
         yield f"hidden states must be [rows, tokens, width] for {tuple(batch.input_ids.shape)} ids, and they are {tuple(states.shape)}; fix 'forward'"
@@ -209,11 +205,11 @@ def padding_and_neighbours_change_nothing(subject: Subject) -> Iterator[str]:
     assembly = built(subject).assembly
     encoded = examples(assembly)
     for side in ("right", "left"):
-        together = hidden(assembly, batch_of(assembly, encoded, side))
+        together = hidden(assembly, batch_of(assembly.processor, encoded, side=side))
         for row, example in enumerate(encoded):
             n = len(example.input_ids)
             own = together[row, :n] if side == "right" else together[row, -n:]
-            if apart := far(own, hidden(assembly, batch_of(assembly, [example]))[0]):
+            if apart := far(own, hidden(assembly, batch_of(assembly.processor, [example]))[0]):
                 yield (
                     f"padding on the {side} and other rows must change nothing, and record '{records()[row].id}' is {apart:.3g} "
                     "away; take positions from attention_mask, and hide the padding"
@@ -225,7 +221,7 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
     import torch
 
     assembly = built(subject).assembly
-    prompts = batch_of(assembly, examples(assembly, prompts=True), "left")
+    prompts = batch_of(assembly.processor, examples(assembly, prompts=True), side="left")
     rows = len(prompts.input_ids)
     extra = torch.tensor([[11, 12, 13]] * rows) % assembly.processor.vocabulary
     real = torch.ones_like(extra, dtype=torch.bool)
@@ -238,14 +234,21 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
             torch.cat([prompts.image_token_mask, ~real[:, :n]], 1),
             torch.cat([prompts.labels, new], 1),
             prompts.pixels,
+            token_fields={
+                name: torch.cat([field, torch.zeros_like(field[..., :1]).expand(*field.shape[:-1], n)], -1)
+                for name, field in prompts.token_fields.items()
+            },
         )
 
-    whole = hidden(assembly, extended(3))
+    whole = hidden(assembly, completed(assembly.processor, extended(3)))
     cache = assembly.model.new_cache()
     states = [hidden(assembly, prompts, None, cache)]
     for n in range(3):
         token, nothing = extra[:, n : n + 1], ~real[:, :1]
-        states.append(hidden(assembly, Batch(token, extended(n + 1).attention_mask, nothing, token, {}), None, cache))
+        longer = extended(n + 1)
+        fields = {name: field[..., -1:] for name, field in longer.token_fields.items()}
+        step = Batch(token, longer.attention_mask, nothing, token, {}, token_fields=fields)
+        states.append(hidden(assembly, step, None, cache))
     where = extended(3).attention_mask[..., None]
     if apart := far(torch.cat(states, 1) * where, whole * where):
         yield f"with a cache the model must compute the same, and it is {apart:.3g} away; use the cached keys, and positions that go on"
@@ -257,14 +260,14 @@ def features_can_be_kept(subject: Subject) -> Iterator[str]:
 
     assembly = built(subject).assembly
     encoded = examples(assembly)
-    batch, count = batch_of(assembly, encoded), sum(len(record.images) for record in records())
+    batch, count = batch_of(assembly.processor, encoded), sum(len(record.images) for record in records())
     with torch.no_grad():
         features = assembly.model.encode_images(batch.pixels)
         alone = [
             feature
             for example in encoded
             if example.pixels
-            for feature in assembly.model.encode_images(batch_of(assembly, [example]).pixels)
+            for feature in assembly.model.encode_images(batch_of(assembly.processor, [example]).pixels)
         ]
     if len(features) != count:
         yield f"'encode_images' must return an entry for each image, and for {count} it returns {len(features)}; split what it computes"
@@ -284,7 +287,7 @@ def images_are_encoded_where_the_structure_says(subject: Subject) -> Iterator[st
     import torch
 
     assembly = built(subject).assembly
-    structure, pixels = assembly.structure, batch_of(assembly, examples(assembly)).pixels
+    structure, pixels = assembly.structure, batch_of(assembly.processor, examples(assembly)).pixels
     outside = [p for n, p in assembly.model.named_parameters() if not within(n, structure.image_encoder)]
     kept = [parameter.data for parameter in outside]
     with torch.no_grad():
@@ -317,7 +320,7 @@ def images_are_seen(subject: Subject) -> Iterator[str]:
     first, text, _ = records()
     other = replace(first, images=(image("lime"),))
     pairs = [[assembly.processor.encode(record) for record in pair] for pair in ((first, text), (other, text))]
-    red, lime = (hidden(assembly, batch_of(assembly, pair)) for pair in pairs)
+    red, lime = (hidden(assembly, batch_of(assembly.processor, pair)) for pair in pairs)
     places = pairs[0][0].image_token_mask
     if not any(places):
         yield "a record with an image must have image positions, and there is none; set them in 'encode'"
@@ -347,7 +350,7 @@ def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
     again.model.eval()
     if again.adaptation.newly_initialised:
         yield f"'write' must write the whole model, and of '{again.adaptation.newly_initialised[0]}' nothing is read back; write every tensor"
-    batch = batch_of(assembly, examples(assembly))
+    batch = batch_of(assembly.processor, examples(assembly))
     found, expected = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
     if apart := far(found, expected):
         yield f"what 'write' wrote must read back the same, and the logits are {apart:.3g} away; write every tensor and every setting"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
-from graftwork.contracts.batch import Encoded, collate
+from graftwork.contracts.batch import Encoded
 from graftwork.contracts.kinds import Evaluator
+from graftwork.contracts.model import batch_of
 from graftwork.contracts.records import BadRecord, Record, RecordCounts, image_key, unit_key
 from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.data.digest import image_hash, question_digest
@@ -339,7 +340,7 @@ def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Sequence[An
     for record, prompt in prompts:
         distinct.setdefault(image_key(record), (record, prompt))
     encoded = [prompt for _, prompt in distinct.values()]
-    pixels = collate(encoded, pad_id=assembly.processor.pad_id).to(assembly.device).pixels
+    pixels = batch_of(assembly.processor, encoded).to(assembly.device).pixels
     if not pixels:
         return None
     with answering(assembly):

@@ -72,9 +72,7 @@ def import_folder(
             raise not_finite(name, value, value.dtype, [diagnosis.folder])
     trained = {name: value.float() if value.is_floating_point() else value for name, value in trained.items()}
     assembly = compose.build(plan, lookup, device="cpu", trained=trained, processor_folder=importing.processor_folder)
-    golden = verification.golden_inputs(
-        [assembly.processor.encode(record) for record in records()], assembly.processor.pad_id
-    )
+    golden = verification.golden_inputs([assembly.processor.encode(record) for record in records()], assembly.processor)
     verification.refuse_without_effect(assembly, *verification.golden_logits(assembly, golden))
     written = store.save(
         assembly,
