@@ -241,7 +241,7 @@ def adapt(
     ]
     if assembly.peft:
         chosen = modules_of(roles, model_spec.on)
-        targets = [name for name in leaves if name in chosen or within(name, chosen)]
+        targets = [name for name in leaves if within(name, chosen)]
         with hollow(model, getattr(torch, DTYPES[assembly.precision])) if fresh else nullcontext() as waiting:
             assembly.peft.inject(model, targets, fresh=fresh)
         if fresh and not waiting:

@@ -102,15 +102,15 @@ def far(found: Tensor, expected: Tensor) -> float:
 
 
 def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
-    """Roles are declared, their modules exist, and together they hold each parameter once; so does each part."""
+    """Roles are declared, what they name exists, and together they hold each parameter once; so does each part."""
     structure, component = built(subject).assembly.structure, _model_class(subject)
-    modules = dict(structure.model.named_modules())
+    known = {name for name, _ in (*structure.model.named_modules(), *structure.model.named_parameters())}
     for role, names in structure.roles.items():
         if role not in component.roles:
             yield f"every role must be declared, and '{role}' is not in 'roles'; add it with a line on what it is"
         for name in names:
-            if name not in modules:
-                yield f"a role must name modules, and there is no '{name}' for '{role}'; fix 'build'"
+            if name not in known:
+                yield f"a role must name modules or parameters, and there is no '{name}' for '{role}'; fix 'build'"
     for role in component.newly_initialised_roles:
         if role not in component.roles:
             yield f"'newly_initialised_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
@@ -166,11 +166,11 @@ def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
         raise Skipped("it needs all of its parts")
     parts = {part: EMPTY if part in empty else KitTower.name for part in slots}
     reduced = compose.build_shape(plan_of(subject, parts, made.lookup, "conformance-recorder"), made.lookup)
-    modules = dict(reduced.model.named_modules())
+    known = {name for name, _ in (*reduced.model.named_modules(), *reduced.model.named_parameters())}
     for role, names in reduced.structure.roles.items():
         for name in names:
-            if name not in modules:
-                yield f"without {' and '.join(empty)} a role must still name modules, and there is no '{name}' for '{role}'; leave it out"
+            if name not in known:
+                yield f"without {' and '.join(empty)} a role must still name what is there, and there is no '{name}' for '{role}'; leave it out"
 
 
 def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
