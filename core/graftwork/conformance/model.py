@@ -134,7 +134,7 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
                 if name not in modules:
                     yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; fix 'build'"
     for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
-        if site.name not in structure.attention_modules:
+        if not site.own and site.name not in structure.attention_modules:
             yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(attention_modules=…)"
 
 
@@ -148,6 +148,10 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
         raise Skipped("it says that it computes no attention")
     for site in sites:
         computed = [case.site for case in made.cases if case.site.name == site.name]
+        if site.own:
+            if computed:
+                yield f"site '{site.name}' says that it is the model's own, and a kernel computed it; leave 'own' empty"
+            continue
         if not computed:
             yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with context.attn_implementation, or call attend"
         for each in computed:

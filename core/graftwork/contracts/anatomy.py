@@ -23,6 +23,16 @@ class AttentionSite:
     padding: bool
     """Whether some keys can be padding."""
     dropout: float = 0.0
+    window: int | None = None
+    """A sliding window: a query sees the keys that lie nearer to it than this, its own included; None where it sees all."""
+    softcap: float | None = None
+    """Scores are bent to `softcap * tanh(score / softcap)`; None where they are not."""
+    segments: bool = False
+    """Whether queries see the keys of their own segment alone: of one of several packed sequences, or of one image."""
+    own: str = ""
+    """Where the model's own attention computes the site and no kernel is bound: whose it is, such as `transformers' sdpa`."""
+    why_own: str = ""
+    """Why no kernel is bound, as a clause."""
 
 
 @dataclass(frozen=True)
