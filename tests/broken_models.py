@@ -110,8 +110,13 @@ def sees_nothing(forward: Any) -> Any:
 
 
 def puts_images_last(see: Any) -> Any:
-    """The first dimension of its features counts places."""
-    return lambda pixels: {"eye": see(pixels)["eye"].transpose(0, 1)}
+    """The entries of its features are places."""
+    return lambda pixels: list(torch.stack([*see(pixels)], 1))
+
+
+def shifts_features(see: Any) -> Any:
+    """The features of an image are those of the one before."""
+    return lambda pixels: [*see(pixels)[-1:], *see(pixels)[:-1]]
 
 
 def flat(logits: Any) -> Any:

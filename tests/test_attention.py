@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from graftwork.attention.kernels import Binding, Chosen, bind, choose
 from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
 from graftwork.contracts import AttentionCase, AttentionKernel, AttentionSite
 from graftwork.contracts.assembly import Assembly
+from graftwork_torch_attention import Sdpa
 
 SITE = AttentionSite("language", head_dim=8, heads=4, kv_heads=1, causal=True, padding=True)
 
@@ -92,7 +94,7 @@ def test_a_kernel_that_refuses_the_case_at_hand_is_passed_over_and_its_usage_say
     for _ in range(3):
         attend(module, *tensors(), padding=PADDING, causal=True)
     attend(module, *tensors(), causal=True)
-    assembly: Any = SimpleNamespace(bindings={"language": bound})
+    assembly: Any = SimpleNamespace(bindings={"language": bound}, own_attention={})
     assert Assembly.kernel_usage(assembly) == {
         "language": {
             "ran": {"plain": 3, "unpadded": 1},
@@ -266,3 +268,54 @@ def test_fake_tensors_pass_as_in_training() -> None:
         ids = torch.ones(2, 4, dtype=torch.int64)
         model(ids, attention_mask=torch.ones(2, 4, dtype=torch.bool)).logits.sum().backward()
     assert bound.ran == {"unpadded": 2}
+
+
+# Windows, soft caps, and attention that is the model's own --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", [5, 2, 1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_hides_what_lies_further_away(queries: int, causal: bool) -> None:
+    q, k, v = tensors(queries=queries)
+    found = plain_attention(q, k, v, padding=None, causal=causal, scale=0.3, dropout=0.0, window=2)
+    for query in range(queries):
+        place = 5 - queries + query
+        near = [key for key in range(5) if abs(place - key) < 2 and (key <= place or not causal)]
+        alone = plain_attention(
+            q[:, :, [query]], k[:, :, near], v[:, :, near], padding=None, causal=False, scale=0.3, dropout=0.0
+        )
+        torch.testing.assert_close(found[:, :, [query]], alone)
+
+
+def test_a_soft_cap_bends_the_scores() -> None:
+    q, k, v = tensors()
+    scores = (0.5 * (q @ k.mT * 0.3 / 0.5).tanh()).softmax(-1)
+    found = attend(torch.nn.Module(), q, k, v, scale=0.3, softcap=0.5)
+    torch.testing.assert_close(found, scores @ v)
+
+
+def test_a_kernel_is_not_asked_for_what_it_does_not_say_that_it_computes() -> None:
+    site = replace(SITE, window=4, softcap=30.0, segments=True)
+    chosen = choose(AttentionCase(site, "float32", "cpu"), [("sdpa", Sdpa(NoSettings()))])
+    assert (chosen.name, chosen.passed_over) == (
+        None,
+        (
+            (
+                "sdpa",
+                "it does not compute scores capped at 30 and segments that do not see one another",
+            ),
+        ),
+    )
+    windowed = AttentionCase(replace(SITE, window=4), "float32", "cpu")
+    assert choose(windowed, [("plain", Plain(NoSettings())), ("sdpa", Sdpa(NoSettings()))]).name == "sdpa"
+
+
+def test_the_kernel_that_runs_gets_the_window() -> None:
+    q, k, v = tensors()
+    module = torch.nn.Module()
+    bind([module], bound := binding(Plain, Sdpa))
+    found = attend(module, q, k, v, causal=True, scale=0.3, window=2)
+    expected = plain_attention(q, k, v, padding=None, causal=True, scale=0.3, dropout=0.0, window=2)
+    torch.testing.assert_close(found, expected)
+    assert dict(bound.ran) == {"sdpa": 1}
+    assert bound.fallbacks == ["plain passed over at language: it does not compute a sliding window of 2 keys"]

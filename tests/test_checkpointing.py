@@ -80,7 +80,7 @@ def test_a_tower_that_is_trained_learns_the_same_and_keeps_less(run: PlanOf, par
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            maps = built.model.train().encode_images(pixels)[part]
+            maps = built.model.train().maps(pixels)[part]
             loss = torch.stack([each.square().mean() for each in maps]).sum()
         loss.backward()
         gradients = {name: p.grad for name, p in built.trained().items() if p.grad is not None}

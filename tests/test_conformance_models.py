@@ -58,7 +58,12 @@ BROKEN = {
     "places first": (
         models.computing(models.puts_images_last, "encode_images"),
         "features can be kept",
-        "must count images",
+        "an entry for each image, and for 2 it returns 16",
+    ),
+    "the features of another image": (
+        models.computing(models.shifts_features, "encode_images"),
+        "features can be kept",
+        "must be of its own image",
     ),
     "another encoder": (
         models.built_with(lambda structure: replace(structure, image_encoder=("connector",))),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_vlm import Quiz, TinyAssembly, question, tiny_assembly
+from tiny_vlm import Quiz, TinyAssembly, TinyVlm, question, tiny_assembly
+from torch import Tensor
 
 from graftwork.conformance import specimens
 from graftwork.contracts import BadRecord, Image, Prediction, Record, Turn
@@ -91,22 +92,29 @@ def test_questions_with_and_without_images_may_be_mixed(tmp_path: Path) -> None:
         assert one.answers["adapter"] == answer(assembly, prompt, max_new_tokens=4).texts[0]
 
 
-@pytest.mark.parametrize(("tiles", "looks"), [([3, 3, 6, 3, 3], 4), ([3, 2, 6, 3, 2], 6)])
-def test_images_in_several_views_share_a_look_where_all_have_as_many(tiles: list[int], looks: int) -> None:
+class SeesInViews(TinyVlm):
+    """Encodes each image in as many views as its pixels say, one after another."""
+
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        self.seen += len(pixels["eye"])
+        return list(pixels["views"].split(pixels["counts"].tolist()))
+
+
+def test_images_in_different_numbers_of_views_share_an_encoding() -> None:
     assembly = tiny_assembly()
-    images = [("a",), ("b",), ("c", "d"), ("a",), ("b",)]
+    assembly.model = SeesInViews()
     prompts = []
-    for number, (names, count) in enumerate(zip(images, tiles, strict=True)):
+    for number, names in enumerate(["a", "bb", "ac", "a", "bb"]):
         record = Record(str(number), (Turn("user", "hm"),), tuple(Image(Path(name)) for name in names))
         prompt = assembly.processor.encode(record)
-        prompt.pixels["tiles"] = torch.arange(count * 3.0).reshape(count, 3) + sum(map(ord, names))
-        prompts.append((record, prompt))
-    seen = image_features(assembly, prompts)
-    assert assembly.model.seen == looks
-    each = [assembly.model.encode_images(prompt.pixels) for _, prompt in prompts]
-    assert seen is not None
-    assert torch.equal(seen["tiles"], torch.cat([one["tiles"] for one in each]))
-    assert torch.allclose(seen["eye"][0], torch.cat([one["eye"][0] for one in each]))
+        counts = torch.tensor([1 + ord(name) - ord("a") for name in names])
+        views = torch.cat([torch.full((int(n), 3), float(n)) for n in counts])
+        prompts.append((record, replace(prompt, pixels={**prompt.pixels, "views": views, "counts": counts})))
+    features = image_features(assembly, prompts)
+    assert features is not None and assembly.model.seen == 5
+    assert [(len(one), float(one[0, 0])) for one in features] == [
+        (n, n) for names in ("a", "bb", "ac", "a", "bb") for n in (1 + ord(name) - ord("a") for name in names)
+    ]
 
 
 def test_the_file_tells_who_answered_and_how_much_work_it_was(tmp_path: Path) -> None:

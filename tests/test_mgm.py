@@ -138,7 +138,7 @@ def test_image_tokens_equal_the_published_ones(
     golden = "lora" if name == "lora_off" else name
     pixels = collate(encoded(model, inputs), pad_id=0).pixels
     with torch.no_grad():
-        tokens = model.model.image_tokens(model.model.encode_images(pixels))
+        tokens = model.model.image_tokens(model.model.maps(pixels))
     wanted = np.concatenate([expected[f"{golden}.image_tokens.{i}"].reshape(-1, *tokens.shape[1:]) for i in range(3)])
     close("image tokens", tokens, wanted, 1e-5)
 

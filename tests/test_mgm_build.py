@@ -151,10 +151,10 @@ def test_only_a_trained_tower_trains() -> None:
     assert model.training and model.model.layers[0].training
     assert not any(module.training for tower in (low, high) for module in tower.modules())
     pixels = {"low": torch.randn(1, 3, 56, 56), "high": torch.randn(1, 3, 128, 128)}
-    assert not any(each.requires_grad for maps in model.encode_images(pixels).values() for each in maps)
+    assert not any(each.requires_grad for maps in model.maps(pixels).values() for each in maps)
     next(high.parameters()).requires_grad_(True)
     model.train()
-    features = model.encode_images(pixels)
+    features = model.maps(pixels)
     assert high.training and not low.training
     assert features["high"][0].requires_grad and not features["low"][0].requires_grad
     assert not model.eval().tower("high").training

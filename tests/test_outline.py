@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from tiny_runs import COMPONENTS, CONFIGS, LORA, plan_of
 
+from graftwork.build import compose
 from graftwork.build.outline import KernelRow, Outline, RoleRow, outline
 from graftwork.config.machine import Machine
 from graftwork.contracts import AttentionCase, DictLookup, NoSettings, Support, unsupported
+from graftwork_mgm import MgmGemma
 from graftwork_torch_attention import Eager
 
 CPU = Machine()
@@ -96,6 +99,30 @@ def test_every_site_has_its_kernel_and_the_reasons_against_the_others(base: Path
         "mining": KernelRow("mining", "none", (("narrow", "head_dim is 64"), ("tiny", "head_dim is 64, not 16"))),
         "vision.low": KernelRow("vision.low", "tiny", ()),
     }
+
+
+class OwnAttention(MgmGemma):
+    """A model whose language model keeps transformers' attention"""
+
+    name: ClassVar[str] = "own-attention"
+
+    def sites(self, config: Any, towers: Any) -> Any:
+        language, *others = super().sites(config, towers)
+        return [replace(language, own="transformers' eager", why_own="its masks are its own"), *others]
+
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
+        return super().build(config, towers, outputs, replace(context, attn_implementation="eager"))
+
+
+def test_attention_that_is_the_models_own_is_told_and_gets_no_kernel(base: Path, tmp_path: Path) -> None:
+    lookup = DictLookup(*COMPONENTS, OwnAttention, Tiny)
+    plan = plan_of(base, tmp_path, {"model.use": "own-attention", "attention.sites": {"language": ["tiny"]}}, lookup)
+    assert outline(plan, lookup, CPU).kernels[0] == KernelRow(
+        "language", "transformers' eager (the model's own)", (("kernels", "its masks are its own"),)
+    )
+    assembly = compose.build(plan, lookup, device="cpu")
+    assert "language" not in assembly.bindings
+    assert assembly.kernel_usage()["language"] == {"own": "transformers' eager", "fallbacks": ["its masks are its own"]}
 
 
 def test_kernels_are_chosen_for_the_machine_and_the_precision(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import LORA, Run, Shapes, ShapesSettings, logits_of, plan_of
+from tiny_vlm import CharProcessor
 
 from graftwork.build import compose
 from graftwork.checkpoint import manifest, store
@@ -267,7 +268,7 @@ def test_a_plan_that_trains_nothing_is_refused(go: Train) -> None:
 def test_golden_inputs_without_labels_are_refused() -> None:
     from graftwork.checkpoint.verification import golden_inputs
 
-    said = refused(golden_inputs, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], 0)
+    said = refused(golden_inputs, [Encoded([2, 5], [False] * 2, [IGNORED] * 2, {})], CharProcessor())
     assert said.startswith("the first records carry no labels, so the checkpoint could not be verified with them; ")
 
 

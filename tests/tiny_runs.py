@@ -182,7 +182,7 @@ def plan_of(
 def logits_of(assembly: Assembly, records: int = 4) -> tuple[Tensor, Tensor]:
     """The logits of an assembled model at the labels of a few records, with its adapter on and off."""
     encoded = [assembly.processor.encode(record) for record in Shapes(ShapesSettings(records)).records()]
-    return verification.golden_logits(assembly, verification.golden_inputs(encoded, assembly.processor.pad_id))
+    return verification.golden_logits(assembly, verification.golden_inputs(encoded, assembly.processor))
 
 
 class Interrupted(Exception):

@@ -81,19 +81,18 @@ class TinyVlm(nn.Module):
         self.seen = 0
         self.rows: list[int] = []
 
-    def encode_images(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Sequence[Tensor]:
         self.seen += len(pixels["eye"])
-        seen = self.eye(pixels["eye"].flatten(1)).unflatten(1, (IMAGE_TOKENS, WIDTH))
-        return {"eye": [seen], "tiles": pixels.get("tiles", seen)}
+        return list(self.eye(pixels["eye"].flatten(1)).unflatten(1, (IMAGE_TOKENS, WIDTH)))
 
-    def forward(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+    def forward(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         if self.memory and len(batch.input_ids) > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.rows.append(len(batch.input_ids))
         new = batch.input_ids.shape[1]
         embedded = self.letters(batch.input_ids)
         if batch.pixels:
-            seen = (features or self.encode_images(batch.pixels))["eye"][0].flatten(0, 1)
+            seen = torch.cat([*(features or self.encode_images(batch.pixels))])
             embedded[batch.image_token_mask] = seen.to(embedded.dtype)
         position = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
         q, k, v = self.mix(self.dropout(embedded + self.places(position))).chunk(3, dim=-1)

@@ -80,7 +80,7 @@ def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Image, d
     seeing = {name: p for name, p in assembly.trained().items() if ".layers." not in name or "vision" in name}
     for step, _ in optimize([*seeing.values(), *head.parameters()], VISION_RATE, VISION_STEPS):
         rows = torch.randint(len(first), (BATCH,))
-        tokens = model.image_tokens(model.encode_images(turn({part: values[rows] for part, values in stacked.items()})))
+        tokens = model.image_tokens(model.maps(turn({part: values[rows] for part, values in stacked.items()})))
         wanted = answers[rows]
         asked = ~wanted.isnan()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(head(tokens.mean(1))[asked], wanted[asked])
@@ -110,12 +110,8 @@ def learn_to_ask(assembly: Assembly, records: Sequence[Record], pixels: dict[Ima
             pool = answers[random.choice(("yes", "no"))] if step < balanced_until else range(len(records))
             chosen.append(random.choice(pool))
         batch: Batch = collate([encoded[index] for index in chosen], pad_id=processor.pad_id)
-        features = [seen[records[index].images[0]] for index in chosen]
-        joined = {
-            part: [torch.cat([one[part][level] for one in features]) for level in range(len(features[0][part]))]
-            for part in features[0]
-        }
-        loss = summed_loss(WithFeatures(model, joined), batch) / sum(
+        features = [feature for index in chosen for feature in seen[records[index].images[0]]]
+        loss = summed_loss(WithFeatures(model, features), batch) / sum(
             encoded[index].num_label_tokens for index in chosen
         )
         loss.backward()

@@ -16,16 +16,15 @@ class Eager(AttentionKernel[NoSettings]):
     """The plain definition with a softmax in fp32: runs everywhere, keeps every score in memory"""
 
     name = "eager"
+    computes = frozenset({"window", "softcap"})
 
     def supports(self, case: AttentionCase) -> Support:
         """Every case."""
         return SUPPORTED
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `graftwork.attention.plain_attention`."""
-        return plain_attention(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
+        return plain_attention(q, k, v, **options)
 
 
 class Sdpa(AttentionKernel[NoSettings]):
@@ -33,19 +32,29 @@ class Sdpa(AttentionKernel[NoSettings]):
 
     name = "sdpa"
     preference = 10
+    computes = frozenset({"window"})
 
     def supports(self, case: AttentionCase) -> Support:
         """Every case: where no fused kernel fits (dropout on a CPU), PyTorch composes plain operations."""
         return SUPPORTED
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        padding: Tensor | None,
+        causal: bool,
+        scale: float,
+        dropout: float,
+        window: int | None = None,
     ) -> Tensor:
-        """One call of scaled_dot_product_attention, with a mask only where there is padding or a cache."""
+        """One call of scaled_dot_product_attention, with a mask only where there is padding, a window or a cache."""
         from torch.nn import functional
 
-        whole = causal and q.shape[2] == k.shape[2]
-        seen = visible_keys(q, k, padding, causal) if padding is not None or not whole else None
+        whole = causal and q.shape[2] == k.shape[2] and window is None
+        seen = visible_keys(q, k, padding, causal, window) if padding is not None or not whole else None
         if padding is not None and seen is not None:
             # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
             seen = seen | ~seen.any(-1, keepdim=True)

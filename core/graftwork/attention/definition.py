@@ -23,10 +23,12 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention by the kernels that `module` is bound to; by the plain definition where it is not bound.
 
-    Shapes and `padding` are those of `AttentionKernel.forward`; `scale` is head_dim ** -0.5 unless given. Under autocast
+    Shapes and `padding` are those of `AttentionKernel.forward`, `window` and `softcap` those of `AttentionSite`; `scale` is head_dim ** -0.5 unless given. Under autocast
     all three tensors get autocast's dtype, otherwise that of `v` (rotary embeddings can leave q and k wider). Where a
     causal query is itself padding, the output is finite and otherwise unspecified.
     """
@@ -43,11 +45,21 @@ def attend(
         causal=causal and q.shape[2] > 1,  # a single query is the last position and sees every key
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
+        **{name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None},
     )
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    padding: Tensor | None,
+    causal: bool,
+    scale: float,
+    dropout: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """The definition that every kernel is measured by (see `AttentionKernel.forward`), with a softmax in fp32.
 
@@ -61,14 +73,18 @@ def plain_attention(
     # The queries of the heads that share a key head are stacked, so that no key is repeated.
     scores = q.reshape(batch, kv_heads, -1, head_dim) @ k.transpose(-1, -2)
     scores = scores.view(batch, heads, queries, keys).float() * scale
-    visible = visible_keys(q, k, padding, causal)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    visible = visible_keys(q, k, padding, causal, window)
     if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     weights = functional.dropout(scores.softmax(-1).to(v.dtype), dropout)
     return (weights.view(batch, kv_heads, -1, keys) @ v).view(batch, heads, queries, -1)
 
 
-def visible_keys(q: Tensor, k: Tensor, padding: Tensor | None, causal: bool) -> Tensor | None:
+def visible_keys(
+    q: Tensor, k: Tensor, padding: Tensor | None, causal: bool, window: int | None = None
+) -> Tensor | None:
     """Which keys each query sees, bool, broadcastable to `[batch, heads, queries, keys]`; None when all see all."""
     import torch
 
@@ -77,4 +93,8 @@ def visible_keys(q: Tensor, k: Tensor, padding: Tensor | None, causal: bool) -> 
     if causal and queries > 1:
         triangle = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
         visible = triangle if visible is None else visible & triangle
+    if window is not None and window < keys:
+        places = torch.arange(keys, device=q.device)
+        near = (places[keys - queries :, None] - places).abs() < window
+        visible = near if visible is None else visible & near
     return visible

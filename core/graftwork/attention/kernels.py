@@ -33,11 +33,22 @@ def choose(case: AttentionCase, kernels: Iterable[tuple[str, AttentionKernel[Any
     """The first of the named kernels, in order of preference, that supports the case. Imports no torch."""
     passed_over: list[tuple[str, str]] = []
     for name, kernel in kernels:
-        support = kernel.supports(case)
-        if support:
+        reason = _not_computed(case.site, kernel) or ("" if (support := kernel.supports(case)) else support.reason)
+        if not reason:
             return Chosen(name, kernel, tuple(passed_over))
-        passed_over.append((name, support.reason))
+        passed_over.append((name, reason))
     return Chosen(None, None, tuple(passed_over))
+
+
+def _not_computed(site: AttentionSite, kernel: AttentionKernel[Any]) -> str:
+    """What of a site's masks and scores a kernel does not say that it computes, as a clause; empty when nothing is left."""
+    wanted = {
+        "window": site.window is not None and f"a sliding window of {site.window} keys",
+        "softcap": site.softcap is not None and f"scores capped at {site.softcap:g}",
+        "segments": site.segments and "segments that do not see one another",
+    }
+    lacking = [phrase for name, phrase in wanted.items() if phrase and name not in kernel.computes]
+    return f"it does not compute {' and '.join(lacking)}" if lacking else ""
 
 
 def unmet_requirement(requires: Requires, case: AttentionCase) -> str:
@@ -79,7 +90,17 @@ class Binding:
     _failed: dict[Hashable, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        padding: Tensor | None,
+        causal: bool,
+        scale: float,
+        dropout: float,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Attention by the first kernel that computes the case at hand (see `AttentionKernel.forward`).
 
@@ -89,14 +110,17 @@ class Binding:
 
         backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         shape = (q.shape[-1], q.shape[1], k.shape[1])
-        key = (*shape, causal, padding is not None, dropout, q.dtype, q.device, backward)
+        key = (*shape, causal, padding is not None, dropout, window, softcap, q.dtype, q.device, backward)
+        further = {name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None}
         while True:
             if key not in self._chosen:
-                site = AttentionSite(self.site.name, *shape, causal, padding is not None, dropout)
+                site = AttentionSite(self.site.name, *shape, causal, padding is not None, dropout, window, softcap)
                 self._chosen[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
             name, kernel = self._chosen[key]
             try:
-                output = kernel.forward(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
+                output = kernel.forward(
+                    q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout, **further
+                )
             except (ImportError, NotImplementedError) as error:
                 # A library that was built for another torch or device raises only when it is used.
                 reason = str(error).partition("\n")[0] or type(error).__name__

@@ -35,13 +35,23 @@ def _transformers_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
-    unknown = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    unknown = [name for name in ("sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
     if attention_mask is not None and attention_mask.dim() != 2:
         unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)}")
     if unknown:
         raise _unsupported(", ".join(unknown))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    output = attend(module, query, key, value, padding=attention_mask, causal=causal, scale=scaling, dropout=dropout)
+    output = attend(
+        module,
+        query,
+        key,
+        value,
+        padding=attention_mask,
+        causal=causal,
+        scale=scaling,
+        dropout=dropout,
+        softcap=others.get("softcap"),
+    )
     return output.transpose(1, 2).contiguous(), None
 
 

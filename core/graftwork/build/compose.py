@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from graftwork.config.restore import restore_component
 from graftwork.config.sites import attention_sites, describe_towers, kernels_for
 from graftwork.contracts.anatomy import (
     DTYPES,
+    AttentionSite,
     BuildContext,
     Structure,
     TowerOutput,
@@ -150,6 +151,7 @@ def assemble(
         context = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
         modules = {part: tower.build(config_of(model_spec.parts[part]), context) for part, tower in towers.items()}
         structure = architecture.build(config_of(model_spec.model), modules, outputs, context)
+    sites = attention_sites(plan, architecture, towers, outputs)
     return Assembly(
         plan=plan,
         architecture=architecture,
@@ -159,7 +161,8 @@ def assemble(
         processor=_processor(model_spec.model, architecture, processor, outputs),
         peft=peft,
         strategies=strategies,
-        bindings=bind_attention(plan, lookup, structure, architecture, towers, outputs),
+        bindings=bind_attention(plan, lookup, structure, sites),
+        own_attention={site.name: site for site in sites if site.own},
         device=device,
         precision=precision or run_context.train.precision,
     )
@@ -205,15 +208,13 @@ def bind_attention(
     plan: Plan,
     lookup: Lookup,
     structure: Structure,
-    architecture: ModelArchitecture[Any],
-    towers: Mapping[str, VisionTower[Any]],
-    outputs: Mapping[str, TowerOutput],
+    sites: Sequence[AttentionSite],
 ) -> dict[str, Binding]:
-    """Give every attention module of a built model the kernels of its site; sites with none keep the plain one."""
-    known = {site.name: site for site in attention_sites(plan, architecture, towers, outputs)}
+    """Give every attention module of a built model the kernels of its site; sites with none keep the plain one, or the model's own."""
+    known = {site.name: site for site in sites}
     bindings = {}
     for name, modules in structure.attention_modules.items():
-        if name in known and (kernels := kernels_for(plan, name, lookup)):
+        if name in known and not known[name].own and (kernels := kernels_for(plan, name, lookup)):
             bindings[name] = Binding(known[name], kernels)
             for module in modules:
                 bind(structure.model.get_submodule(module).modules(), bindings[name])
@@ -241,7 +242,7 @@ def adapt(
     ]
     if assembly.peft:
         chosen = modules_of(roles, model_spec.on)
-        targets = [name for name in leaves if name in chosen or within(name, chosen)]
+        targets = [name for name in leaves if within(name, chosen)]
         with hollow(model, getattr(torch, DTYPES[assembly.precision])) if fresh else nullcontext() as waiting:
             assembly.peft.inject(model, targets, fresh=fresh)
         if fresh and not waiting:

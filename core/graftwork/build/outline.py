@@ -68,7 +68,7 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
     rows = []
     for role, modules in assembly.structure.roles.items():
         own = {name: p for name, p in assembly.model.named_parameters() if within(name, modules)}
-        leaves = [leaf for leaf in assembly.adaptation.leaves if leaf in modules or within(leaf, modules)]
+        leaves = [leaf for leaf in assembly.adaptation.leaves if within(leaf, modules)]
         changed = [n for n, p in own.items() if p.requires_grad or n in assembly.adaptation.adapter_parameters]
         rows.append(
             RoleRow(

@@ -45,7 +45,7 @@ def parts_of(assembly: Assembly) -> list[str]:
     """The modules that are filled and sharded one after another: the blocks, the modules outside them that hold parameters, and at
     last the model itself. What has values already makes room first, and what lies further in comes before what is around it."""
     blocks = [name for row in assembly.structure.blocks.values() for name in row]
-    outside = [name for name in assembly.adaptation.leaves if name and not within(f"{name}.", blocks)]
+    outside = [name for name in assembly.adaptation.leaves if name and not within(name, blocks)]
 
     def turn(name: str) -> tuple[bool, int]:
         return any(each.is_meta for each in assembly.model.get_submodule(name).parameters()), -name.count(".")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graftwork.contracts.batch import IGNORED, Batch, Encoded, collate
+from graftwork.contracts.batch import IGNORED, Batch, Encoded
+from graftwork.contracts.model import Processor, batch_of
 from graftwork.errors import AdapterError, CheckpointError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ SHARE = 0.05
 """The share of what an adapter does by which logits may be off, whatever rounding would explain: a check that allowed more could
 not tell a checkpoint that works from one that lost its adapter."""
 PIXELS = "pixels."
+TOKEN_FIELDS = "token_fields."
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ class Verification:
         return f"verified against {' and '.join(readers)}" if readers else alone
 
 
-def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+def golden_inputs(examples: Sequence[Encoded], processor: Processor) -> dict[str, Tensor]:
     """The golden inputs, from the first few encoded records."""
     import torch
 
-    batch = collate(examples[:RECORDS], pad_id=pad_id)
+    batch = batch_of(processor, examples[:RECORDS])
     rows, positions = torch.nonzero(batch.labels[:, 1:] != IGNORED, as_tuple=True)
     if not len(rows):
         raise CheckpointError(
@@ -114,19 +116,25 @@ def golden_inputs(examples: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]
         "rows": rows[chosen],
         "positions": positions[chosen],
     }
-    return tensors | {PIXELS + part: pixels for part, pixels in batch.pixels.items()}
+    for prefix, held in ((PIXELS, batch.pixels), (TOKEN_FIELDS, batch.token_fields)):
+        tensors |= {prefix + name: value for name, value in held.items()}
+    return tensors
 
 
 def golden_logits(assembly: Assembly, golden: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The golden inputs' logits with the adapter on and off, `[positions, vocabulary]`, fp32, on the CPU. Collective."""
     import torch
 
+    def held(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
     batch = Batch(
         input_ids=golden["input_ids"],
         attention_mask=golden["attention_mask"],
         image_token_mask=golden["image_token_mask"],
         labels=torch.full_like(golden["input_ids"], IGNORED),
-        pixels={name.removeprefix(PIXELS): value for name, value in golden.items() if name.startswith(PIXELS)},
+        pixels=held(PIXELS),
+        token_fields=held(TOKEN_FIELDS),
     ).to(assembly.device)
     model = assembly.model
     training = model.training

@@ -109,7 +109,7 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
         )
     )
     for site, facts in read.attention.items():
-        ran = ", ".join(facts.get("ran", {})) or "nothing"
+        ran = facts.get("own") or ", ".join(facts.get("ran", {})) or "nothing"
         fallbacks = f"; {'; '.join(facts['fallbacks'])}" if facts.get("fallbacks") else ""
         rows.append(
             (f"attention, {site}", f"{ran} ran in {read.golden.precision} on the {read.golden.device}{fallbacks}")

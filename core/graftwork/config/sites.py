@@ -51,5 +51,10 @@ def kernels_on(
     `device` is `cuda` or `cpu`; by default the machine's.
     """
     dtype, device = DTYPES[plan.run_context.train.precision], device or ("cuda" if machine.cuda else "cpu")
-    cases = ((site, AttentionCase(site, dtype, device, machine.capability)) for site in sites)
-    return [(site, choose(case, kernels_for(plan, site.name, lookup))) for site, case in cases]
+
+    def chosen(site: AttentionSite) -> Chosen:
+        if site.own:
+            return Chosen(f"{site.own} (the model's own)", None, (("kernels", site.why_own),) if site.why_own else ())
+        return choose(AttentionCase(site, dtype, device, machine.capability), kernels_for(plan, site.name, lookup))
+
+    return [(site, chosen(site)) for site in sites]

@@ -36,6 +36,7 @@ class Trial:
         return (
             f"{site.heads} heads over {site.kv_heads}, head_dim {site.head_dim}, {self.case.dtype} on {self.case.device}, "
             f"{self.lengths}, {self.padding} padding{', causal' * site.causal}{f', dropout {site.dropout}' * (site.dropout > 0)}"
+            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}"
         )
 
 
@@ -49,9 +50,11 @@ def trial(
     padding: str = "left",
     lengths: str = "as many queries as keys",
     dropout: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Trial:
     """A trial with four heads."""
-    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout)
+    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap)
     return Trial(AttentionCase(site, dtype, *device), lengths, padding)
 
 
@@ -73,6 +76,13 @@ def trials(kernel: AttentionKernel[Any]) -> list[Trial]:
         for dtype, kv_heads, causal, padding, lengths in product(DTYPES, (4, 2, 1), (False, True), PADDINGS, LENGTHS)
     ]
     expected += [trial(dtype, device, head_dim=head_dim) for dtype, head_dim in product(DTYPES, (16, 40, 128, 256))]
+    further: list[dict[str, Any]] = [{"window": 3}, {"softcap": 0.5}]
+    expected += [
+        trial(dtype, device, causal=causal, lengths=lengths, **each)
+        for each in further
+        if kernel.computes.issuperset(each)
+        for dtype, causal, lengths in product(DTYPES, (False, True), LENGTHS)
+    ]
     forward_only = [replace(each, case=replace(each.case, backward=False)) for each in expected]
     found = [each for each in expected if kernel.supports(each.case)]
     found = found or [each for each in forward_only if kernel.supports(each.case)]
@@ -107,7 +117,10 @@ def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
 def run(compute: Any, of: Trial, tensors: list[Tensor], padding: Tensor | None) -> Tensor:
     """What a kernel, or the definition, computes in a trial."""
     site = of.case.site
-    output: Tensor = compute(*tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout)
+    further = {name: value for name, value in (("window", site.window), ("softcap", site.softcap)) if value is not None}
+    output: Tensor = compute(
+        *tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout, **further
+    )
     return output
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,9 +16,10 @@ from graftwork.conformance.specimens import KitTower, distance, image, records
 from graftwork.conformance.weighted import folder_of
 from graftwork.contracts.anatomy import AttentionCase, named_tensors, within
 from graftwork.contracts.assembly import Assembly
-from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.batch import Batch, Encoded
 from graftwork.contracts.kinds import ModelArchitecture
 from graftwork.contracts.lookup import DictLookup, Lookup
+from graftwork.contracts.model import batch_of, completed
 from graftwork.contracts.plan import Plan, WeightsRef
 
 if TYPE_CHECKING:
@@ -78,11 +79,6 @@ def _model_class(subject: Subject) -> type[ModelArchitecture[Any]]:
     return cast(type[ModelArchitecture[Any]], subject.component)
 
 
-def batch_of(assembly: Assembly, examples: Sequence[Encoded], side: str = "right") -> Batch:
-    """Encoded records as a batch for the model."""
-    return collate(examples, pad_id=assembly.processor.pad_id, side=side)
-
-
 def hidden(assembly: Assembly, batch: Batch, *more: Any) -> Tensor:
     """The final hidden states, without gradients."""
     import torch
@@ -106,15 +102,15 @@ def far(found: Tensor, expected: Tensor) -> float:
 
 
 def every_parameter_has_one_role(subject: Subject) -> Iterator[str]:
-    """Roles are declared, their modules exist, and together they hold each parameter once; so does each part."""
+    """Roles are declared, what they name exists, and together they hold each parameter once; so does each part."""
     structure, component = built(subject).assembly.structure, _model_class(subject)
-    modules = dict(structure.model.named_modules())
+    known = {name for name, _ in (*structure.model.named_modules(), *structure.model.named_parameters())}
     for role, names in structure.roles.items():
         if role not in component.roles:
             yield f"every role must be declared, and '{role}' is not in 'roles'; add it with a line on what it is"
         for name in names:
-            if name not in modules:
-                yield f"a role must name modules, and there is no '{name}' for '{role}'; fix 'build'"
+            if name not in known:
+                yield f"a role must name modules or parameters, and there is no '{name}' for '{role}'; fix 'build'"
     for role in component.newly_initialised_roles:
         if role not in component.roles:
             yield f"'newly_initialised_roles' must be roles, and '{role}' is none; add it to 'roles', or remove it"
@@ -138,7 +134,7 @@ def blocks_and_sites_exist(subject: Subject) -> Iterator[str]:
                 if name not in modules:
                     yield f"a {kind} must be a module, and '{row}' names '{name}', which there is not; fix 'build'"
     for site in attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs):
-        if site.name not in structure.attention_modules:
+        if not site.own and site.name not in structure.attention_modules:
             yield f"'build' must say where every site is, and '{site.name}' has no modules; add it to Structure(attention_modules=…)"
 
 
@@ -146,12 +142,16 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     """Each site runs through Graftwork's kernels, with the shapes that it declares."""
     made = built(subject)
     assembly = made.assembly
-    hidden(assembly, batch_of(assembly, examples(assembly)))
+    hidden(assembly, batch_of(assembly.processor, examples(assembly)))
     sites = attention_sites(assembly.plan, assembly.architecture, assembly.towers, assembly.outputs)
     if not sites:
         raise Skipped("it says that it computes no attention")
     for site in sites:
         computed = [case.site for case in made.cases if case.site.name == site.name]
+        if site.own:
+            if computed:
+                yield f"site '{site.name}' says that it is the model's own, and a kernel computed it; leave 'own' empty"
+            continue
         if not computed:
             yield f"site '{site.name}' must run through Graftwork's kernels, and nothing did; build with context.attn_implementation, or call attend"
         for each in computed:
@@ -170,11 +170,11 @@ def optional_parts_may_be_empty(subject: Subject) -> Iterator[str]:
         raise Skipped("it needs all of its parts")
     parts = {part: EMPTY if part in empty else KitTower.name for part in slots}
     reduced = compose.build_shape(plan_of(subject, parts, made.lookup, "conformance-recorder"), made.lookup)
-    modules = dict(reduced.model.named_modules())
+    known = {name for name, _ in (*reduced.model.named_modules(), *reduced.model.named_parameters())}
     for role, names in reduced.structure.roles.items():
         for name in names:
-            if name not in modules:
-                yield f"without {' and '.join(empty)} a role must still name modules, and there is no '{name}' for '{role}'; leave it out"
+            if name not in known:
+                yield f"without {' and '.join(empty)} a role must still name what is there, and there is no '{name}' for '{role}'; leave it out"
 
 
 def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
@@ -194,7 +194,7 @@ def its_shape_is_known_without_weights(subject: Subject) -> Iterator[str]:
 def hidden_states_and_logits_have_their_shapes(subject: Subject) -> Iterator[str]:
     """`[rows, tokens, width]`, and as many scores as the processor's vocabulary."""
     assembly = built(subject).assembly
-    batch = batch_of(assembly, examples(assembly))
+    batch = batch_of(assembly.processor, examples(assembly))
     states = hidden(assembly, batch)
     if states.dim() != 3 or states.shape[:2] != batch.input_ids.shape:
         yield f"hidden states must be [rows, tokens, width] for {tuple(batch.input_ids.shape)} ids, and they are {tuple(states.shape)}; fix 'forward'"
@@ -209,11 +209,11 @@ def padding_and_neighbours_change_nothing(subject: Subject) -> Iterator[str]:
     assembly = built(subject).assembly
     encoded = examples(assembly)
     for side in ("right", "left"):
-        together = hidden(assembly, batch_of(assembly, encoded, side))
+        together = hidden(assembly, batch_of(assembly.processor, encoded, side=side))
         for row, example in enumerate(encoded):
             n = len(example.input_ids)
             own = together[row, :n] if side == "right" else together[row, -n:]
-            if apart := far(own, hidden(assembly, batch_of(assembly, [example]))[0]):
+            if apart := far(own, hidden(assembly, batch_of(assembly.processor, [example]))[0]):
                 yield (
                     f"padding on the {side} and other rows must change nothing, and record '{records()[row].id}' is {apart:.3g} "
                     "away; take positions from attention_mask, and hide the padding"
@@ -225,7 +225,7 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
     import torch
 
     assembly = built(subject).assembly
-    prompts = batch_of(assembly, examples(assembly, prompts=True), "left")
+    prompts = batch_of(assembly.processor, examples(assembly, prompts=True), side="left")
     rows = len(prompts.input_ids)
     extra = torch.tensor([[11, 12, 13]] * rows) % assembly.processor.vocabulary
     real = torch.ones_like(extra, dtype=torch.bool)
@@ -238,42 +238,51 @@ def a_cache_changes_nothing(subject: Subject) -> Iterator[str]:
             torch.cat([prompts.image_token_mask, ~real[:, :n]], 1),
             torch.cat([prompts.labels, new], 1),
             prompts.pixels,
+            token_fields={
+                name: torch.cat([field, torch.zeros_like(field[..., :1]).expand(*field.shape[:-1], n)], -1)
+                for name, field in prompts.token_fields.items()
+            },
         )
 
-    whole = hidden(assembly, extended(3))
+    whole = hidden(assembly, completed(assembly.processor, extended(3)))
     cache = assembly.model.new_cache()
     states = [hidden(assembly, prompts, None, cache)]
     for n in range(3):
         token, nothing = extra[:, n : n + 1], ~real[:, :1]
-        states.append(hidden(assembly, Batch(token, extended(n + 1).attention_mask, nothing, token, {}), None, cache))
+        longer = extended(n + 1)
+        fields = {name: field[..., -1:] for name, field in longer.token_fields.items()}
+        step = Batch(token, longer.attention_mask, nothing, token, {}, token_fields=fields)
+        states.append(hidden(assembly, step, None, cache))
     where = extended(3).attention_mask[..., None]
     if apart := far(torch.cat(states, 1) * where, whole * where):
         yield f"with a cache the model must compute the same, and it is {apart:.3g} away; use the cached keys, and positions that go on"
 
 
 def features_can_be_kept(subject: Subject) -> Iterator[str]:
-    """What `encode_images` returned stands for the pixels, and its first dimension counts images, so that some can be chosen."""
+    """What `encode_images` returned stands for the pixels, with an entry for each image, so that some can be chosen."""
     import torch
 
     assembly = built(subject).assembly
-    batch = batch_of(assembly, examples(assembly))
-    count = sum(len(record.images) for record in records())
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.reshape(count, -1, *tensor.shape[1:]).flip(0).flatten(0, 1)
-
+    encoded = examples(assembly)
+    batch, count = batch_of(assembly.processor, encoded), sum(len(record.images) for record in records())
     with torch.no_grad():
         features = assembly.model.encode_images(batch.pixels)
-        others = assembly.model.encode_images({part: turned(pixels) for part, pixels in batch.pixels.items()})
-    blind = replace(batch, pixels={part: torch.zeros_like(pixels) for part, pixels in batch.pixels.items()})
-    if apart := far(hidden(assembly, blind, features), hidden(assembly, batch)):
+        alone = [
+            feature
+            for example in encoded
+            if example.pixels
+            for feature in assembly.model.encode_images(batch_of(assembly.processor, [example]).pixels)
+        ]
+    if len(features) != count:
+        yield f"'encode_images' must return an entry for each image, and for {count} it returns {len(features)}; split what it computes"
+        return
+    for feature, own in zip(features, alone, strict=True):
+        if any(far(*pair) for pair in zip(tensors_in(feature), tensors_in(own), strict=True)):
+            yield "each entry of 'encode_images' must be of its own image, in order, and beside other images one is another than alone; put images first"
+    # What the images show goes; whole numbers, which say how they lie in the batch, stay.
+    blind = {name: torch.zeros_like(p) if p.is_floating_point() else p for name, p in batch.pixels.items()}
+    if apart := far(hidden(assembly, replace(batch, pixels=blind), features), hidden(assembly, batch)):
         yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'encode_images'"
-    for feature, other in zip(tensors_in(features), tensors_in(others), strict=True):
-        if len(feature) % count or far(turned(feature), other):
-            yield (
-                f"the first dimension of what 'encode_images' returns must count images, and of {count} turned round it is not turned "
-                f"round, in a tensor of shape {tuple(feature.shape)}; put images first"
-            )
 
 
 def images_are_encoded_where_the_structure_says(subject: Subject) -> Iterator[str]:
@@ -282,7 +291,7 @@ def images_are_encoded_where_the_structure_says(subject: Subject) -> Iterator[st
     import torch
 
     assembly = built(subject).assembly
-    structure, pixels = assembly.structure, batch_of(assembly, examples(assembly)).pixels
+    structure, pixels = assembly.structure, batch_of(assembly.processor, examples(assembly)).pixels
     outside = [p for n, p in assembly.model.named_parameters() if not within(n, structure.image_encoder)]
     kept = [parameter.data for parameter in outside]
     with torch.no_grad():
@@ -315,7 +324,7 @@ def images_are_seen(subject: Subject) -> Iterator[str]:
     first, text, _ = records()
     other = replace(first, images=(image("lime"),))
     pairs = [[assembly.processor.encode(record) for record in pair] for pair in ((first, text), (other, text))]
-    red, lime = (hidden(assembly, batch_of(assembly, pair)) for pair in pairs)
+    red, lime = (hidden(assembly, batch_of(assembly.processor, pair)) for pair in pairs)
     places = pairs[0][0].image_token_mask
     if not any(places):
         yield "a record with an image must have image positions, and there is none; set them in 'encode'"
@@ -345,7 +354,7 @@ def what_is_written_reads_back(subject: Subject) -> Iterator[str]:
     again.model.eval()
     if again.adaptation.newly_initialised:
         yield f"'write' must write the whole model, and of '{again.adaptation.newly_initialised[0]}' nothing is read back; write every tensor"
-    batch = batch_of(assembly, examples(assembly))
+    batch = batch_of(assembly.processor, examples(assembly))
     found, expected = (each.model.logits(hidden(each, batch)) for each in (again, assembly))
     if apart := far(found, expected):
         yield f"what 'write' wrote must read back the same, and the logits are {apart:.3g} away; write every tensor and every setting"

@@ -77,7 +77,7 @@ def only_the_targets_are_adapted(subject: Subject) -> Iterator[str]:
     assembly = assemble(peft=subject.ready())
     model = assembly.model
     base = dict(model.named_parameters())
-    others = [n for n, m in model.named_modules() if not list(m.children()) and not within(f"{n}.", ROLES["first"])]
+    others = [n for n, m in model.named_modules() if not list(m.children()) and not within(n, ROLES["first"])]
     with calls_of(model, others) as calls:
         logits(assembly)
     adapt(assembly)

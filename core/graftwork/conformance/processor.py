@@ -26,6 +26,10 @@ def differing(first: Encoded, second: Encoded) -> str:
     for name in ("input_ids", "image_token_mask", "labels"):
         if list(getattr(first, name)) != list(getattr(second, name)):
             return name
+    if {name: list(field) for name, field in first.token_fields.items()} != {
+        name: list(field) for name, field in second.token_fields.items()
+    }:
+        return "token_fields"
     same = first.pixels.keys() == second.pixels.keys()
     return "" if same and all(first.pixels[part].equal(second.pixels[part]) for part in first.pixels) else "pixels"
 
@@ -36,6 +40,7 @@ def tokens_labels_and_length_agree(subject: Subject) -> Iterator[str]:
     for record in records():
         encoded = processor.encode(record)
         counts = {name: len(getattr(encoded, name)) for name in ("input_ids", "image_token_mask", "labels")}
+        counts |= {name: len(field) for name, field in encoded.token_fields.items()}
         counts["length"], counts["lengths"] = processor.length(record), _only(lengths_of(processor, [record]))
         if len(set(counts.values())) != 1:
             yield f"everything about a record must count its tokens, and for '{record.id}' there are {counts}; make them agree"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import plain_attention
 from graftwork.contracts.anatomy import AttentionCase, AttentionSite
@@ -22,15 +22,14 @@ def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
         """Attention by its definition, with a record of every case"""
 
         name = "conformance-recorder"
+        computes = frozenset({"window", "softcap"})
 
         def supports(self, case: AttentionCase) -> Support:
             cases.append(case)
             return SUPPORTED
 
-        def forward(
-            self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
-        ) -> Tensor:
-            return plain_attention(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout)
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+            return plain_attention(q, k, v, **options)
 
     return Recorder, cases
 
@@ -44,6 +43,7 @@ def misfit(computed: AttentionSite, declared: Sequence[AttentionSite]) -> str:
             and computed.causal <= site.causal
             and computed.padding <= site.padding
             and computed.dropout <= site.dropout
+            and (computed.window, computed.softcap) == (site.window, site.softcap)
         ):
             return ""
     return f"{_described(computed)} is computed, and declared is {' or '.join(map(_described, declared))}"
@@ -52,4 +52,7 @@ def misfit(computed: AttentionSite, declared: Sequence[AttentionSite]) -> str:
 def _described(site: AttentionSite) -> str:
     words = [f"{site.heads} heads over {site.kv_heads} of head_dim {site.head_dim}"]
     words += ["causal"] * site.causal + ["padding"] * site.padding + [f"dropout {site.dropout}"] * bool(site.dropout)
+    words += [
+        f"{name} {value}" for name, value in (("window", site.window), ("softcap", site.softcap)) if value is not None
+    ]
     return ", ".join(words)

@@ -50,7 +50,7 @@ from graftwork.contracts.kinds import (
 )
 from graftwork.contracts.lookup import DictLookup, Found, Lookup
 from graftwork.contracts.loss import cross_entropy, summed_loss
-from graftwork.contracts.model import Processor, VisionLanguageModel
+from graftwork.contracts.model import Processor, VisionLanguageModel, batch_of
 from graftwork.contracts.records import BadRecord, Image, Record, Turn, image_key
 from graftwork.contracts.score import Prediction, Score, plain_sum
 from graftwork.contracts.setting import setting
@@ -187,6 +187,7 @@ __all__ = [
     "Weighted",
     "WeightsRef",
     "Writer",
+    "batch_of",
     "broken",
     "collate",
     "config_of",

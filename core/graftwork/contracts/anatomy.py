@@ -23,6 +23,16 @@ class AttentionSite:
     padding: bool
     """Whether some keys can be padding."""
     dropout: float = 0.0
+    window: int | None = None
+    """A sliding window: a query sees the keys that lie nearer to it than this, its own included; None where it sees all."""
+    softcap: float | None = None
+    """Scores are bent to `softcap * tanh(score / softcap)`; None where they are not."""
+    segments: bool = False
+    """Whether queries see the keys of their own segment alone: of one of several packed sequences, or of one image."""
+    own: str = ""
+    """Where the model's own attention computes the site and no kernel is bound: whose it is, such as `transformers' sdpa`."""
+    why_own: str = ""
+    """Why no kernel is bound, as a clause."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,8 @@ class Structure:
 
     model: nn.Module
     roles: Mapping[str, tuple[str, ...]]
-    """Role to the names of its modules; a module stands for everything below it."""
+    """Role to the names of its modules, each of which stands for everything below it, or of single parameters that lie in a module
+    of no role."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """`language`, `vision.PART`: the names of the repeated blocks, in order. `mining`: what joins the maps of several
     towers, a module whose forward takes tensors, or lists of them, and whose inputs and output all count images in their
@@ -92,7 +103,7 @@ class Structure:
     """Attention site, as `sites` names it (towers as `vision.PART`), to the modules at or below which it is computed;
     the empty name is the model itself. Where two overlap, the one that is listed later wins."""
     image_encoder: tuple[str, ...] = ("",)
-    """The modules that `encode_images` runs; the empty name, the whole model, is always right. Where nothing in them is
+    """The modules, or single parameters, that `encode_images` uses; the empty name, the whole model, is always right. Where nothing in them is
     trained, an image is encoded once for the base and the adapter."""
     tied_weights: Mapping[str, str] = field(default_factory=dict)
     """Names that weights may hold although the built model has no such tensor, to the tensor, or the computed buffer, that they
@@ -134,12 +145,12 @@ def earlier_names(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, s
 
 
 def within(name: str, modules: Iterable[str]) -> bool:
-    """Whether a tensor's name lies in one of the modules; the empty name is the whole model."""
-    return any(not module or name.startswith(f"{module}.") for module in modules)
+    """Whether a name is one of `modules`, or lies in one; the empty name is the whole model."""
+    return any(not module or name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def modules_of(roles: Mapping[str, tuple[str, ...]], wanted: Sequence[str]) -> list[str]:
-    """The modules of the wanted roles, where `language` means every `language.*`."""
+    """What the wanted roles name, where `language` means every `language.*`."""
     return [
         module
         for role, modules in roles.items()

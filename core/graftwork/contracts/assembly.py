@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork.contracts.accounting import Accounts
-from graftwork.contracts.anatomy import DTYPES, Structure, TowerOutput, named_tensors, within
+from graftwork.contracts.anatomy import DTYPES, AttentionSite, Structure, TowerOutput, named_tensors, within
 from graftwork.contracts.kinds import AttentionKernel, MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.loss import cross_entropy
 from graftwork.contracts.model import Processor
@@ -67,6 +67,8 @@ class Assembly:
     bindings: Mapping[str, KernelBinding]
     device: torch.device
     precision: str
+    own_attention: Mapping[str, AttentionSite] = field(default_factory=dict)
+    """The attention sites that the model computes itself, by name; no kernel is bound there."""
     adaptation: Adaptation = field(default_factory=lambda: Adaptation())
     """What the base weights hold and what was added to them; set once, when the PEFT method is injected."""
     base_files: Accounts = field(default_factory=dict)
@@ -150,8 +152,13 @@ class Assembly:
         return kept
 
     def kernel_usage(self) -> dict[str, Any]:
-        """Which kernel really ran at each site, how often, and why others were passed over."""
-        return {
+        """Which kernel really ran at each site, how often, and why others were passed over; of a site that the model computes
+        itself, by what."""
+        bound = {
             name: {"ran": dict(binding.ran), "fallbacks": list(binding.fallbacks)}
             for name, binding in self.bindings.items()
+        }
+        return bound | {
+            name: {"own": site.own, "fallbacks": [site.why_own] if site.why_own else []}
+            for name, site in self.own_attention.items()
         }

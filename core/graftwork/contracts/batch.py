@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ class Encoded:
     labels: Sequence[int]
     """The ids to predict, `IGNORED` where there is no loss; as long as `input_ids`, not shifted."""
     pixels: Mapping[str, torch.Tensor]
-    """The images of this record: part name to `[images, 3, height, width]`, or more where a part sees an image in several
-    views; empty without images."""
+    """What is seen of this record's images, by name: for each part `[images, 3, height, width]`, or more where a part sees an
+    image in several views; for a model without parts whatever its images are made of. Empty without images."""
     weight: float = 1.0
     """What the record's loss counts; set by the engine."""
+    token_fields: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """What else the model is told of each token, such as `token_type_ids`: name to whole numbers, as many as `input_ids`. Padding
+    and generated tokens have 0."""
 
     @property
     def num_label_tokens(self) -> int:
@@ -52,24 +55,31 @@ class Batch:
     labels: torch.Tensor
     """`[rows, tokens]`, int64, `IGNORED` where there is no loss."""
     pixels: dict[str, torch.Tensor]
-    """Part name to `[images, 3, height, width]`; empty when no row has an image."""
+    """Those of all rows, joined in the first dimension; empty when no row has an image."""
     label_positions: torch.Tensor | None = None
     """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
     collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
     weights: Sequence[tuple[float, int]] = ()
     """What the loss of each row counts, and how many labels it has; empty where all rows count alike, as 1."""
+    token_fields: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What else the model is told of each token: name to `[rows, tokens]`, or `[rows, …, tokens]` where `Processor.complete` made
+    it, int64."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.pixels.items()}
+
+        def moved(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.attention_mask.to(device, non_blocking=True),
             self.image_token_mask.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
-            moved,
+            moved(self.pixels),
             None if self.label_positions is None else self.label_positions.to(device, non_blocking=True),
             self.weights,
+            moved(self.token_fields),
         )
 
 
@@ -81,16 +91,21 @@ def find_label_positions(labels: torch.Tensor) -> torch.Tensor:
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") -> Batch:
-    """Pad `examples` to the longest, on the `side` "right" (training) or "left" (generation)."""
+    """Pad `examples` to the longest, on the `side` "right" (training) or "left" (generation); see also `batch_of`.
+
+    What is seen of images is joined in the first dimension. Where other dimensions differ, such as the tiles of an image or its sides, zeros are put
+    at their ends, as transformers' processors do.
+    """
     import torch
 
     longest = max(len(example.input_ids) for example in examples)
 
-    def padded(values: Sequence[int] | Sequence[bool], filler: int | bool) -> list[int | bool]:
+    def padded(values: Sequence[int] | Sequence[bool], filler: int | bool = 0) -> list[int | bool]:
         filling: list[int | bool] = [filler] * (longest - len(values))
         return [*values, *filling] if side == "right" else [*filling, *values]
 
     parts = dict.fromkeys(name for example in examples for name in example.pixels)
+    fields = dict.fromkeys(name for example in examples for name in example.token_fields)
     labels = [padded(example.labels, IGNORED) for example in examples]
     label_positions = [
         row * longest + place - 1
@@ -103,10 +118,26 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
         torch.tensor([padded([True] * len(e.input_ids), False) for e in examples], dtype=torch.bool),
         torch.tensor([padded(e.image_token_mask, False) for e in examples], dtype=torch.bool),
         torch.tensor(labels, dtype=torch.int64),
-        {name: torch.cat([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
+        {name: _joined([e.pixels[name] for e in examples if name in e.pixels]) for name in parts},
         torch.tensor(label_positions, dtype=torch.int64),
         _weights(examples, labels) if any(example.weight != 1 for example in examples) else (),
+        {name: torch.tensor([padded(e.token_fields.get(name, ())) for e in examples]) for name in fields},
     )
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after another in the first dimension, with zeros at the ends of the others where they differ."""
+    import torch
+
+    sizes = [max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        lacking = [size - side for size, side in zip(sizes, tensor.shape[1:], strict=True)]
+        # Given from the last dimension to the first, each with what comes before and after it.
+        ends = [number for count in reversed(lacking) for number in (0, count)]
+        return torch.nn.functional.pad(tensor, ends) if any(ends) else tensor
+
+    return torch.cat([filled(tensor) for tensor in tensors])
 
 
 def _weights(examples: Sequence[Encoded], labels: Sequence[Sequence[int]]) -> list[tuple[float, int]]:

@@ -81,6 +81,9 @@ class AttentionKernel(Component[S]):
     kind: ClassVar[str] = "attention"
     preference: ClassVar[int] = 0
     """Where a run file names none, kernels are tried from the highest preference down."""
+    computes: ClassVar[frozenset[str]] = frozenset()
+    """Of `window`, `softcap` and `segments` (see `AttentionSite`) those that it computes. It is never asked for the others, and
+    gets those that a case has as further arguments of `forward`."""
 
     @abstractmethod
     def supports(self, case: AttentionCase) -> Support:
@@ -95,7 +98,8 @@ class AttentionKernel(Component[S]):
         `q` is `[batch, heads, queries, head_dim]`; `k` and `v` are `[batch, kv_heads, keys, head_dim]`, where kv_heads
         divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
         `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
-        no key at all, or that is padding itself, gets finite numbers, whatever they are.
+        no key at all, or that is padding itself, gets finite numbers, whatever they are. A kernel that `computes` more takes
+        `window: int | None` and `softcap: float | None` as well, None by default.
         """
 
 

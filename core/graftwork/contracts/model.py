@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from graftwork.contracts.batch import Batch, Encoded, collate
 from graftwork.contracts.records import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graftwork.contracts.batch import Batch, Encoded
-
 
 class VisionLanguageModel(Protocol):
     """What the engine calls on a built model, which is a `torch.nn.Module`."""
 
-    def encode_images(self, pixels: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The towers' outputs for a batch's pixels, as tensors whose first dimension counts images (or their views)."""
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> Sequence[Any]:
+        """The features of a batch's images: an entry for each image, in order, so that some can be chosen or repeated. What an
+        entry is made of is the model's own business: a tensor, or lists and tables of tensors."""
         ...
 
-    def __call__(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+    def __call__(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`.
 
-        `features` saves calling `see` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
+        `features`, an entry for each image of the batch, saves calling `encode_images` again. With a `cache` (see `new_cache`) `batch.input_ids` holds the new tokens
         only and `batch.attention_mask` covers the cached ones as well: `[rows, cached + new]`.
         """
         ...
@@ -39,7 +39,11 @@ class VisionLanguageModel(Protocol):
 
 
 class Processor(Protocol):
-    """The only way from records to tensors and back."""
+    """The only way from records to tensors and back.
+
+    A processor may also have `complete(batch)`, which returns a collated batch with what of it is computed on the host and from
+    whole rows, such as positions: in `forward` it would make the host wait for the device at each step.
+    """
 
     pad_id: int
     stop_ids: frozenset[int]
@@ -66,3 +70,14 @@ class Processor(Protocol):
     def save(self, folder: Path) -> None:
         """Write everything that `ModelArchitecture.processor` needs into an empty folder, as files that are no pickles."""
         ...
+
+
+def batch_of(processor: Processor, examples: Sequence[Encoded], *, side: str = "right") -> Batch:
+    """`collate`, and what the processor has to `complete` in the batch."""
+    return completed(processor, collate(examples, pad_id=processor.pad_id, side=side))
+
+
+def completed(processor: Processor, batch: Batch) -> Batch:
+    """The batch as `Processor.complete` returns it; the batch itself where a processor has no such method."""
+    complete: Callable[[Batch], Batch] | None = getattr(processor, "complete", None)
+    return complete(batch) if complete else batch

@@ -371,4 +371,5 @@ def cut(example: Encoded, max_length: int) -> Encoded:
         input_ids=example.input_ids[:max_length],
         image_token_mask=example.image_token_mask[:max_length],
         labels=example.labels[:max_length],
+        token_fields={name: values[:max_length] for name, values in example.token_fields.items()},
     )

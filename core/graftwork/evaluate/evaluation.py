@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
-from graftwork.contracts.batch import Encoded, collate
+from graftwork.contracts.batch import Encoded
 from graftwork.contracts.kinds import Evaluator
+from graftwork.contracts.model import batch_of
 from graftwork.contracts.records import BadRecord, Record, RecordCounts, image_key, unit_key
 from graftwork.contracts.score import Prediction, plain_sum
 from graftwork.data.digest import image_hash, question_digest
@@ -30,8 +31,6 @@ from graftwork.evaluate.scores import ADAPTER, BASE, Row, describe_majority, des
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from graftwork.contracts.assembly import Assembly
 
 Prompt = tuple[Record, Encoded]
@@ -335,42 +334,19 @@ def _ask(
     ]
 
 
-def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Mapping[str, Any] | None:
-    """The towers' outputs for the images of all prompts, in order; prompts about the same image share one encoding.
-
-    They can share it where every image has the same number of views (one, or as many tiles), which the pixels tell.
-    """
-    import torch
-
+def image_features(assembly: Assembly, prompts: Sequence[Prompt]) -> Sequence[Any] | None:
+    """The features of the images of all prompts, an entry for each in order; prompts about the same images share one encoding."""
     distinct: dict[str, Prompt] = {}
     for record, prompt in prompts:
         distinct.setdefault(image_key(record), (record, prompt))
-    views = {(part, len(value) / len(record.images)) for record, p in prompts for part, value in p.pixels.items()}
-    shared = len(distinct) < len(prompts) and len(views) == len(dict(views))
-    encoded = list(distinct.values()) if shared else prompts
-    pixels = collate([prompt for _, prompt in encoded], pad_id=assembly.processor.pad_id).to(assembly.device).pixels
+    encoded = [prompt for _, prompt in distinct.values()]
+    pixels = batch_of(assembly.processor, encoded).to(assembly.device).pixels
     if not pixels:
         return None
     with answering(assembly):
-        features: Mapping[str, Any] = assembly.model.encode_images(pixels)
-        if not shared:
-            return features
-        places: dict[str, range] = {}
-        count = 0
-        for key, (record, _) in distinct.items():
-            places[key] = range(count, count := count + len(record.images))
-        index = [place for record, _ in prompts for place in places[image_key(record)]]
-        repeated: Mapping[str, Any] = _repeat(features, torch.tensor(index, device=assembly.device), count)
-        return repeated
-
-
-def _repeat(features: Any, index: Tensor, count: int) -> Any:
-    """The outputs for the images at `index`, out of those for `count` images."""
-    if isinstance(features, Mapping):
-        return {name: _repeat(value, index, count) for name, value in features.items()}
-    if isinstance(features, list | tuple):
-        return [_repeat(value, index, count) for value in features]
-    return features.unflatten(0, (count, -1)).index_select(0, index).flatten(0, 1)
+        features = iter(assembly.model.encode_images(pixels))
+    of = {key: [next(features) for _ in record.images] for key, (record, _) in distinct.items()}
+    return [feature for record, _ in prompts for feature in of[image_key(record)]]
 
 
 def _header(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.batch import Batch, Encoded
+from graftwork.contracts.model import batch_of
 from graftwork.contracts.plan import config_of
 from graftwork.contracts.records import Record
 from graftwork.errors import DataError
@@ -69,16 +70,16 @@ def context_of(assembly: Assembly) -> int | None:
 
 
 def answer(
-    assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Mapping[str, Any] | None = None
+    assembly: Assembly, prompts: Sequence[Encoded], *, max_new_tokens: int, features: Sequence[Any] | None = None
 ) -> Answers:
     """Answer every prompt greedily, as if each were alone; no answer is longer than there is `room` for it.
 
-    `features` are the towers' outputs for the images of all prompts, in order, and save encoding them again.
+    `features` are those of the images of all prompts, an entry each in order, and save encoding them again.
     """
     import torch
 
     processor, model, device = assembly.processor, assembly.model, assembly.device
-    batch = collate(prompts, pad_id=processor.pad_id, side="left").to(device)
+    batch = batch_of(processor, prompts, side="left").to(device)
     stop = torch.tensor(sorted(processor.stop_ids), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     limits = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
@@ -96,7 +97,9 @@ def answer(
             # A sequence at its limit is not extended: the model has no positions beyond it.
             mask = torch.cat([batch.attention_mask, (max_lengths > len(steps))[:, None]], dim=1)
             nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
-            batch, features = Batch(token[:, None], mask, nothing, token[:, None], {}), None
+            fields = {name: torch.zeros_like(value[..., -1:]) for name, value in batch.token_fields.items()}
+            batch = Batch(token[:, None], mask, nothing, token[:, None], {}, token_fields=fields)
+            features = None
     rows = torch.stack(steps, dim=1).tolist()
     ids = [until_stop(row[:limit], processor.stop_ids) for row, limit in zip(rows, limits, strict=True)]
     return Answers(

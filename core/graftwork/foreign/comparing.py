@@ -15,9 +15,10 @@ from graftwork.checkpoint import store
 from graftwork.checkpoint.store import Opened
 from graftwork.checkpoint.verification import Agreement, Verification
 from graftwork.contracts.anatomy import within
-from graftwork.contracts.batch import IGNORED, Batch, Encoded, collate
+from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.external import ExternalFolder, ImportPlan, Reference
 from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.model import batch_of
 from graftwork.contracts.plan import folder_of
 from graftwork.errors import AdapterError, CheckpointError, GraftworkError
 from graftwork.foreign.importing import differs, records
@@ -136,7 +137,7 @@ class _Comparing:
         ids = sorted({*range(0, vocabulary, max(1, vocabulary // SPREAD)), *reference.tokens[:SPREAD]})
         readable = [one for one in encoded if reference.reads_images or not any(one.image_token_mask)]
         tokens = Encoded(ids, [False] * len(ids), [IGNORED] * len(ids), {})
-        return collate([*readable, tokens], pad_id=processor.pad_id)
+        return batch_of(processor, [*readable, tokens])
 
     def vocabulary(self) -> int:
         """How many tokens there are."""

@@ -72,9 +72,7 @@ def import_folder(
             raise not_finite(name, value, value.dtype, [diagnosis.folder])
     trained = {name: value.float() if value.is_floating_point() else value for name, value in trained.items()}
     assembly = compose.build(plan, lookup, device="cpu", trained=trained, processor_folder=importing.processor_folder)
-    golden = verification.golden_inputs(
-        [assembly.processor.encode(record) for record in records()], assembly.processor.pad_id
-    )
+    golden = verification.golden_inputs([assembly.processor.encode(record) for record in records()], assembly.processor)
     verification.refuse_without_effect(assembly, *verification.golden_logits(assembly, golden))
     written = store.save(
         assembly,
@@ -174,9 +172,9 @@ class _Importing:
         if self.adapter is None:
             return self.resolved((), also_train, None, kernels)
         modules = self.adapter.modules
-        on = tuple(role for role, held in roles.items() if any(within(f"{module}.", held) for module in modules))
+        on = tuple(role for role, held in roles.items() if any(within(module, held) for module in modules))
         chosen = modules_of(roles, on)
-        leaves = [leaf for leaf in bare.adaptation.leaves if leaf in chosen or within(leaf, chosen)]
+        leaves = [leaf for leaf in bare.adaptation.leaves if within(leaf, chosen)]
         offered = {leaf: bare.model.get_submodule(leaf) for leaf in leaves}
         peft = Selection(self.diagnosis.method, settings=self.adapter.settings(offered), where="peft")
         return self.resolved(on, also_train, peft, kernels)

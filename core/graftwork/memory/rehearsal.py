@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from graftwork.build import compose
 from graftwork.config.machine import Machine
 from graftwork.config.sites import attention_sites, kernels_on
-from graftwork.contracts.batch import IGNORED, Encoded, collate
+from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
-from graftwork.contracts.model import Processor
+from graftwork.contracts.model import Processor, batch_of
 from graftwork.contracts.plan import Choice, Plan, config_of
 from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for
@@ -88,7 +88,7 @@ class Watched:
 
     def _accumulate(self, micro_batch: int) -> None:
         self.tracker.phase = BATCH
-        batch = collate([self.example] * micro_batch, pad_id=self.assembly.processor.pad_id)
+        batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
         self.tracker.phase = FORWARD
         self.stepper.accumulate(
             batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.num_label_tokens
@@ -212,4 +212,5 @@ def longest_record(assembly: Assembly, longest: int) -> Encoded:
     image_token_mask = [*example.image_token_mask, *[False] * filler]
     labels = [IGNORED if is_image else token for is_image, token in zip(image_token_mask, ids, strict=True)]
     pixels = {part: torch.zeros(value.shape, dtype=value.dtype) for part, value in example.pixels.items()}
-    return Encoded(ids, image_token_mask, labels, pixels)
+    fields = {name: [*values, *[0] * filler] for name, values in example.token_fields.items()}
+    return Encoded(ids, image_token_mask, labels, pixels, token_fields=fields)

@@ -144,7 +144,7 @@ def _plan(content: ReportContent) -> Iterator[Markup]:
 
 def _kernels(kernels: Mapping[str, Mapping[str, Any]]) -> Markup:
     rows = [
-        (site, text(found.get("ran")), "; ".join(map(str, found.get("fallbacks", ()))) or "none")
+        (site, text(found.get("own") or found.get("ran")), "; ".join(map(str, found.get("fallbacks", ()))) or "none")
         for site, found in kernels.items()
     ]
     return elements.table(("site", "kernel, calls", "passed over"), rows)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from graftwork import processes
 from graftwork.build import compose
 from graftwork.checkpoint import ancestry, manifest, store, verification, writing
-from graftwork.contracts.batch import Encoded, collate
+from graftwork.contracts.batch import Encoded
 from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.model import batch_of
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
@@ -107,7 +108,6 @@ def attempt(
     source = beginning.folder if beginning else start
     if processes.is_first():
         writing.sweep(out)
-
     budget.enforce(plan, device)
     try:
         assembly = compose.build(plan, lookup, device=device, **store.contents(source))
@@ -154,12 +154,12 @@ class Loop:
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
-        vocabulary, overflows_in = assembly.processor.vocabulary, assembly.architecture.overflows_in
-        self.health = Health(vocabulary, assembly.precision, overflows_in, data.faults())
+        overflows_in = assembly.architecture.overflows_in
+        self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.log: list[dict[str, Any]] = []
-        self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor.pad_id)
+        self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor)
         self.filler = self.feed.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
     def run(self) -> Outcome:
@@ -304,8 +304,8 @@ class Loop:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
         loss = 0.0
         for number, examples in enumerate(micro_batches, 1):
-            batch = collate(examples, pad_id=self.assembly.processor.pad_id).to(self.assembly.device)
-            loss += float(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
+            batch, last = batch_of(self.assembly.processor, examples), number == len(micro_batches)
+            loss += float(self.stepper.accumulate(batch.to(self.assembly.device), totals.loss_weight, last=last))
         loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))

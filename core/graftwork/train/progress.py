@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graftwork import processes
-from graftwork.contracts.batch import IGNORED, Encoded, collate
+from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.model import batch_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,7 @@ def mean_loss(assembly: Assembly, examples: Sequence[Encoded], size: int) -> flo
 def _losses(assembly: Assembly, examples: Sequence[Encoded]) -> list[float]:
     import torch
 
-    batch = collate(examples, pad_id=assembly.processor.pad_id).to(assembly.device)
+    batch = batch_of(assembly.processor, examples).to(assembly.device)
     positions = batch.label_positions
     assert positions is not None
     counts = torch.bincount(positions // batch.labels.shape[1], minlength=len(examples)).tolist()

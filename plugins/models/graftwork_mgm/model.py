@@ -37,9 +37,16 @@ class VisionLanguage(nn.Module):
         """The tower of a part."""
         return self.get_submodule(TOWERS[part])
 
-    def encode_images(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Every part's maps for the images; autograd keeps nothing of a tower that is not trained."""
+    def maps(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Every part's maps for all views of the images; autograd keeps nothing of a tower that is not trained."""
         return {part: self.tower(part)(pixels[part]) for part in self.parts} if pixels else {}
+
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> list[dict[str, list[Tensor]]]:
+        """For each image every part's maps of its views."""
+        maps = self.maps(pixels)
+        images = len(maps["low"][0]) // self.views
+        of = {part: [torch.unflatten(each, 0, (images, -1)) for each in maps[part]] for part in maps}
+        return [{part: [each[image] for each in of[part]] for part in of} for image in range(images)]
 
     def train(self, mode: bool = True) -> VisionLanguage:
         """Towers that are not trained stay in evaluation mode: their stochastic depth is for their own training."""
@@ -49,12 +56,11 @@ class VisionLanguage(nn.Module):
             tower.train(mode and trained(tower))
         return self
 
-    def forward(self, batch: Batch, features: Mapping[str, Any] | None = None, cache: Any = None) -> Tensor:
+    def forward(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`."""
         embedded = self.model.embed_tokens(batch.input_ids)
-        features = self.encode_images(batch.pixels) if features is None else features
-        if features:
-            tokens = (self.image_tokens(features) * self.scale).to(embedded.dtype)
+        if maps := self.maps(batch.pixels) if features is None else joined(features):
+            tokens = (self.image_tokens(maps) * self.scale).to(embedded.dtype)
             embedded = embedded.masked_scatter(batch.image_token_mask.unsqueeze(-1), tokens)
         positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self.model(
@@ -77,13 +83,21 @@ class VisionLanguage(nn.Module):
         """An empty cache of keys and values."""
         return transformers.DynamicCache(config=self.model.config)
 
-    def image_tokens(self, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    def image_tokens(self, maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """`[images, tokens, width of the language model]` from the towers' maps."""
-        (low,) = features["low"]
+        (low,) = maps["low"]
         low = torch.unflatten(low, 0, (-1, self.views))
-        tokens = self.mining(low, features["high"]) if "high" in features else low.flatten(3).transpose(2, 3)
+        tokens = self.mining(low, maps["high"]) if "high" in maps else low.flatten(3).transpose(2, 3)
         projected: Tensor = self.model.mm_projector(tokens.flatten(1, 2))
         return projected
+
+
+def joined(images: Sequence[Mapping[str, Sequence[Tensor]]]) -> dict[str, list[Tensor]]:
+    """The maps of all images, from those of each."""
+    return {
+        part: [torch.cat([image[part][level] for image in images]) for level in range(len(images[0][part]))]
+        for part in (images[0] if images else ())
+    }
 
 
 def pyramid(maps: Sequence[Tensor]) -> Tensor:
