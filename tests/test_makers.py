@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_writer import COLOURS, demo_writer, labels, unlabelled
 from fixed_writers import FixedWriter, always
 
 from graftwork.config.settings import parse
@@ -20,7 +18,6 @@ from graftwork.contracts import (
     Choice,
     DataMaker,
     Image,
-    Lookup,
     ModelSpec,
     Plan,
     Record,
@@ -234,6 +231,19 @@ def test_without_questions_the_records_own_are_answered() -> None:
     ]
 
 
+def test_only_the_answers_that_there_may_be_are_made_and_are_written_so() -> None:
+    given, replies = [bare("a"), bare("b")], {"a/shape": "A Circle.", "b/shape": "Blue"}
+    settings = {"questions": {"shape": "What shape?"}, "answers": {"shape": ["a circle", "a square"]}}
+    items = apply(maker(AnswerQuestions, **settings), given, FixedWriter(lambda prompt: replies[prompt.id]))
+    good, bad = made(items, given)
+    assert isinstance(good, Record) and good.turns[-1].text == "a circle"
+    assert isinstance(bad, BadRecord)
+    assert bad.why == "the reply is none of the answers that 'shape' may have: 'Blue'"
+    wrong = maker(AnswerQuestions, **{**settings, "answers": {"colour": ["red"]}})
+    plan = Plan(ModelSpec(Choice("model", "m", "m", "m", "0")), RunContext())
+    assert list(wrong.validate(plan)) == ["'answers.colour' is for a group that 'questions' does not name; correct it"]
+
+
 def test_descriptions_are_short_or_dropped() -> None:
     writer = FixedWriter(lambda prompt: "one two three" if prompt.id == "a/describe" else "one two three four")
     given = [bare("a"), bare("b")]
@@ -387,15 +397,3 @@ def test_templates_pass_the_kit(settings: dict[str, Any]) -> None:
     outcomes = {outcome.check: outcome for outcome in examine(AskTemplates, settings=settings)}
     assert not [outcome for outcome in outcomes.values() if outcome.state == "failed"]
     assert outcomes["a maker keeps what it is given"].state == "passed"
-
-
-def test_the_demos_base_labels_colours_right(tmp_path: Path, lookup: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "cache"))
-    known = {record.images[0]: record.turns[-1].text for record in labels(24) if record.group == "colour"}
-    template = {"question": "what color is the shape?", "ask": "is there a {value} shape?", "values": list(COLOURS)}
-    with demo_writer(tmp_path, lookup) as writer, closing(writer):
-        given = unlabelled(labels(24))
-        items = list(maker(AskTemplates, templates={"colour": template}).apply(given, seed=0, writer=writer))
-    found = {item.images[0]: item.turns[-1].text for item in items if isinstance(item, Record) and item.meta}
-    assert len(known) > 15
-    assert [image for image, colour in known.items() if found.get(image) != colour] == []

@@ -12,7 +12,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from demo_writer import ASK_BACK, demo_writer, labels, spoiled
 from fixed_writers import FixedWriter, always, at_random, by_image, by_word
 
 from graftwork.config.settings import parse
@@ -22,7 +21,6 @@ from graftwork.contracts import (
     Choice,
     DataOperator,
     Image,
-    Lookup,
     ModelSpec,
     Plan,
     Record,
@@ -123,6 +121,19 @@ def test_wrong_answers_are_those_of_other_affirmed_records_of_the_group_drawn_by
     assert control(1) == asked != control(2)
 
 
+def test_a_writer_that_only_sees_whether_an_answer_fits_its_question_vouches_for_nothing() -> None:
+    turns = [(Turn("user", f"<image>\nWhich is {n}?"), Turn("assistant", f"number {n}")) for n in range(30)]
+    asked = [labelled(n, "", turns=each) for n, each in enumerate(turns)]
+
+    def fits(prompt: Record) -> str:
+        wanted, given = re.findall(r"\d+", prompt.question)
+        return "yes" if wanted == given else "no"
+
+    _, (found,) = run(asked, FixedWriter(fits), questions={"colour": "{question} {answer}"})
+    assert (found.affirmed, found.control, found.control_affirmed, found.kept) == (30, 30, 30, 0)
+    assert "the writer cannot tell" in found.why
+
+
 def test_a_wrong_answer_is_one_to_the_same_question_where_there_is_one() -> None:
     size = (Turn("user", "<image>\nHow large?"), Turn("assistant", "small"))
     records = [
@@ -134,7 +145,8 @@ def test_a_wrong_answer_is_one_to_the_same_question_where_there_is_one() -> None
     run([*records, odd], writer)
     control = {prompt.id: prompt.question for prompt in writer.asked[43:]}
     assert (control["r40"], control["r41"]) == ("<image>\nIs it big?", "<image>\nIs it small?")
-    assert control["r42"] != "<image>\nIs it two?", "nobody else is asked how many, so it is any other answer"
+    (moved,) = (prompt for prompt in writer.asked[43:] if prompt.id == "r42")
+    assert control["r42"] == "<image>\nIs it two?" and moved.images != odd.images, "nobody else is asked how many"
 
 
 def test_small_groups_are_asked_about_several_wrong_answers_each() -> None:
@@ -300,25 +312,6 @@ def test_it_passes_the_kit() -> None:
     outcomes = {outcome.check: outcome for outcome in examine(RoundTrip)}
     assert not [outcome for outcome in outcomes.values() if outcome.state == "failed"]
     assert outcomes["a verifier gives verdicts"].state == "passed"
-
-
-def test_the_demos_base_vouches_for_colours_and_not_for_shapes(
-    tmp_path: Path, lookup: Lookup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "cache"))
-    given, still_right = spoiled(labels(60), 0.3)
-    used = RoundTrip(RoundTripSettings(questions=ASK_BACK))
-    with demo_writer(tmp_path, lookup) as writer:
-        items = list(used.apply(given, seed=5, writer=writer))
-    found = {each.group: each for each in used.verdicts()}
-    colours = {record.id for record in given if record.group == "colour" and record.id in still_right}
-    good = colours & set(kept(items))
-    assert len(good) >= 0.98 * len(kept(items)) and len(good) >= 0.9 * len(colours) > 20
-    assert found["colour"].control_affirmed <= 0.02 * found["colour"].control
-    assert (found["shape"].kept, found["shape"].why) == (
-        0,
-        f"the writer affirmed none of {found['shape'].records} answers, so nothing shows that it can tell",
-    )
 
 
 def test_images_become_a_verified_data_set_stage_by_stage(tmp_path: Path) -> None:

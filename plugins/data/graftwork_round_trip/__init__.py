@@ -1,8 +1,8 @@
 """A data operator that asks a writer back about answers, and about wrong ones, to tell whether its yes means anything.
 
-A yes is worth as much as the no that stands against it, so every answer that is affirmed is also asked about wrongly: the same image and
-question with another record's answer, the control. A writer that says yes to everything, at random, or to a word that it likes,
-affirms these as well.
+A yes is worth as much as the no that stands against it, so every answer that is affirmed is also asked about wrongly, the control: the same image and
+question with another record's answer, or, where no other record asks the same, the same question and answer about another
+image. A writer that says yes to everything, at random, to a word that it likes or without looking, affirms these as well.
 
 Wrong answers are swapped among the records whose own answer was affirmed, and not among all. Where labels are spoiled, the answer
 of another record may by chance be the true one, and a writer that knows it would seem to affirm what is wrong. Where the own answer was
@@ -14,6 +14,7 @@ each wrong answer as often as it was affirmed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,15 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
 
     def _ask_control(self, records: Sequence[Record], asked: Asked, seed: int, writer: Writer) -> Control:
         """Ask about wrong answers of the records all of whose own answers were affirmed."""
-        control = Control(*wrong_answers(asked, seed, self.settings.min_control))
+        control = wrong_answers(asked, seed, self.settings.min_control)
 
         def prompts() -> Iterator[Record]:
-            place = 0
-            for number, record in enumerate(records):
-                pairs = None
-                while place < len(control.of) and asked.records[control.of[place]] == number:
-                    pairs = pairs or list(pairs_of(record))
-                    question, _ = pairs[control.of[place] - asked.starts[number]]
-                    yield self._prompt(record, question, asked.texts[control.by[place]])
-                    place += 1
+            for of, by, answer in zip(control.of, control.by, control.answers, strict=True):
+                record, number = records[asked.records[of]], int(of) - asked.starts[asked.records[of]]
+                question, _ = list(pairs_of(record))[number]
+                if answer == of:
+                    record = replace(record, images=records[asked.records[by]].images)
+                yield self._prompt(record, question, asked.texts[int(answer)])
 
         for _, reply in writer.answer(prompts(), max_new_tokens=self.settings.max_new_tokens):
             control.replies.add(reply, self.settings)

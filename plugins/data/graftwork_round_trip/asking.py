@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from graftwork.contracts import Record, Reply
-from graftwork.data import TextFile, affirms, pairs_of, plain, text_key
+from graftwork.contracts import Record, Reply, image_key
+from graftwork.data import TextFile, affirms, hash64, pairs_of, plain, text_key
 from graftwork_round_trip.settings import RoundTripSettings
 
 DENIED, AFFIRMED, UNCLEAR, FAULT = range(4)
@@ -39,6 +39,8 @@ class Asked:
     """By record: the number of its first answer; and behind the last, how many answers there are."""
     groups: array[int] = field(default_factory=lambda: array("q"))
     """By record: the number of its group."""
+    images: array[int] = field(default_factory=lambda: array("q"))
+    """By record: a hash of what says which its images are."""
     names: dict[str, int] = field(default_factory=dict)
     records: array[int] = field(default_factory=lambda: array("q"))
     """By answer: its record's number."""
@@ -59,5 +61,6 @@ class Asked:
             self.texts.add(answer)
         self.fates.append(fate)
         self.starts.append(len(self.records))
+        self.images.append(hash64(image_key(record)))
         self.groups.append(self.names.setdefault(record.group, len(self.names)))
         return pairs

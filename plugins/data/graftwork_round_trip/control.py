@@ -15,17 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Control:
-    """Wrong answers that were asked about: by each, whose place it took, whose answer it is, and the reply."""
+    """What was asked that is wrong: by each, about whose answer, whose answer or images took the place of its own, and the reply."""
 
     of: NDArray[Any]
     by: NDArray[Any]
+    is_moved: NDArray[Any]
+    """Whether the answer was asked about the other's images, and not the other's answer about its own."""
     replies: Replies = field(default_factory=Replies)
 
+    @property
+    def answers(self) -> NDArray[Any]:
+        """Which answers were asked about."""
+        import numpy as np
 
-def wrong_answers(asked: Asked, seed: int, least: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """For each answer of the affirmed records, in their order, another affirmed record's answer of the same group that says something else.
+        return np.where(self.is_moved, self.of, self.by)
 
-    One to the same question is preferred. In groups of fewer than `least` answers each has several, until there are as many or
+
+def wrong_answers(asked: Asked, seed: int, least: int) -> Control:
+    """For each answer of the affirmed records, in their order, another affirmed record of the same group with an answer that says
+    something else.
+
+    One to the same question is preferred, whose answer is then asked about. An answer to another question would be denied by
+    whoever sees that it fits none, so there the own question and answer are asked about the other images. In groups of fewer than `least` answers each has several, until there are as many or
     nothing else was said.
     """
     import numpy as np
@@ -54,7 +65,9 @@ def wrong_answers(asked: Asked, seed: int, least: int) -> tuple[NDArray[Any], ND
     with_any = chosen[by[chosen] >= 0]
     of = np.concatenate([with_any, np.array(of_extra, np.int64)])
     order = np.argsort(of, kind="stable")
-    return of[order], np.concatenate([by[with_any], np.array(by_extra, np.int64)])[order]
+    of, by = of[order], np.concatenate([by[with_any], np.array(by_extra, np.int64)])[order]
+    images = np.array(asked.images, np.int64)[records]
+    return Control(of, by, (questions[of] != questions[by]) & (images[of] != images[by]))
 
 
 def _drawn_of_others(blocks: NDArray[Any], answers: NDArray[Any], draw: Any) -> NDArray[Any]:

@@ -128,14 +128,14 @@ class Findings:
         """Refuse what is affirmed too often where it is wrong."""
         import numpy as np
 
-        hashes = np.array(self.asked.hashes, np.int64)[self.control.by]
+        hashes = np.array(self.asked.hashes, np.int64)[self.control.answers]
         answers, firsts, which = np.unique(hashes[about], return_index=True, return_inverse=True)
         times = np.bincount(which, wrongly[about] != FAULT)
         affirmed = np.bincount(which, wrongly[about] == AFFIRMED)
         for answer, first, count, wrong in zip(answers, firsts, times, affirmed, strict=True):
             if count >= self.settings.min_control and wrong > self.settings.max_control * count:
                 group.refused_answers.add(int(answer))
-                text = self.asked.texts[int(self.control.by[about][first])]
+                text = self.asked.texts[int(self.control.answers[about][first])]
                 group.note(
                     "control affirmed",
                     f"'{text}' was affirmed about {wrong:.0f} of {count:.0f} records that say something else, and is refused everywhere",
@@ -163,7 +163,10 @@ class Findings:
         """Why it is not certain that the writer can tell about this record."""
         first, end = (int(self.control_records.searchsorted(number, side)) for side in ("left", "right"))
         for place in range(first, end):
-            said, text = self.control.replies.said[place], f"'{self.asked.texts[int(self.control.by[place])]}'"
+            said, text = self.control.replies.said[place], f"'{self.asked.texts[int(self.control.answers[place])]}'"
+            if said == AFFIRMED and self.control.is_moved[place]:
+                group.note("control affirmed", f"{text} about another image")
+                return f"the writer also affirmed {text} about another image"
             if said == AFFIRMED:
                 group.note("control affirmed", f"{text} in place of '{self.asked.texts[int(self.control.of[place])]}'")
                 return f"the writer also affirmed a wrong answer, {text}"
