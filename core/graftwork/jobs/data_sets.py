@@ -29,7 +29,7 @@ from graftwork.jobs.messages import Listener, Message, ignore
 from graftwork.jobs.run import installed
 from graftwork.report.data import write_data_report
 
-LIBRARIES = ("datasets", "pillow", "py-data-juicer", "pyarrow", "ray", "tokenizers")
+LIBRARIES = ("datasets", "openai", "pillow", "py-data-juicer", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 """What records may depend on, and a manifest names where it is installed."""
 MAX_TOLD = 20
 """How many records that an export leaves out are named."""
