@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from graftwork.contracts import BadRecord, DataOperator, DataSource, NoSettings, Record, Reply, Turn, Writer
+from graftwork.contracts import BadRecord, DataMaker, DataOperator, DataSource, NoSettings, Record, Reply, Turn, Writer
 from graftwork.data.pipeline import StageCount, read_records
 from graftwork.errors import DataError
 
@@ -90,6 +90,36 @@ def test_operators_get_the_seed_and_the_writer() -> None:
     )
     assert [each.turns[-1].text for each in gathered.records] == ["yes", "Is it? 5"]
     assert [each.id for each in gathered.records] == ["1", "1#2"]
+
+
+class Careless(DataMaker[NoSettings]):
+    """Makes a record without a word about that."""
+
+    name = "careless"
+
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        for each in records:
+            yield each
+            yield record(f"{each.id}/made")
+
+
+class Meddling(Careless):
+    """Changes what it is given."""
+
+    def apply(
+        self, records: Iterable[Record], *, seed: int, writer: Writer | None = None
+    ) -> Iterator[Record | BadRecord]:
+        yield from (record(each.id, "no") for each in records)
+
+
+@pytest.mark.parametrize(
+    ("maker", "words"), [(Careless, "does not say that it made '1/made'"), (Meddling, "makes records, and changed '1'")]
+)
+def test_what_a_maker_makes_is_known_to_be_made(maker: type[DataMaker[NoSettings]], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_records([Listed([record("1")])], [maker(NoSettings())], seed=0, strict=False)
 
 
 def test_repeated_ids_are_made_distinct() -> None:

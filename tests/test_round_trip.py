@@ -42,7 +42,9 @@ ASK = "Is it {answer}?"
 
 
 def verifier(**settings: Any) -> RoundTrip:
-    return RoundTrip(parse(RoundTripSettings, {"question": ASK} | settings, where="verify", folder=None))
+    return RoundTrip(
+        parse(RoundTripSettings, {"question": ASK, "min_control": 20} | settings, where="verify", folder=None)
+    )
 
 
 def labelled(number: int, answer: str, **changes: Any) -> Record:

@@ -129,7 +129,7 @@ def test_a_record_of_a_trained_checkpoint_leads_there_too(made: DataSet, tmp_pat
         train(run, lookup=catalog)
     found = record_history(tmp_path / "out", first_id(made))
     assert found["data_set"] == str(made.folder) and found["replies"] and found["writers"]["writer"]["weights"]
-    with pytest.raises(DataError, match="no record 'nobody' is in"):
+    with pytest.raises(DataError, match="knows no record 'nobody'"):
         record_history(tmp_path / "out", "nobody")
     with pytest.raises(DataError, match="is neither a data set nor a checkpoint"):
         record_history(tmp_path, "1")
@@ -148,6 +148,36 @@ def test_the_card_says_what_it_is_and_overwrites_nothing(made: DataSet, tmp_path
     with pytest.raises(DataError, match="is there already, and says something else"):
         write_data_card(made.folder, file)
     assert file.read_text() == "Mine."
+
+
+def test_a_processed_copy_leads_to_what_was_written_for_the_first_one(
+    made: DataSet, tmp_path: Path, catalog: Catalog
+) -> None:
+    again = process_data(made.folder, tmp_path / "again", report=False, lookup=catalog)
+    id = first_id(made)
+    found = record_history(again.folder, id)
+    assert found["data_set"] == str(again.folder) and len(found["replies"]) == len(
+        record_history(made.folder, id)["replies"]
+    )
+    assert found["verification"]["group"] == "colour"
+    assert found["of"][0]["dropped"]["why"] == "its question has no answer"
+    card = data_card(again.folder)
+    assert card.made_by == {"ask-templates": made.records} and card.written[0].writer and card.written[0].verification
+
+
+def test_what_was_made_before_is_not_made_again(made: DataSet, images: Path, tmp_path: Path, catalog: Catalog) -> None:
+    given = tables(images, TEMPLATES, writer={"model": demo_model()}, verify=VERIFY)
+    given["data"]["source"].insert(0, {"use": "curated", "path": str(made.folder)})
+    more = synthesize_data(given, tmp_path / "more", report=False, lookup=catalog)
+    assert more.records == made.records and more.stages[2]["made"] == 30 - made.records
+
+
+def test_asking_back_in_the_very_same_words_verifies_nothing(images: Path, tmp_path: Path, catalog: Catalog) -> None:
+    same = {**VERIFY, "questions": {"colour": ASK["ask"].replace("{value}", "{answer}")}}
+    given = tables(images, TEMPLATES, writer={"model": demo_model()}, verify=same)
+    with pytest.raises(NothingLeft) as caught:
+        synthesize_data(given, tmp_path / "out", limit=4, lookup=catalog)
+    assert "in the very words in which it has answered, which verifies nothing" in str(caught.value)
 
 
 def endpoint(server: ChatServer, **keys: Any) -> dict[str, Any]:

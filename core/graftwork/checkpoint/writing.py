@@ -114,3 +114,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file of text whole or not at all."""
+    work = file.with_name(f".{file.name}.unfinished")
+    work.write_text(text, encoding="utf-8")
+    work.replace(file)

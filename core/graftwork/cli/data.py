@@ -15,8 +15,8 @@ from graftwork.cli.records import print_data_set, print_history
 from graftwork.cli.value import value
 from graftwork.jobs.data_card import write_data_card
 from graftwork.jobs.data_check import OUT, check_data
-from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
-from graftwork.jobs.history import record_history
+from graftwork.jobs.data_sets import export_data, import_data, process_data
+from graftwork.jobs.history import open_all, record_history
 from graftwork.jobs.synthesis import synthesize_data
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def show(ctx: click.Context, folder: Path, id: str | None, as_json: bool) -> Non
     """
     console = progress_console(as_json)
     if id is None:
-        print_data_set(console, DataSet.open(folder), as_json)
+        for data_set in open_all(folder):
+            print_data_set(console, data_set, as_json)
     elif as_json:
         print_json(record_history(folder, id))
     else:

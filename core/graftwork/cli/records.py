@@ -37,7 +37,7 @@ def print_verification(console: Console, verification: Mapping[str, Any]) -> Non
     """By group, how many answers were called right, how many wrong ones were too, and what was kept."""
     from rich.text import Text
 
-    table = make_table(["verified", "asked*", "affirmed*", "control*", "affirmed*", "kept*"])
+    table = make_table(["verified", "asked*", "affirmed*", "control*", "of it affirmed*", "kept*"])
     for group in verification["groups"]:
         table.add_row(
             Text(group["group"] or "(no group)"),
@@ -70,7 +70,8 @@ def print_history(console: Console, found: Mapping[str, Any], indent: str = "") 
 
     if data_set := found.get("data_set"):
         say(f"data set: {data_set}")
-    say(f"{found['id']}: {'kept' if found['kept'] else 'dropped'}", "green" if found["kept"] else "red")
+    fate = "kept" if found["kept"] else "dropped" if "dropped" in found else "not in the data"
+    say(f"{found['id']}: {fate}", "green" if found["kept"] else "red")
     say(f"  from: {found.get('from') or 'not recorded'}")
     if made_by := found.get("made_by"):
         say(f"  made by: {made_by}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graftwork.contracts.component import Component
-from graftwork.contracts.data import DataOperator, DataSource, DataVerifier
+from graftwork.contracts.data import DataMaker, DataOperator, DataSource, DataVerifier
 from graftwork.contracts.records import BadRecord, Record
 from graftwork.contracts.writer import Writer
 from graftwork.data.store import DroppedStore, Joined, RecordStore, RecordWriter, TemporaryFolder, hash64
@@ -210,9 +210,23 @@ def _apply(
     made += max(0, len(unnamed) - len(gone))
     for bad in _explained([given[int(index)] for index in gone], unnamed, operator.name):
         to.drop(bad, operator.name)
+    if isinstance(operator, DataMaker):
+        _check_made(operator.name, given, RecordStore(to.folder, to.root), before, after)
     kept, lost = len(to.records), len(to.dropped)
     verdicts = [asdict(found) for found in operator.verdicts()] if isinstance(operator, DataVerifier) else []
     return Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun, verdicts)
+
+
+def _check_made(name: str, given: RecordStore, found: RecordStore, before: Any, after: Any) -> None:
+    """DataError where a maker changed a record that it was given, or does not say that it made one: what is not known to be made is not
+    verified."""
+    places = {key: place for place, key in enumerate(before.tolist())}
+    for place, key in enumerate(after.tolist()):
+        own = places.get(key)
+        if own is not None and given.line(own) != found.line(place):
+            raise DataError(f"data operator '{name}' makes records, and changed '{found[place].id}'; fix the plugin")
+        if own is None and found[place].meta.get("made_by") != name:
+            raise DataError(f"data operator '{name}' does not say that it made '{found[place].id}'; fix the plugin")
 
 
 def _explained(gone: Sequence[Record], reasons: Sequence[BadRecord], name: str) -> Iterator[BadRecord]:
@@ -260,7 +274,13 @@ def _items_of(
 def _examples(result: PipelineResult) -> list[str]:
     verdicts = [verdict for stage in result.stages for verdict in stage.verdicts if verdict["why"]]
     if verdicts:  # They explain all that was dropped with them.
-        return [f"{verdict['group'] or 'records without a group'}: {verdict['why']}" for verdict in verdicts]
+        return [line for verdict in verdicts for line in _verdict_lines(verdict)]
     lines = [f"{each.where}: {each.why}" for _, each in zip(range(MAX_EXAMPLES), result.bad, strict=False)]
     dropped = sum(count.dropped for count in result.counts)
     return [*lines, f"… and {dropped - MAX_EXAMPLES:,} more"] if dropped > MAX_EXAMPLES else lines
+
+
+def _verdict_lines(verdict: Mapping[str, Any]) -> Iterator[str]:
+    """Why nothing of a group is vouched for, and an example of each kind."""
+    yield f"{verdict['group'] or 'records without a group'}: {verdict['why']}"
+    yield from (f"  {kind}: {found[0]}" for kind, found in verdict["examples"].items() if found)

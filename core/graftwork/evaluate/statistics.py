@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 SEED = 17
 MIN_SEEDS = 3
-"""Student's t with one degree of freedom, which two seeds leave, has no mean and bounds nothing."""
+"""Two seeds leave Student's t with one degree of freedom, whose 95 % lie within 12.7 standard errors, where three leave 4.3."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def interval_over_seeds(by_seed: Sequence[float], draws: NDArray[np.float64]) ->
     `by_seed` holds the number of each run, `draws` `[resamples]` its mean over the same runs in resamples of the questions. Three
     seeds resampled with replacement give far too narrow an interval, so their part is Student's t with n - 1 degrees of freedom,
     times the standard error of the mean; it is added to the draws as if independent. What seeds and questions have in common is thereby in both
-    parts, which makes the interval a little too wide and never too narrow. No bounds with fewer than MIN_SEEDS seeds.
+    parts, which makes the interval rather too wide than too narrow; with few images the bootstrap alone is too narrow. No bounds with fewer than MIN_SEEDS seeds.
     """
     import numpy as np
 

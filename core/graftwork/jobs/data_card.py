@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from graftwork.checkpoint.writing import replace_text
 from graftwork.config import settings
 from graftwork.config.tables import CardTable
 from graftwork.data import curated
 from graftwork.data.store import RECORDS, REPLIES
 from graftwork.errors import DataError
 from graftwork.jobs.data_sets import DataSet
-from graftwork.report.data_card import CardSource, DataCard, render_card
+from graftwork.report.data_card import CardSource, CardWriting, DataCard, render_card
 from graftwork.weights import sha256
 
 FILE = "README.md"
@@ -32,9 +32,7 @@ def write_data_card(folder: str | PathLike[str], out: str | PathLike[str] | None
     if file.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
         raise DataError(f"'{file}' is there already, and says something else; name another file, or remove it")
     file.parent.mkdir(parents=True, exist_ok=True)
-    work = file.with_name(f".{file.name}.unfinished")
-    work.write_text(text, encoding="utf-8")
-    work.replace(file)
+    replace_text(file, text)
     return file
 
 
@@ -59,11 +57,9 @@ def data_card(folder: str | PathLike[str]) -> DataCard:
         copied=all(map(curated.COPIED.fullmatch, images)),
         groups=dict(groups.most_common()),
         made_by=dict(made_by.most_common()),
-        sources=list(_sources(content)),
+        sources=list(_sources(data_set)),
         stages=data_set.stages,
-        writer=content.get("writer"),
-        verification=content.get("verification"),
-        prompts=_prompts(place / REPLIES),
+        written=list(_written(data_set)),
         checked_against=sorted({name for names in content["checked_against"].values() for name in names}),
         not_for=told.not_for,
         versions={"Graftwork": content["graftwork"], **content["libraries"]},
@@ -71,17 +67,22 @@ def data_card(folder: str | PathLike[str]) -> DataCard:
     )
 
 
-def _sources(manifest: Mapping[str, Any]) -> Iterator[CardSource]:
+def _sources(data_set: DataSet) -> Iterator[CardSource]:
     """The sources of a data set, and of those that these are, as far as they are still there."""
-    tables = manifest["data"]["data"]["source"]
-    for table, stage in zip(tables, manifest["stages"], strict=False):
-        above: list[CardSource] = []
-        for value in stage["settings"].values():
-            if isinstance(value, str) and value and curated.is_data_set(Path(value)):
-                with suppress(DataError):
-                    above += _sources(curated.read_manifest(Path(value)))
+    above = {str(each.folder): each for each in data_set.sources}
+    tables = data_set.manifest["data"]["data"]["source"]
+    for table, stage in zip(tables, data_set.stages, strict=False):
         known = {name: value for name, value in stage["settings"].items() if name in table}
-        yield CardSource(stage["name"], known, table.get("license"), stage["read"], stage["dropped"], above)
+        of = [each for value in known.values() if (source := above.get(str(value))) for each in _sources(source)]
+        yield CardSource(stage["name"], known, table.get("license"), stage["read"], stage["dropped"], of)
+
+
+def _written(data_set: DataSet) -> Iterator[CardWriting]:
+    """Who wrote for a data set, and for those that it was read from."""
+    for each in data_set.ancestry:
+        writer, verification = each.manifest.get("writer"), each.manifest.get("verification")
+        if writer or verification:
+            yield CardWriting(each.folder.absolute().name, writer, verification, _prompts(each.folder / REPLIES))
 
 
 def _prompts(file: Path) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from os import PathLike
@@ -55,6 +55,24 @@ class DataSet:
     def stages(self) -> Sequence[Mapping[str, Any]]:
         """What each source and operator did: `read + made = kept + dropped`."""
         return cast("Sequence[Mapping[str, Any]]", self.manifest["stages"])
+
+    @property
+    def sources(self) -> list[DataSet]:
+        """The data sets that it was read from, as far as they are there and as they were."""
+        found: dict[str, DataSet] = {}
+        for stage in self.stages:
+            for value in stage["settings"].values() if isinstance(stage["settings"], Mapping) else ():
+                if isinstance(value, str) and value and curated.is_data_set(Path(value)):
+                    with suppress(DataError):
+                        found[value] = DataSet.open(value)
+        return list(found.values())
+
+    @property
+    def ancestry(self) -> Iterator[DataSet]:
+        """It, those that it was read from, those that these were read from, and so on."""
+        yield self
+        for source in self.sources:
+            yield from source.ancestry
 
     @classmethod
     def open(cls, folder: str | PathLike[str]) -> DataSet:

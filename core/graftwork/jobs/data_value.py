@@ -16,6 +16,7 @@ from graftwork import processes
 from graftwork.build import compose
 from graftwork.checkpoint import manifest, store
 from graftwork.checkpoint.locking import LOCK, WRITER, one_writer
+from graftwork.checkpoint.writing import replace_text
 from graftwork.config.datafile import resolve_data
 from graftwork.config.restore import restore_component
 from graftwork.config.wording import count
@@ -115,7 +116,7 @@ def value_data(
             runs=runs,
             seeds=[*chosen],
             comparisons=[*_compare(plans[OWN], lookup, out, runs)],
-            provenance=_provenance(plans),
+            provenance=_provenance(plans, known),
         )
         write_value_report(out, report)
     return DataValue(report, out)
@@ -194,7 +195,7 @@ def _named(data: Sequence[DataGiven]) -> dict[str, DataGiven]:
     """Names for data: those of the files or folders, with their folder's where that is needed to tell them apart."""
     named: dict[str, DataGiven] = {}
     for each in data:
-        path = Path("tables" if isinstance(each, Mapping) else each).absolute()
+        path = Path("tables" if isinstance(each, Mapping) else each).resolve()
         short = path.name if path.is_dir() else path.stem
         numbered = (f"{short}-{number}" for number in itertools.count(2))
         taken = {OWN, *map(str.casefold, named)}
@@ -256,10 +257,7 @@ def _begin(
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    work = file.with_name(f".{file.name}.unfinished")
-    work.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(file)
+    replace_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 # The runs, and what came of them --------------------------------------------------------------------------------------
@@ -299,10 +297,11 @@ def _compare(plan: Plan, lookup: Lookup, out: Path, runs: Sequence[DataRuns]) ->
         yield replace(compared, left_out=compared.left_out + len(bad))
 
 
-def _provenance(plans: Mapping[str, Plan]) -> dict[str, Any]:
-    """What was trained on, as every plan records it."""
+def _provenance(plans: Mapping[str, Plan], known: Mapping[str, _Known]) -> dict[str, Any]:
+    """What was trained on, as every plan records it, with the hash of its records."""
     read = {
         name: "; ".join(map(choice_text, (*plan.run_context.sources, *plan.run_context.operators)))
         for name, plan in plans.items()
     }
-    return {**read, "graftwork": graftwork.__version__}
+    hashes = {f"records of {name}": each.digest for name, each in known.items()}
+    return {**read, **hashes, "graftwork": graftwork.__version__}

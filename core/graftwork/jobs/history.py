@@ -22,19 +22,23 @@ def record_history(folder: str | PathLike[str], id: str) -> dict[str, Any]:
     was kept, and why not.
 
     `replies` holds what writers were asked for it and replied, `writers` who they are, `verification` how its group fared. The histories of
-    the records that it was made from are under `of`. DataError where no record has that id, or the data is no more what it was.
+    the records that it was made from are under `of`. What the data sets know that this one was read from is in it. DataError where no
+    record has that id, or the data is no more what it was.
     """
-    folder = Path(folder)
+    data_sets = open_all(Path(folder))
+    for name in (RECORDS, DROPPED):  # One may have dropped what another one gave.
+        for data_set in data_sets:
+            if _has(data_set, name, id):
+                return {"data_set": str(data_set.folder), **_history(data_set, id, ())}
+    seen = " or ".join(f"'{each.folder}'" for each in data_sets)
+    raise DataError(f"{seen} knows no record '{id}'; see {RECORDS} and {DROPPED} there")
+
+
+def open_all(folder: Path) -> list[DataSet]:
+    """The data set in a folder, or those that the checkpoint or run there was trained on. DataError where there is none."""
     if curated.is_data_set(folder):
-        return _of_data_set(folder, id)
-    data_sets = data_sets_of(folder)
-    for data_set in data_sets:
-        if _knows(data_set, id):
-            return _of_data_set(data_set, id)
-    seen = " or ".join(f"'{each}'" for each in data_sets)
-    raise DataError(
-        f"no record '{id}' is in {seen}, which '{folder}' was trained on; see {RECORDS} and {DROPPED} there"
-    )
+        return [DataSet.open(folder)]
+    return [DataSet.open(each) for each in data_sets_of(folder)]
 
 
 def data_sets_of(folder: Path) -> list[Path]:
@@ -62,31 +66,29 @@ def data_sets_of(folder: Path) -> list[Path]:
     return found
 
 
-def _knows(folder: Path, id: str) -> bool:
-    return any(True for name in (RECORDS, DROPPED) for _ in _lines_with(folder / name, id))
-
-
-def _of_data_set(folder: Path, id: str) -> dict[str, Any]:
-    data_set = DataSet.open(folder)
-    return {"data_set": str(folder), **_history(data_set, id, ())}
+def _has(data_set: DataSet, name: str, id: str) -> bool:
+    return next(_lines_with(data_set.folder / name, id), None) is not None
 
 
 def _history(data_set: DataSet, id: str, above: tuple[str, ...]) -> dict[str, Any]:
-    folder, found = data_set.folder, dict[str, Any](id=id)
+    found, below = dict[str, Any](id=id), list(data_set.ancestry)
+    known = next((each for each in below if _has(each, RECORDS, id) or _has(each, DROPPED, id)), None)
+    if known is None:
+        return found | {"kept": False, "from": "", "changes": []}
+    folder = known.folder
     kept = next(_lines_with(folder / RECORDS, id), None)
     dropped = next(_lines_with(folder / DROPPED, id), None)
-    if kept is None and dropped is None:
-        raise DataError(f"'{folder}' knows no record '{id}'; see {RECORDS} and {DROPPED} there")
     if kept is not None:
         own = kept.get("graftwork", {})
-        found |= {"kept": True, "from": own.get("from", ""), "record": kept, "images": _images(data_set, kept)}
+        found |= {"kept": True, "from": own.get("from", ""), "record": kept, "images": _images(known, kept)}
         found |= {name: own[name] for name in ("made_by",) if own.get(name)}
         parents = [each for each in own.get("of", ()) if each not in (id, *above)]
         found["of"] = [_history(data_set, each, (*above, id)) for each in parents]
     if dropped is not None:
         found |= {"kept": False, "from": dropped["where"], "dropped": dropped}
-    found["changes"] = [*_lines_with(folder / curated.CHANGED, id)]
-    return found | _written(data_set, id, (kept or {}).get("graftwork", {}).get("group", ""))
+    found["changes"] = [change for each in below for change in _lines_with(each.folder / curated.CHANGED, id)]
+    group = (kept or {}).get("graftwork", {}).get("group", "")
+    return found | next(filter(None, (_written(each, id, group) for each in below)), {})
 
 
 def _written(data_set: DataSet, id: str, group: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for
 from graftwork.writers.endpoint import EndpointSource, Spent
 from graftwork.writers.local import ModelSource
-from graftwork.writers.replies import RecordedWriter, ReplyCache, Source, total_usage
+from graftwork.writers.replies import RecordedWriter, ReplyCache, Source, keys_in, total_usage
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
@@ -56,19 +56,20 @@ def synthesize_data(
     with ExitStack() as closed:
         writers = Writers(plan, lookup, on_event, closed)
         writing = Writing(writers.lend, writers.identities, writers.facts)
-        made = make_data_set(
-            plan,
-            Path(out),
-            lookup,
-            limit=limit,
-            copy=copy,
-            report=report,
-            resume=resume,
-            listen=on_event,
-            writing=writing,
-        )
-        writers.tell()
-    return made
+        try:
+            return make_data_set(
+                plan,
+                Path(out),
+                lookup,
+                limit=limit,
+                copy=copy,
+                report=report,
+                resume=resume,
+                listen=on_event,
+                writing=writing,
+            )
+        finally:  # What it cost counts most where it came to nothing.
+            writers.tell()
 
 
 class Writers:
@@ -107,7 +108,10 @@ class Writers:
             self.asked += asked
             self.listen(WaitingForReplies(operator.name, self.replies - before))
 
-        with closing(RecordedWriter(self.sources[name], self.cache, folder, operator.name, name, told)) as writer:
+        source, asked = self.sources[name], set[str]()
+        if name == VERIFIER and WRITER in self.sources and self.sources[WRITER].identity == source.identity:
+            asked = {key for file in folder.parent.glob(f"*/{REPLIES}") for key in keys_in(file, WRITER)}
+        with closing(RecordedWriter(source, self.cache, folder, operator.name, name, told, asked)) as writer:
             yield writer
 
     def facts(self, result: PipelineResult, folder: Path) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class Writers:
             verification = {
                 "use": verifier.name,
                 "settings": settings,
-                "by_itself": self.plan.verifying is self.plan.writer,
+                "by_itself": self.identities[VERIFIER] == self.identities.get(WRITER),
                 "writer": whose[VERIFIER],
                 "groups": groups,
             }

@@ -31,6 +31,17 @@ class CardSource:
 
 
 @dataclass(frozen=True)
+class CardWriting:
+    """Who wrote for a data set, and how that was verified."""
+
+    data_set: str
+    writer: Mapping[str, Any] | None
+    verification: Mapping[str, Any] | None
+    prompts: Mapping[str, Sequence[str]]
+    """By operator, one of the prompts that it has sent: a line for each turn."""
+
+
+@dataclass(frozen=True)
 class DataCard:
     """What a card says; counts are of the records that are in the data set."""
 
@@ -46,10 +57,8 @@ class DataCard:
     """How many records which operator made."""
     sources: Sequence[CardSource]
     stages: Sequence[Mapping[str, Any]]
-    writer: Mapping[str, Any] | None
-    verification: Mapping[str, Any] | None
-    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By operator, one of the prompts that it has sent: a line for each turn."""
+    written: Sequence[CardWriting] = ()
+    """Of it, and of the data sets that it was read from."""
     checked_against: Sequence[str] = ()
     """The test sets that it was searched for."""
     not_for: Sequence[str] = ()
@@ -91,15 +100,11 @@ def _blocks(card: DataCard) -> Iterator[str]:
     yield "## What was done"
     keys = ("name", "read", "made", "changed", "dropped", "kept")
     yield table(keys, [[f"{stage[key]:,}" if key != "name" else stage[key] for key in keys] for stage in card.stages])
-    if card.writer:
+    if card.made_by:
         yield "## What a model wrote"
         yield table(("operator", "records"), [(name, f"{count:,}") for name, count in card.made_by.items()])
-        yield "The writer, with how its words are drawn:"
-        yield _json(card.writer)
-        for name, prompt in card.prompts.items():
-            yield f"One of the prompts of {escape(name)}:"
-            yield _quoted(prompt)
-    yield from _verification(card)
+    for each in card.written:
+        yield from _writing(each)
     yield "## What it must not be used for"
     yield "\n".join(f"- {escape(sentence)}" for sentence in [*card.not_for, *_follows(card)])
     yield "## Versions"
@@ -118,15 +123,25 @@ def _source_rows(sources: Sequence[CardSource], depth: int = 0) -> Iterator[tupl
 
 def _public(value: Any) -> str:
     """A setting without the folders of somebody's machine."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_public(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_public, value))
     path = Path(str(value))
     return path.name if path.is_absolute() else str(value)
 
 
-def _verification(card: DataCard) -> Iterator[str]:
-    found = card.verification
+def _writing(written: CardWriting) -> Iterator[str]:
+    if written.writer:
+        yield f"### The writer of {escape(written.data_set)}"
+        yield _json(written.writer)
+    for name, prompt in written.prompts.items():
+        yield f"One of the prompts of {escape(name)}:"
+        yield _quoted(prompt)
+    found = written.verification
     if found is None:
         return
-    yield "## How it was verified"
+    yield f"### How {escape(written.data_set)} was verified"
     own = "the writer itself, asked in another way" if found["by_itself"] else "another writer"
     yield (
         f"By {escape(found['use'])}: {own} was asked whether each answer is right, and, as a control, whether answers are right that are "
@@ -153,19 +168,18 @@ def _follows(card: DataCard) -> Iterator[str]:
         yield f"As a test set. It was searched for the questions and images of {', '.join(card.checked_against)}, and for no others."
     else:
         yield "As a test set, or to claim results on one: it was searched for no test set's questions or images."
-    if card.writer:
+    if card.made_by:
         yield "As what people said or saw: a model wrote answers in it."
         yield "To judge the models that wrote or verified it, or models trained from them."
-    if lacking := sorted({source.name for source in _flat(card.sources) if not source.license}):
+    if lacking := sorted(set(_without_licence(card.sources))):
         yield f"To be given away before somebody has looked at the licence of {', '.join(lacking)}: none is given."
 
 
-def _flat(sources: Sequence[CardSource]) -> Iterator[CardSource]:
+def _without_licence(sources: Sequence[CardSource]) -> Iterator[str]:
+    """The names of sources for which nobody gives a licence, neither theirs nor that of the data set that they came by."""
     for source in sources:
-        if source.of:
-            yield from _flat(source.of)
-        else:
-            yield source
+        if not source.license:
+            yield from _without_licence(source.of) if source.of else [source.name]
 
 
 def _json(content: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from graftwork.data.store import REPLIES, as_line
 from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
+SAME_WORDS = "the same writer would be asked in the very words in which it has answered, which verifies nothing; ask in another phrasing"
 
 Arrived = Sequence[tuple[int, Mapping[str, Any]]]
 """Numbers of requests, each with its raw reply."""
@@ -100,11 +101,21 @@ class ReplyCache:
 class RecordedWriter:
     """The writer that an operator is lent for one stage: what it asks is asked once, and written into the stage's folder.
 
-    `name` says which writer of a data set it is.
+    `name` says which writer of a data set it is. Requests whose keys are among `refused` are not made.
     """
 
-    def __init__(self, source: Source, cache: ReplyCache, folder: Path, stage: str, name: str, told: Told) -> None:
+    def __init__(
+        self,
+        source: Source,
+        cache: ReplyCache,
+        folder: Path,
+        stage: str,
+        name: str,
+        told: Told,
+        refused: Container[str] = (),
+    ) -> None:
         self.source, self.cache, self.stage, self.name, self.told = source, cache, stage, name, told
+        self.refused = refused
         self._log = (folder / REPLIES).open("ab")
 
     def close(self) -> None:
@@ -122,6 +133,10 @@ class RecordedWriter:
     def _answer(self, prompts: Sequence[Record], max_new_tokens: int) -> Iterator[Reply]:
         requests = [self._request(prompt, max_new_tokens) for prompt in prompts]
         keys = [key_of(self.source.identity, request) for request in requests]
+        requests = [
+            {"fault": SAME_WORDS} if key in self.refused else request
+            for key, request in zip(keys, requests, strict=True)
+        ]
         known = self.cache.get(keys)
         new = {
             key: (prompt, request)
@@ -136,7 +151,7 @@ class RecordedWriter:
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]
             reply = Reply("", str(raw["fault"])) if "fault" in raw else sound(self.source.read(raw))
-            self._write(prompt, max_new_tokens, raw, reply.fault)
+            self._write(prompt, max_new_tokens, key, raw, reply.fault)
             yield reply
 
     def _request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
@@ -146,10 +161,10 @@ class RecordedWriter:
         except DataError as error:
             return {"fault": error.sentence}
 
-    def _write(self, prompt: Record, max_new_tokens: int, raw: Mapping[str, Any], fault: str) -> None:
+    def _write(self, prompt: Record, max_new_tokens: int, key: str, raw: Mapping[str, Any], fault: str) -> None:
         turns = [[turn.role, turn.text] for turn in prompt.turns]
         usage = (0, 0) if "fault" in raw else self.source.usage(raw)
-        whose = {"id": prompt.id, "stage": self.stage, "writer": self.name}
+        whose = {"id": prompt.id, "stage": self.stage, "writer": self.name, "request": key}
         line = {**whose, "prompt": turns, "max_new_tokens": max_new_tokens, "reply": raw, "tokens": usage}
         self._log.write(as_line(line | ({"fault": fault} if fault else {})))
 
@@ -164,6 +179,15 @@ def key_of(identity: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     """The hash that a reply is kept under."""
     text = json.dumps([identity, request], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def keys_in(file: Path, name: str) -> Iterator[str]:
+    """The keys of the requests that a file of replies holds of one writer."""
+    with file.open("rb") as lines:
+        for line in lines:
+            content = json.loads(line)
+            if content["writer"] == name:
+                yield content["request"]
 
 
 def total_usage(file: Path) -> dict[str, dict[str, int]]:

@@ -93,13 +93,16 @@ class Maker(DataMaker[S]):
         """Each record, and behind it what was made of it."""
         if writer is None:
             raise DataError(f"'{self.name}' asks a writer, and there is none; use graftwork data synthesize")
+        # What is there under the id of a record that would be made was made before.
+        known = {hash64(record.id) for record in records} if isinstance(records, Sequence) else set()
         rest, waiting, images = iter(records), deque[tuple[Record, Sequence[Asking]]](), HashTable()
         left = True
 
         def prompts() -> Iterator[Record]:
             nonlocal left
             for record in rest:
-                askings = self.askings(record, seed) if self._is_asked_about(record, images) else ()
+                asked = self.askings(record, seed) if self._is_asked_about(record, images) else ()
+                askings = [asking for asking in asked if hash64(asking.made.id) not in known]
                 waiting.append((record, askings))
                 for asking in askings:
                     yield from asking.prompts

@@ -12,6 +12,8 @@ from graftwork_round_trip.asking import AFFIRMED, ASKED, FAULT, UNCLEAR, UNTOUCH
 from graftwork_round_trip.control import Control, affirmed_records
 from graftwork_round_trip.settings import RoundTripSettings
 
+OF_ONE_ANSWER = 20
+"""In how many places an answer must be wrong before it is judged by itself."""
 EXAMPLES = 3
 """How many sentences of a kind there are on a group."""
 
@@ -89,6 +91,13 @@ class Findings:
             if not group.why:
                 self._refuse_answers(group, about, wrongly)
 
+        for name in settings.questions.keys() - self.groups.keys():  # Most likely misspelt.
+            others = ", ".join(map(repr, self.groups)) or "none"
+            why = (
+                f"'questions.{name}' phrases the question for a group of which there is no record; there are: {others}"
+            )
+            self.groups[name] = Group(name, why=why)
+
     def decide(self, number: int, record: Record) -> Record | BadRecord:
         """The record of a number, if it stays."""
         fate = self.asked.fates[number]
@@ -133,7 +142,7 @@ class Findings:
         times = np.bincount(which, wrongly[about] != FAULT)
         affirmed = np.bincount(which, wrongly[about] == AFFIRMED)
         for answer, first, count, wrong in zip(answers, firsts, times, affirmed, strict=True):
-            if count >= self.settings.min_control and wrong > self.settings.max_control * count:
+            if count >= min(self.settings.min_control, OF_ONE_ANSWER) and wrong > self.settings.max_control * count:
                 group.refused_answers.add(int(answer))
                 text = self.asked.texts[int(self.control.answers[about][first])]
                 group.note(

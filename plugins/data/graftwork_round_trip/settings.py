@@ -29,7 +29,7 @@ class RoundTripSettings:
         maximum=1.0,
     )
     min_control: int = setting(
-        20, "How many wrong answers must be asked about before anything is vouched for", minimum=1
+        60, "How many wrong answers must be asked about before anything is vouched for", minimum=1
     )
     given: bool = setting(False, "Also verify records that no operator made, such as labels of unknown quality")
     max_new_tokens: int = setting(8, "The longest reply, in tokens", minimum=1)
