@@ -81,6 +81,7 @@ def test_each_prompt_gets_its_reply_or_a_fault_and_all_is_written_down(tmp_path:
         "id": "0",
         "stage": "ask",
         "writer": "w",
+        "request": lines[3]["request"],
         "prompt": [["user", "one"]],
         "max_new_tokens": 9,
         "reply": {"text": "ONE"},

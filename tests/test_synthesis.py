@@ -248,9 +248,9 @@ def test_what_it_cost_is_said(plain: Path, tmp_path: Path, catalog: Catalog) -> 
         given = tables(plain, MAKING, writer=endpoint(server, price=[2.0, 10.0]), verify=VERIFY)
         made = synthesize_data(given, tmp_path / "out", on_event=told.append, lookup=catalog)
     texts = [message.text for message in told if isinstance(message, Message)]
-    assert "replies: 90, of which 0 were known and not asked for again" in texts
+    assert "replies: 120, of which 0 were known and not asked for again" in texts
     assert (
-        "endpoint: 90 requests, 0 sent again, 630 tokens read and 270 written; by its price that costs 0.0040" in texts
+        "endpoint: 120 requests, 0 sent again, 840 tokens read and 360 written; by its price that costs 0.0053" in texts
     )
     assert made.manifest["writer"]["tokens_read"] == 210 and made.records == 30
 

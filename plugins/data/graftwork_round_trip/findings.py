@@ -28,6 +28,10 @@ class Group:
     control: int = 0
     control_affirmed: int = 0
     unclear: int = 0
+    faults: int = 0
+    """How many of its answers could not be asked about."""
+    fault: str = ""
+    """Why not the first of them."""
     kept: int = 0
     why: str = ""
     refused_answers: set[int] = field(default_factory=set)
@@ -43,7 +47,9 @@ class Group:
         """Say why the writer cannot tell, if it cannot."""
         wrong, right = self.control_affirmed / max(self.control, 1), self.affirmed / max(self.records, 1)
         of_wrong = f"of {self.control:,} wrong answers it affirmed {self.control_affirmed:,} ({wrong:.1%})"
-        if not self.affirmed:
+        if not self.affirmed and self.faults:
+            self.why = f"{self.faults:,} answers could not be asked about, and no other was affirmed: {self.fault}"
+        elif not self.affirmed:
             unclear = f", and {self.unclear:,} of its replies say neither yes nor no" if self.unclear else ""
             self.why = (
                 f"the writer affirmed none of {self.records:,} answers, so nothing shows that it can tell{unclear}"
@@ -87,6 +93,8 @@ class Findings:
                 control_affirmed=int((about & (wrongly == AFFIRMED)).sum()),
                 unclear=int((own[records] & (said == UNCLEAR)).sum() + (about & (wrongly == UNCLEAR)).sum()),
             )
+            if len(failed := np.flatnonzero(own[records] & (said == FAULT))):
+                group.faults, group.fault = len(failed), asked.replies.texts[int(failed[0])]
             group.judge(settings)
             if not group.why:
                 self._refuse_answers(group, about, wrongly)
