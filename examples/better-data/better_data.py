@@ -21,7 +21,8 @@ from graftwork.jobs.messages import Message
 HERE = Path(__file__).resolve().parent
 FIRST = 250
 """How many images the writer learns from; the next ones are those without labels."""
-NAMES = {"verified": "verified", "unfiltered": "all that was written", "human": "what people said"}
+FILES = {"clean": "images.toml", "verified": "synthesize.toml"}
+"""Data set to the data file that it is made by."""
 
 
 def main() -> None:
@@ -41,12 +42,13 @@ def main() -> None:
     if not work.exists():
         prepare(work, questions)
     overrides = {"train.steps": given.steps} if given.steps else {}
-    if not (work / "first").exists():
-        graftwork.train(graftwork.load_run(folder / "first.toml", overrides), on_event=tell)
-    if not (work / "clean").exists():
-        graftwork.process_data(folder / "images.toml", work / "clean", copy=True, on_event=tell)
-    if not (work / "verified").exists():
-        graftwork.synthesize_data(folder / "synthesize.toml", work / "verified", on_event=tell)
+    if not (work / "first" / "report.html").exists():  # It is written last.
+        run = graftwork.load_run(folder / "first.toml", overrides)
+        graftwork.train(run, resume=(work / "first").exists(), on_event=tell)
+    for name, make in (("clean", graftwork.process_data), ("verified", graftwork.synthesize_data)):
+        if not (work / name).exists():
+            begun = (work / f".{name}.unfinished").exists()
+            make(folder / FILES[name], work / name, copy=name == "clean", resume=begun, on_event=tell)
     graftwork.write_data_card(work / "verified")
     unfiltered(work)
     if given.questions:
@@ -124,7 +126,7 @@ def written(work: Path) -> Iterator[tuple[str, str, str, str]]:
     """Image, group, question and answer of everything that the writer wrote, verified or not."""
     with (work / "verified" / "replies.jsonl").open(encoding="utf-8") as replies:
         for reply in map(json.loads, replies):
-            if reply["writer"] == "writer":
+            if reply["writer"] == "writer" and "fault" not in reply:
                 image, _, group = reply["id"].rpartition("/")
                 yield image, group, reply["prompt"][-1][1].removeprefix("<image>\n"), reply["reply"]["text"]
 

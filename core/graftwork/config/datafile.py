@@ -73,8 +73,9 @@ def resolve_data(
     """The sources and operators of a data file, a run file, its tables, or of data that a source recognises.
 
     Relative paths start at the file's folder, those of tables at `folder`. No model is resolved: where the file names one, `run`
-    holds it. With `synthesis` it may make records, or verify those that there are. Raises RunFileError for a file that cannot be read or has mistakes, PlanRefused whose details hold every reason
-    against its components, DataError for data that no source, or several, recognise.
+    holds it. With `synthesis` it may make records, or verify those that there are. Raises RunFileError for a file that cannot be read or
+    has mistakes, PlanRefused whose details hold every reason against its components, DataError for data that no source, or several,
+    recognise.
     """
     if isinstance(given, Mapping):
         return _resolve(given, (folder or Path()).absolute(), None, lookup, missing_files, synthesis)

@@ -241,8 +241,8 @@ def manifest_of(folder: Path, written: Written, place: Path, content: Mapping[st
 
 
 def stage_rows(result: PipelineResult, written: Written, settings: Sequence[Any]) -> list[dict[str, Any]]:
-    """What each stage did, as a manifest says it, without its time, so that the same data has the same manifest, and without what was verified, which stands by itself; `settings` are those of
-    the components, in their order."""
+    """What each stage did, as a manifest says it, without its time, so that the same data has the same manifest, and without what was
+    verified, which stands by itself; `settings` are those of the components, in their order."""
     sources = len(result.stages) - len(written.changed)
     changed = [0] * sources + [*written.changed]
     return [

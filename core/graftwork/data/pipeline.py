@@ -113,8 +113,8 @@ def read_records(
     """Read the sources in order and pass their records through the operators in order, stage by stage, each on disk.
 
     `folder` keeps the stages; those that are complete there are not done again, so it must be of the same components. Without
-    it they lie in a temporary folder as long as the result lives. `lend` lends operators their writer. The sources are read up to the record of number `limit`. `say` is
-    told of each stage that is done. Ids that repeat get `#2`, `#3`, … so that all differ. With
+    it they lie in a temporary folder as long as the result lives. `lend` lends operators their writer. The sources are read up to the
+    record of number `limit`. `say` is told of each stage that is done. Ids that repeat get `#2`, `#3`, … so that all differ. With
     `strict` the first bad record of a source raises DataError; what an operator drops is meant to be dropped. DataError also
     when nothing is left, or when a component raises anything else; then it names the component.
     """

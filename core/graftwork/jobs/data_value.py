@@ -87,8 +87,8 @@ def value_data(
 
     `run` is what `train` takes, and names an evaluator; each of `data` is what `process_data` takes: its sources and operators
     replace those of the run, and all else stays. The seeds are the run's own and those that follow. Checkpoints, answers and the
-    report go into `out`; with `resume` what is finished there is not done again. A run whose result should not be used is left out, and said. Raises RunFileError, PlanRefused and DataError before anything is trained, with every
-    mistake; RunInterrupted as `train` does.
+    report go into `out`; with `resume` what is finished there is not done again. A run whose result should not be used is left out,
+    and said. Raises RunFileError, PlanRefused and DataError before anything is trained, with every mistake; RunInterrupted as `train` does.
     """
     lookup, out, mistakes = lookup or installed(), Path(out), _Mistakes()
     plans, given = _resolve(run, data, seeds, lookup, mistakes)
