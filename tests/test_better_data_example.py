@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "better-data" / "better_data.p
 
 @pytest.mark.slow
 def test_verified_labels_are_right_and_their_worth_is_said_by_group(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--images", "400", "--steps", "160", "--questions", "60", "--out", tmp_path]
+    command = [sys.executable, SCRIPT, "--images", "400", "--steps", "100", "--questions", "40", "--out", tmp_path]
     # One thread: other tests run at the same time, and threads that wait for each other take their time away.
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}

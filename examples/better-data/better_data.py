@@ -29,7 +29,9 @@ def main() -> None:
     """Everything, in order."""
     parser = argparse.ArgumentParser(description="Synthesize labels, verify them, and measure what they are worth.")
     parser.add_argument("--images", type=int, default=1500, help="how many images without labels")
-    parser.add_argument("--steps", type=int, help="optimizer steps of each run; by default those of the run files")
+    parser.add_argument(
+        "--steps", type=int, help="optimizer steps of each run that is compared; by default those of the run file"
+    )
     parser.add_argument(
         "--questions", type=int, help="how many of each group are asked; by default those of the run file"
     )
@@ -41,9 +43,8 @@ def main() -> None:
     questions = list(images_of(given.images))
     if not work.exists():
         prepare(work, questions)
-    overrides = {"train.steps": given.steps} if given.steps else {}
     if not (work / "first" / "report.html").exists():  # It is written last.
-        run = graftwork.load_run(folder / "first.toml", overrides)
+        run = graftwork.load_run(folder / "first.toml")
         graftwork.train(run, resume=(work / "first").exists(), on_event=tell)
     for name, make in (("clean", graftwork.process_data), ("verified", graftwork.synthesize_data)):
         if not (work / name).exists():
@@ -51,6 +52,7 @@ def main() -> None:
             make(folder / FILES[name], work / name, copy=name == "clean", resume=begun, on_event=tell)
     graftwork.write_data_card(work / "verified")
     unfiltered(work)
+    overrides = {"train.steps": given.steps} if given.steps else {}
     if given.questions:
         overrides |= {"evaluate.easy-vqa.per_group": given.questions}
     worth = graftwork.value_data(
