@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from graftwork.conformance.specimens import KitTower
 from graftwork.contracts import IGNORED, AttentionSite, Batch, Record, TowerSlot
 from graftwork.jobs.scaffold import render
 from graftwork_registry import Catalog
@@ -223,6 +224,38 @@ class HidesASite(InventsASite):
 
     def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
         return replace(super().build(config, towers, outputs, context), attention_modules={})
+
+
+class WithoutParts(sound()):
+    """A model with an image encoder of its own, whose connector starts at zero"""
+
+    parts: ClassVar = {}
+    roles: ClassVar = {("vision" if role == "vision.eye" else role): line for role, line in sound().roles.items()}
+
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
+        tower, own = KitTower(None), KitTower(None).configuration(None)
+        made = super().build(config, {"eye": tower.build(own, context)}, {"eye": tower.describe(own)}, context)
+        with torch.no_grad():
+            made.model.connector.weight.zero_()
+        return replace(made, roles={("vision" if role == "vision.eye" else role): n for role, n in made.roles.items()})
+
+    def processor(self, config: Any, folder: Any, outputs: Any) -> Any:
+        return super().processor(config, folder, {"eye": KitTower(None).describe(KitTower(None).configuration(None))})
+
+    def write(self, assembly: Any, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({n: t.contiguous() for n, t in assembly.model.state_dict().items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(assembly.plan.model_spec.model.config))
+
+
+class WithoutPartsAndBlind(WithoutParts):
+    """A model with an image encoder of its own that sees nothing"""
+
+    def build(self, config: Any, towers: Any, outputs: Any, context: Any) -> Any:
+        structure = super().build(config, towers, outputs, context)
+        structure.model.forward = sees_nothing(structure.model.forward)
+        return structure
 
 
 class NeedsWhatItCallsOptional(sound()):

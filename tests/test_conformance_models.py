@@ -140,6 +140,15 @@ def test_a_broken_promise_is_told(name: str) -> None:
     assert re.search(sentence, outcome.sentence), outcome.sentence
 
 
+def test_a_model_without_parts_is_judged_in_full() -> None:
+    outcomes = {outcome.check: outcome for outcome in examine(models.WithoutParts)}
+    assert not [outcome for outcome in outcomes.values() if outcome.state == "failed"]
+    skipped = {check for check, outcome in outcomes.items() if outcome.state == "skipped"}
+    assert skipped == {"optional parts may be empty", "attention is where the sites say"}
+    blind = {outcome.check: outcome for outcome in examine(models.WithoutPartsAndBlind)}["images are seen"]
+    assert blind.state == "failed" and "at its first token nothing changes" in blind.sentence
+
+
 def test_every_check_of_models_catches_something() -> None:
     caught = {check for _, check, _ in BROKEN.values()}
     assert not {check.__name__.replace("_", " ") for check in CHECKS["model"]} - caught

@@ -12,6 +12,7 @@ from tiny_runs import COMPONENTS, LORA, METHODS, plan_of
 
 from graftwork.config.machine import Machine
 from graftwork.contracts import DictLookup, MemoryStrategy, NoSettings, Plan, Requires
+from graftwork.contracts.anatomy import positions_of
 from graftwork.errors import GraftworkError
 from graftwork.memory.rehearsal import Step, rehearsing, watching
 from graftwork.memory.timeline import (
@@ -24,6 +25,7 @@ from graftwork.memory.timeline import (
     MemoryTimeline,
     OpEvent,
 )
+from graftwork_mgm import MgmGemma
 from graftwork_torch_attention import Sdpa
 
 CPU = Machine()
@@ -37,6 +39,36 @@ class Curious(MemoryStrategy[NoSettings]):
 
     def prepare(self, assembly: Any) -> None:
         assembly.cross_entropy = lambda model, hidden, labels: hidden.sum() * float(hidden.sum())
+
+
+class Counting(MemoryStrategy[NoSettings]):
+    """Decides by numbers that no weight enters"""
+
+    name: ClassVar[str] = "counting"
+    found: ClassVar[list[tuple[int, ...]]] = []
+
+    def prepare(self, assembly: Any) -> None:
+        plain = assembly.cross_entropy
+
+        def counted(model: Any, hidden: Any, labels: Any) -> Any:
+            window = torch.arange(3).repeat_interleave(torch.full((3,), 2))
+            self.found.append((len(labels), int(window.sum()), int((labels >= 0).sum())))
+            return plain(model, hidden, labels)
+
+        assembly.cross_entropy = counted
+
+
+class Redrawing(MgmGemma):
+    """A model whose initial values are drawn again while some are too large"""
+
+    name: ClassVar[str] = "redrawing"
+
+    def build(self, *given: Any) -> Any:
+        structure = super().build(*given)
+        weight = structure.model.model.mm_projector[0].weight
+        while bool((weight.abs() > 9).any()):
+            torch.nn.init.normal_(weight)
+        return structure
 
 
 class OnlyOnCards(Sdpa):
@@ -202,6 +234,29 @@ def timeline(*lives: tuple[int, int, int | None, str], operations: int = 4) -> M
             Allocation(size, allocated_at, FORWARD, pass_index, "x.0", (size,), "uint8", category, freed_at, last)
         )
     return made
+
+
+def test_code_may_decide_by_what_no_weight_enters(base: Path, tmp_path: Path) -> None:
+    """By grids, counts and masks, as Qwen-VL and Idefics do."""
+    Counting.found.clear()
+    lookup = DictLookup(*COMPONENTS, Counting)
+    plan = plan_of(base, tmp_path, {"memory.use": ["counting"]}, lookup)
+    labels = rehearsed(plan, 2, lookup=lookup).labels
+    count = 2 * (labels - 1)  # The first token of a row is predicted by none.
+    assert Counting.found == [(count, 6, count)]
+
+
+def test_what_draws_initial_values_may_look_at_them(base: Path, tmp_path: Path) -> None:
+    lookup = DictLookup(*COMPONENTS, Redrawing)
+    assert rehearsed(plan_of(base, tmp_path, {"model.use": "redrawing"}, lookup), 1, lookup=lookup).footprint.peak > 0
+
+
+@pytest.mark.parametrize("language", ["text_config", "language_config"])
+def test_the_context_is_that_of_the_language_model(language: str) -> None:
+    """Of BLIP-2's three parts it is not that of its first."""
+    config = {"a_config": {"max_position_embeddings": 512}, language: {"max_position_embeddings": 2048}}
+    assert positions_of(config) == 2048
+    assert positions_of({"vision_config": {}, "b_config": {"max_position_embeddings": 77}}) == 77
 
 
 def test_the_peak_is_where_most_is_alive_and_deaths_come_after_their_moment() -> None:

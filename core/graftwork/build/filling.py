@@ -84,7 +84,7 @@ def open_base(
     apart = [name for part in parts for name in structure.roles[f"vision.{part}"]]
     apart = [module for module in apart if any(within(name, [module]) for name in tensors)]
     if whole := opened(model_spec.model, architecture):
-        for name, tensor in architecture.tensors(whole, towers).items():
+        for name, tensor in architecture.tensors(whole, towers, structure.model).items():
             other = tensor if within(name, apart) else tensors.get(name)
             if other is not None:
                 unused.update(dict.fromkeys(weights.sources_of(other), TWICE))

@@ -117,7 +117,7 @@ def golden_inputs(examples: Sequence[Encoded], processor: Processor) -> dict[str
         "positions": positions[chosen],
     }
     for prefix, held in ((PIXELS, batch.pixels), (TOKEN_FIELDS, batch.token_fields)):
-        tensors |= {prefix + name: value for name, value in held.items()}
+        tensors |= {prefix + name: value.contiguous() for name, value in held.items()}
     return tensors
 
 

@@ -86,13 +86,19 @@ def _training_only(record: Record, place: int) -> tuple[Turn, ...]:
 
 
 def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
-    """For each part `[images, 3, height, width]` in the size of its tower, finite, and the same each time."""
+    """For each part `[images, 3, height, width]` in the size of its tower; of a model without parts whatever it takes. Finite, and the
+    same each time."""
     assembly = built(subject).assembly
     for record in records():
         encoded, again = assembly.processor.encode(record), assembly.processor.encode(record)
         if what := differing(encoded, again):
             yield f"a record must be encoded the same each time, and '{record.id}' differs in its {what}; draw nothing in 'encode'"
         for part, pixels in encoded.pixels.items():
+            if not assembly.outputs and pixels.isfinite().all():
+                continue
+            if not assembly.outputs:
+                yield f"pixels must be finite, and '{part}' is not; fix 'encode'"
+                return
             if part not in assembly.outputs:
                 yield f"pixels must be for the parts of the model, and '{part}' is none; use the names of 'parts'"
                 return

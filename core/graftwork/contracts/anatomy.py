@@ -113,9 +113,13 @@ class Structure:
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
-    """How many positions Hugging Face's configuration of a model allows, rotary ones as far as they are stretched; None when
-    it does not say."""
-    tables = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    """How many positions Hugging Face's configuration of a language model allows, rotary ones as far as they are stretched; None
+    when it does not say. Of a model of several parts, the part that is called after text counts, and then any."""
+    nested = {key: value for key, value in config.items() if isinstance(value, Mapping)}
+    tables = [
+        config,
+        *(nested[key] for key in sorted(nested, key=lambda key: "text" not in key and "language" not in key)),
+    ]
     table = next((table for table in tables if table.get("max_position_embeddings")), None)
     if table is None:
         return None

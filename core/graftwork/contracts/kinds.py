@@ -174,9 +174,13 @@ class ModelArchitecture(Weighted[S]):
 
     @abstractmethod
     def tensors(
-        self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
+        self,
+        weights: Mapping[str, LazyTensor],
+        towers: Mapping[str, VisionTower[Any]],
+        model: nn.Module | None = None,
     ) -> Mapping[str, LazyTensor]:
-        """The tensors of a weights folder under the built model's names, towers included if the folder has them.
+        """The tensors of a weights folder under the built `model`'s names, towers included if the folder has them. There is no model
+        yet where a folder of other code is only looked at.
 
         What the model has no place for keeps its name, and is refused or compared by it; only what `unused` knows may be left
         out. A tensor that is made of others is a `graftwork.weights.DerivedTensor`, so that these count as used."""
@@ -195,6 +199,12 @@ class ModelArchitecture(Weighted[S]):
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
+
+    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
+        """A processor for a model of which configurations alone are there, with whatever tokenizer: what it makes of an image is to
+        have its sizes. By default that of the example, written into an empty `folder`."""
+        self.example(folder)
+        return self.processor(config, folder, outputs)
 
     def import_from(
         self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None

@@ -229,7 +229,7 @@ class _Importing:
         replaced, base = self.replaced(shape), self.base_weights.tensors
         held = {name: read for name, read in self.import_plan.tensors.items() if not within(name, replaced)}
         for published, rows in (self.adapter.rows if self.adapter else {}).items():
-            for name in shape.architecture.tensors({published: rows.values}, shape.towers):
+            for name in shape.architecture.tensors({published: rows.values}, shape.towers, shape.model):
                 whole = held.get(name) or base.get(name) or base.get(structure.tied_weights.get(name, ""))
                 if whole:
                     held[name] = rows.put_into(whole)

@@ -6,14 +6,14 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.build import compose
 from graftwork.config.machine import Machine
 from graftwork.config.sites import attention_sites, kernels_on
-from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor, batch_of
 from graftwork.contracts.plan import Choice, Plan, config_of
@@ -21,11 +21,14 @@ from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
 from graftwork.memory import cuda
-from graftwork.memory.timeline import BATCH, FORWARD, PREPARATION, UPDATE, Footprint
+from graftwork.memory.timeline import BATCH, BUILD, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.memory.tracking import Tracker
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
+
+LARGEST_CONSTANT = 1 << 26
+"""Of how many numbers a tensor may be that keeps them in a rehearsal."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,12 @@ class Watched:
         self._update()
 
     def _accumulate(self, micro_batch: int) -> None:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
         self.tracker.phase = BATCH
-        batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
+        with self.tracker.paused(), unset_fake_temporarily():
+            batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
+        batch = with_numbers(batch)
         self.tracker.phase = FORWARD
         self.stepper.accumulate(
             batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.num_label_tokens
@@ -99,6 +106,19 @@ class Watched:
         self.stepper.gradient_norm()
         self.stepper.update()
         self.tracker.name_optimizer_state(self.stepper)
+
+
+def with_numbers(batch: Batch) -> Batch:
+    """The batch where tensors are fake, with its numbers kept: models decide by grids, counts, masks, and by which tiles of an image are
+    none."""
+    import torch
+
+    def lifted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: lifted(each) for name, each in value.items()}
+        return torch.ops.aten.lift_fresh(value) if isinstance(value, torch.Tensor) else value
+
+    return replace(batch, **{field.name: lifted(getattr(batch, field.name)) for field in fields(batch)})
 
 
 @contextmanager
@@ -131,10 +151,14 @@ def rehearsing(
     the longest that the plan allows; every token outside an image is a label.
     """
     import torch
+    from torch._subclasses import fake_tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # a run on real tensors gives them
+        # What no weight enters keeps its numbers beside it, whatever its size: models decide by grids, counts and masks.
+        stack.callback(setattr, fake_tensor, "CONSTANT_NUMEL_LIMIT", fake_tensor.CONSTANT_NUMEL_LIMIT)
+        fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
@@ -154,12 +178,13 @@ def rehearsing(
 
 
 def answer(phase: str) -> float:
-    """The number that is read out of a tensor without content: an optimizer asks which step it takes.
+    """The number that is read out of a tensor without content: an optimizer asks which step it takes, and what draws initial
+    values whether one has to be drawn again.
 
     Raises GraftworkError anywhere else, because what a model or strategy then does would depend on it.
     """
-    if phase == UPDATE:
-        return 1.0
+    if phase in (UPDATE, BUILD):
+        return 1.0 if phase == UPDATE else 0.0
     raise GraftworkError(
         "the model or a memory strategy reads a number out of a tensor while it computes, which cannot be rehearsed; "
         "let it decide by shapes and settings"
@@ -178,22 +203,20 @@ def without_weights(plan: Plan) -> Plan:
 
 
 def stand_in(assembly: Assembly) -> Processor:
-    """A processor with the tokenizer of the model's example, where its own is not there: no size depends on it."""
+    """The processor that the model puts in the place of its own, where that is not there."""
     from tempfile import TemporaryDirectory
 
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     architecture = assembly.architecture
     with TemporaryDirectory() as folder, unset_fake_temporarily():
-        architecture.example(Path(folder))
-        return architecture.processor(config_of(assembly.plan.model_spec.model), Path(folder), assembly.outputs)
+        return architecture.stand_in(config_of(assembly.plan.model_spec.model), Path(folder), assembly.outputs)
 
 
 def longest_record(assembly: Assembly, longest: int) -> Encoded:
     """A record with an image and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
     from io import BytesIO
 
-    import torch
     from PIL import Image as PILImage
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -211,6 +234,5 @@ def longest_record(assembly: Assembly, longest: int) -> Encoded:
     ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
     image_token_mask = [*example.image_token_mask, *[False] * filler]
     labels = [IGNORED if is_image else token for is_image, token in zip(image_token_mask, ids, strict=True)]
-    pixels = {part: torch.zeros(value.shape, dtype=value.dtype) for part, value in example.pixels.items()}
-    fields = {name: [*values, *[0] * filler] for name, values in example.token_fields.items()}
-    return Encoded(ids, image_token_mask, labels, pixels, token_fields=fields)
+    told = {name: [*values, *[0] * filler] for name, values in example.token_fields.items()}
+    return Encoded(ids, image_token_mask, labels, example.pixels, token_fields=told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -187,6 +188,34 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         yield from tensors_in(list(value.values()))
 
 
+MAKERS = re.compile(r"arange|zeros|ones|full|scalar_tensor|eye|linspace")
+"""The operators that make a tensor of numbers alone."""
+
+
+def has_no_numbers(tensor: Any) -> bool:
+    """Whether a tensor is fake and keeps no numbers beside it."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor) and tensor.constant is None
+
+
+def made_of_nothing(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Among fake tensors, a tensor of whole numbers that an operator makes without any other, with its numbers: code may decide by
+    positions, sizes and masks that no weight enters. None for all else."""
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    if not MAKERS.fullmatch(func.overloadpacket.__name__) or any(True for _ in tensors_in([list(args), dict(kwargs)])):
+        return None
+    if (dtype := kwargs.get("dtype")) is not None and (dtype.is_floating_point or dtype.is_complex):
+        return None
+    with unset_fake_temporarily():
+        made = func(*args, **kwargs)
+    if made.is_floating_point() or made.is_complex() or made.device.type != "cpu":
+        return None
+    return torch.ops.aten.lift_fresh(made)  # type: ignore[no-any-return]
+
+
 def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
     """The mode in which PyTorch reports every operator to the tracker."""
     import torch
@@ -199,9 +228,11 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is device:  # of a fake tensor, and so often that the way through all modes would take half the time
                 return args[0].fake_device
-            if func is number and answer is not None:
+            if func is number and answer is not None and has_no_numbers(args[0]):
                 return type_of(args[0].dtype)(answer(tracker.phase))
-            made = func(*args, **(kwargs or {}))
+            made = made_of_nothing(func, args, kwargs or {}) if answer is not None else None
+            if made is None:
+                made = func(*args, **(kwargs or {}))
             if count := flop_registry.get(func.overloadpacket):
                 tracker.flops += count(*args, **(kwargs or {}), out_val=made)
             tracker.record_operation(func.overloadpacket.__name__, made)

@@ -239,7 +239,10 @@ class Mgm(ModelArchitecture[MgmSettings]):
         return structure(self.backbone, config, towers, outputs, context.attn_implementation)
 
     def tensors(
-        self, weights: Mapping[str, LazyTensor], towers: Mapping[str, VisionTower[Any]]
+        self,
+        weights: Mapping[str, LazyTensor],
+        towers: Mapping[str, VisionTower[Any]],
+        model: nn.Module | None = None,
     ) -> Mapping[str, LazyTensor]:
         """From a plain language model's folder or an MGM folder."""
         found: dict[str, LazyTensor] = {}
