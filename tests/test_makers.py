@@ -296,10 +296,10 @@ def test_what_is_no_question_with_an_answer_or_the_example_is_dropped(reply: str
         (Reply("", "the endpoint answered 500"), "the endpoint answered 500"),
         (Reply("A cat", ended=False), "the reply was cut off at 7 tokens; raise 'max_new_tokens', or ask for less"),
         (" ", "the reply is empty"),
-        ("A <image> cat", "the reply has '<image>', which marks turns or images"),
-        ("A cat\nUSER: and now?", "the reply has 'USER:', which marks turns or images"),
-        ("A cat<|im_end|>", "the reply has '<|im_end|>', which marks turns or images"),
-        ("A cat<end_of_turn>", "the reply has '<end_of_turn>', which marks turns or images"),
+        ("A <image> cat", "the reply has '<image>', which marks turns or images, or is no text"),
+        ("A cat\nUSER: and now?", "the reply has 'USER:', which marks turns or images, or is no text"),
+        ("A cat<|im_end|>", "the reply has '<|im_end|>', which marks turns or images, or is no text"),
+        ("A cat<end_of_turn>", "the reply has '<end_of_turn>', which marks turns or images, or is no text"),
     ],
 )
 def test_a_reply_that_is_no_text_of_a_turn_is_dropped(cls: type[DataMaker[Any]], reply: str | Reply, why: str) -> None:

@@ -315,7 +315,7 @@ def test_an_endpoint_that_fails_for_a_while_costs_no_answer_twice(
         ({"writer": {"endpoint": {"url": "http://a:b@x", "model": "y"}}}, RunFileError, "'url' holds a password"),
         ({"writer": {"model": {"use": "mgm-gemma"}, "variant": "base"}}, RunFileError, "only a checkpoint has a base"),
         ({"writer": {"checkpoint": "nowhere"}}, GraftworkError, "there is no folder"),
-        ({"operators": []}, PlanRefused, "'round-trip' is to verify what makers make"),
+        ({"operators": []}, PlanRefused, "add one, or set verify.given = true to verify what is given"),
         ({"operators": [{"use": "round-trip"}]}, PlanRefused, "'round-trip' verifies; name it in [verify]"),
     ],
 )

@@ -39,6 +39,7 @@ class LlavaJsonSettings:
     image_folder: Path | None = setting(None, "What image paths are relative to; by default the folder of the file")
     limit: int | None = setting(None, "Read only so many records, from the first", minimum=1)
     group: str = setting("", "The group under which these records are counted")
+    open_questions: bool = setting(False, "Also read records that end with a question, which makers can answer")
 
 
 class LlavaJson(DataSource[LlavaJsonSettings]):
@@ -71,7 +72,7 @@ class LlavaJson(DataSource[LlavaJsonSettings]):
         folder = ImageFolder(self.settings.image_folder or path.parent)
 
         def make(where: str, content: Mapping[str, Any]) -> Record:
-            return _record(content, where, folder, self.settings.group)
+            return _record(content, where, folder, self.settings)
 
         return first_records(make_records(READERS[path.suffix.lower()](path), make), self.settings.limit)
 
@@ -91,7 +92,7 @@ def data_sources() -> list[type[DataSource[Any]]]:
     return [LlavaJson]
 
 
-def _record(content: Mapping[str, Any], where: str, folder: ImageFolder, group: str) -> Record:
+def _record(content: Mapping[str, Any], where: str, folder: ImageFolder, settings: LlavaJsonSettings) -> Record:
     """The record; DataError says why the object is none."""
     if "conversations" not in content and "messages" in content:
         raise DataError("the record has 'messages', which is another format; read it with 'messages-jsonl'")
@@ -100,7 +101,15 @@ def _record(content: Mapping[str, Any], where: str, folder: ImageFolder, group: 
     if not isinstance(given, list) or not given:
         raise DataError("'conversations' is missing or is not a list of turns")
     turns = [_turn(turn, number) for number, turn in enumerate(given, start=1)]
-    return conversation(content, turns, images_of(content, folder), where=where, group=group, names=("human", "gpt"))
+    return conversation(
+        content,
+        turns,
+        images_of(content, folder),
+        where=where,
+        group=settings.group,
+        names=("human", "gpt"),
+        open_questions=settings.open_questions,
+    )
 
 
 def _turn(turn: Any, number: int) -> Turn:

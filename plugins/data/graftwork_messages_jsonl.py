@@ -31,6 +31,7 @@ class MessagesSettings:
     image_folder: Path | None = setting(None, "What image paths are relative to; by default the folder of each file")
     limit: int | None = setting(None, "Read only so many records, from the first", minimum=1)
     group: str = setting("", "The group under which these records are counted")
+    open_questions: bool = setting(False, "Also read records that end with a question, which makers can answer")
 
 
 class MessagesJsonl(DataSource[MessagesSettings]):
@@ -70,7 +71,8 @@ class MessagesJsonl(DataSource[MessagesSettings]):
         folder = ImageFolder(self.settings.image_folder or file.parent)
 
         def make(where: str, content: Mapping[str, Any]) -> Record:
-            return read_messages(content, folder, where=where, group=self.settings.group)
+            asked = self.settings.open_questions
+            return read_messages(content, folder, where=where, group=self.settings.group, open_questions=asked)
 
         return make_records(read_json_lines(file), make)
 

@@ -68,9 +68,10 @@ def value(
         )
     if as_json:
         print_json(made.to_json())
-        return
-    print_value(console, made.report)
-    console.print(f"\npage: {made.folder / 'report.html'}", markup=False, soft_wrap=True)
+    else:
+        print_value(console, made.report)
+        console.print(f"\npage: {made.folder / 'report.html'}", markup=False, soft_wrap=True)
+    click.get_current_context().exit(0 if made.report.comparisons else 1)
 
 
 SHOWN = 5

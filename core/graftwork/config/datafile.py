@@ -21,8 +21,6 @@ from graftwork.contracts.plan import Choice, Plan, RunContext
 from graftwork.errors import DataError, PlanRefused, RunFileError
 
 TABLES = ("data", "evaluate")
-BESIDE = ("writer", "verify", "card")
-"""Tables that no run reads: of synthesis, and of the data card."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def _resolve(
     reader = TableReader(folder)
     fields, tables = reader.split(RunTable, table, "")
     has_model = "model" in tables
-    known = [*TABLES, *BESIDE, *(runfile.TABLES if has_model else ())]
+    known = [*TABLES, *runfile.BESIDE, *(runfile.TABLES if has_model else ())]
     reader.unknown(tables, [*settings.names(RunTable), *known], "")
     data, items = reader.split(DataTable, reader.table(tables, "data"), "data")
     reader.unknown(items, [*settings.names(DataTable), "source", "operator"], "data")
@@ -201,7 +199,7 @@ def _resolve(
 
 
 def _of_a_run(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value for name, value in table.items() if name not in BESIDE}
+    return {name: value for name, value in table.items() if name not in runfile.BESIDE}
 
 
 @dataclass(frozen=True)
@@ -247,11 +245,15 @@ class _Synthesis:
         verifier = applied[-1].component if applied else None
         if not makers and not self.verify:
             reasons.append("data.operator: nothing makes or verifies records; use graftwork data process")
-        elif not makers and isinstance(verifier, DataVerifier) and not verifier.verifies_given:
-            reasons.append(
-                f"verify: '{verifier.name}' is to verify what makers make, and there is none; add one, or let it verify what is given"
-            )
+        elif not makers and isinstance(verifier, DataVerifier) and _leaves_given(verifier):
+            found = f"verify: '{verifier.name}' is to verify what makers make, and there is none"
+            reasons.append(f"{found}; add one, or set verify.{verifier.given} = true to verify what is given")
         return reasons
+
+
+def _leaves_given(verifier: DataVerifier[Any]) -> bool:
+    """Whether it asks about nothing but what makers made."""
+    return verifier.given is not None and not getattr(verifier.settings, verifier.given)
 
 
 def _restored(choices: list[Choice], lookup: Lookup) -> tuple[Any, ...]:

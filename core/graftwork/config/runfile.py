@@ -81,6 +81,8 @@ class RunFile:
 EMPTY = "none"
 """The `use` of a part that shall stay empty."""
 TABLES = ("model", "peft", "attention", "memory", "data", "train", "evaluate")
+BESIDE = ("writer", "verify", "card")
+"""Tables that stand in data files, beside those that run files have too."""
 RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
@@ -276,7 +278,11 @@ class TableReader:
     def unknown(self, rest: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         """Refuse the keys of `rest` that are not known."""
         for key in rest:
-            if key not in known:
+            if not where and key in BESIDE and key not in known:
+                self.problems.append(
+                    f"{key}: belongs into a data file, of which graftwork data makes a data set to train on; move it there"
+                )
+            elif key not in known:
                 self.problems.append(f"{join(where, key)}: there is no such table or key{suggestion(key, known)}")
 
     def table(self, parent: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:

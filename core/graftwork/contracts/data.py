@@ -104,10 +104,8 @@ class DataVerifier(DataOperator[S]):
     """An operator that asks a writer whether answers are right, and keeps those that it can vouch for; named by `[verify]`, and applied
     after all others."""
 
-    @property
-    def verifies_given(self) -> bool:
-        """Whether it also asks about records that no maker made."""
-        return True
+    given: ClassVar[str | None] = None
+    """The setting, a bool, by which it also asks about records that no maker made; None where it always does."""
 
     @abstractmethod
     def verdicts(self) -> Sequence[VerifiedGroup]:

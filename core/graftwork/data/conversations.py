@@ -29,14 +29,15 @@ def conversation(
     group: str = "",
     names: tuple[str, str] = ("user", "assistant"),
     lenient: bool = True,
+    open_questions: bool = False,
 ) -> Record:
     """The record of turns and images, with the `id`, the `weight` and our own part of the object that they were read from.
 
     A record without an id is called by the number that its place ends in. `names` are what the format calls who asks and who
     answers. `lenient` keeps one of several places in a question where there is one image, at the beginning, and drops a leading
-    answer, both as LLaVA does. DataError says why it is no record.
+    answer, both as LLaVA does. With `open_questions` it may end with a question. DataError says why it is no record.
     """
-    turns = _ordered(turns, names, lenient=lenient)
+    turns = _ordered(turns, names, lenient=lenient, open_questions=open_questions)
     if lenient and len(images) == 1:
         turns = tuple(map(_with_one_place, turns))
     places = 0
@@ -60,8 +61,9 @@ def conversation(
     return record
 
 
-def _ordered(turns: Sequence[Turn], names: tuple[str, str], *, lenient: bool) -> tuple[Turn, ...]:
-    """The turns: at most one of the system, then questions and answers in turn, to an answer; DataError otherwise."""
+def _ordered(turns: Sequence[Turn], names: tuple[str, str], *, lenient: bool, open_questions: bool) -> tuple[Turn, ...]:
+    """The turns: at most one of the system, then questions and answers in turn, to an answer, or a question if these may be open; DataError
+    otherwise."""
     first = 1 if turns and turns[0].role == "system" else 0
     system, turns = turns[:first], turns[first:]
     if lenient and turns and turns[0].role == "assistant":  # An answer without a question, which LLaVA drops as well.
@@ -71,7 +73,7 @@ def _ordered(turns: Sequence[Turn], names: tuple[str, str], *, lenient: bool) ->
             raise DataError("a 'system' turn stands behind other turns; only the first may be one")
         if turn.role != ("user", "assistant")[number % 2]:
             raise DataError(f"the turns of '{names[0]}' and '{names[1]}' do not alternate")
-    if not turns or turns[-1].role == "user":
+    if not turns or (turns[-1].role == "user" and not open_questions):
         raise DataError(f"the last turn is not an answer of '{names[1]}'")
     return (*system, *turns)
 

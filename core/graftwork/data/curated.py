@@ -167,9 +167,9 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     except (KeyError, TypeError):
         raise DataError(damaged) from None
     if changed:
+        other = ", or read the file as another source, such as llava-json" if changed[0] == RECORDS else ""
         raise DataError(
-            f"'{folder / changed[0]}' was changed since the data set was written; process it again, or read the file as another "
-            "source, such as llava-json"
+            f"'{folder / changed[0]}' was changed since the data set was written; put the old one back, make it again{other}"
         )
     content: Mapping[str, Any] = manifest
     return content

@@ -41,11 +41,13 @@ NO_TOOLS = "calls of tools are not learned here; leave such records out"
 MOVING = ("video", "videos", "audio", "audios")
 
 
-def read_messages(content: Mapping[str, Any], folder: ImageFolder, *, where: str, group: str = "") -> Record:
+def read_messages(
+    content: Mapping[str, Any], folder: ImageFolder, *, where: str, group: str = "", open_questions: bool = False
+) -> Record:
     """The record of an object with `messages` or `conversations`, and images in them or as `image` or `images`.
 
     A turn has a `role` and a `content`, which is text or a list of parts, or it is `from` someone and has a `value`. DataError
-    says why there is no record.
+    says why there is no record, which is also where it ends with a question, unless there may be `open_questions`.
     """
     refuse_moving(content)
     if content.get("tools"):
@@ -63,7 +65,8 @@ def read_messages(content: Mapping[str, Any], folder: ImageFolder, *, where: str
         if not isinstance(system, str):
             raise DataError(f"'system' is {type_name(system)}, not a text")
         turns.insert(0, Turn("system", plain_text("'system'", system)))
-    return conversation(content, turns, _filled(images, images_of(content, folder)), where=where, group=group)
+    filled = _filled(images, images_of(content, folder))
+    return conversation(content, turns, filled, where=where, group=group, open_questions=open_questions)
 
 
 def read_example(content: Mapping[str, Any], folder: ImageFolder, *, where: str, group: str = "") -> Record:

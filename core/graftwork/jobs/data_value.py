@@ -167,7 +167,7 @@ def _resolve(
     """The plan on each data, the run's own first, and where each was read from."""
     if seeds < MIN_SEEDS:
         mistakes.add(
-            f"{count(range(seeds), 'seed')} cannot show the noise between seeds, which intervals over questions alone miss; give at least "
+            f"{seeds} seed{'s' * (seeds != 1)} cannot show the noise between seeds, which intervals over questions alone miss; give at least "
             f"{MIN_SEEDS} with --seeds"
         )
     if not data:
@@ -224,9 +224,13 @@ def _look_ahead(plans: Mapping[str, Plan], lookup: Lookup, mistakes: _Mistakes, 
         steps = steps_for(drawn, settings.batch_size, settings.epochs, settings.steps)
         return _Known(data.counts.used, steps, data.digest())
 
-    known = {}
+    known = dict[str, _Known]()
     for name, plan in plans.items():
         if found := mistakes.attempt(partial(measured, plan), name):
+            if same := next((other for other, each in known.items() if each.digest == found.digest), None):
+                mistakes.add(
+                    f"'{name}' holds the same records as '{same}', so there is nothing to compare; leave it out"
+                )
             known[name] = found
             listen(Message(f"{name}: {found.records:,} records, {found.steps:,} steps a run"))
     return known

@@ -17,10 +17,11 @@ from graftwork.errors import DataError
 AT_A_TIME = 1000
 """How many records wait at most for replies about others."""
 NO_TEXT = re.compile(
-    rf"{PLACE}|<\|[^|\s]*\|>|</?s>|<(start|end)_of_turn>|\[/?INST\]|^\s*(system|human|user|gpt|assistant)\s*:",
-    re.I | re.M,
+    rf"{PLACE}|<\|[^|\s]*\|>|</?(?i:s|eos|bos|pad|unk)>|(?i:<(start|end)_of_turn>|\[/?INST\])|[\x00-\x08\x0b-\x1f\x7f]"
+    r"|(?i:^\s*(system|human|user|gpt|assistant)\s*:)|\b(SYSTEM|HUMAN|USER|ASSISTANT)\s*:",
+    re.M,
 )
-"""What stands in no text of a turn: places of images, and what marks turns in models' templates."""
+"""What stands in no text of a turn: places of images, what marks turns in models' templates, and what moves a terminal's cursor."""
 NAMED_BY: Mapping[str, str] = {
     "ask-templates": "templates",
     "answer-questions": "questions",
@@ -161,7 +162,7 @@ def fault_of(reply: Reply, max_new_tokens: int) -> str:
     if not reply.text.strip():
         return "the reply is empty"
     if found := NO_TEXT.search(reply.text):
-        return f"the reply has '{found[0].strip()}', which marks turns or images"
+        return f"the reply has {found[0].strip()!r}, which marks turns or images, or is no text"
     return ""
 
 

@@ -34,12 +34,8 @@ class RoundTrip(DataVerifier[RoundTripSettings]):
     """
 
     name = "round-trip"
+    given = "given"
     Settings = RoundTripSettings
-
-    @property
-    def verifies_given(self) -> bool:
-        """As it is set."""
-        return self.settings.given
 
     def validate(self, plan: object) -> Iterable[str]:
         settings = self.settings
