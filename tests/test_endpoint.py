@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import random
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import MISSING, fields
 from datetime import date
 from io import BytesIO
@@ -28,6 +26,7 @@ from chat_server import (
     fault,
     prompt,
     source_of,
+    writer_of,
 )
 from PIL import Image as PILImage
 
@@ -37,7 +36,7 @@ from graftwork.data import load_image
 from graftwork.errors import DataError
 from graftwork.writers import attempts
 from graftwork.writers.endpoint import EndpointSource
-from graftwork.writers.replies import REPLIES, RecordedWriter, ReplyCache, key_of, total_usage
+from graftwork.writers.replies import REPLIES, key_of, total_usage
 
 pytest.importorskip("openai")
 KEY = "GRAFTWORK_TEST_KEY"
@@ -126,8 +125,10 @@ def test_an_image_that_is_broken_is_a_fault_of_its_record_alone(tmp_path: Path) 
             source.request(prompt("<image>What?", Image(gone)), 20)
         requests = [(each, source.request(each, 20)) for each in (prompt("What?", Image(gone)), prompt("Hello"))]
         gone.unlink()
-        found = dict(each for arrived in source.ask(requests) for each in arrived)
-        assert found[0] == {"fault": f"the image '{gone}' does not exist"} and source.read(found[1]).text == "re: Hello"
+        found = list[tuple[int, Any]]()
+        source.ask(requests, found.extend)
+        (_, broken), (_, good) = sorted(found, key=lambda each: each[0])
+        assert broken == {"fault": f"the image '{gone}' does not exist"} and source.read(good).text == "re: Hello"
         assert len(server.bodies) == 1
 
 
@@ -230,14 +231,6 @@ def test_another_model_seed_or_temperature_is_another_request() -> None:
         with source_of(url, **each) as source:
             keys.add(key_of(source.identity, request))
     assert len(keys) == len(others)
-
-
-@contextmanager
-def writer_of(source: EndpointSource, folder: Path) -> Iterator[RecordedWriter]:
-    with closing(ReplyCache()) as cache:
-        folder.mkdir(exist_ok=True)
-        with closing(RecordedWriter(source, cache, folder, "stage", "writer", lambda replies, asked: None)) as writer:
-            yield writer
 
 
 @pytest.mark.parametrize("seed", [0, 1])

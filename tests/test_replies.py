@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from graftwork.contracts import Record, Reply, Turn
 from graftwork.errors import DataError, NoRoom
-from graftwork.writers.replies import FILE, REPLIES, Arrived, RecordedWriter, ReplyCache, total_usage
+from graftwork.writers.replies import FILE, REPLIES, Keep, RecordedWriter, ReplyCache, total_usage
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,15 @@ class Shouting:
             raise DataError("it cannot be asked")
         return {"question": prompt.question, "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
+    def ask(
+        self, requests: Sequence[tuple[Record, Mapping[str, Any]]], keep: Keep, known: Collection[int] = ()
+    ) -> None:
         for number, (_, request) in reversed(list(enumerate(requests))):
             with self.asked.open("a") as file:
                 file.write(f"{request['question']}\n")
             time.sleep(self.patience)
             failed = request["question"] == "unanswered"
-            yield [(number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()})]
+            keep([(number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()})])
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
         return Reply(f" {raw['text']}\n".replace("MUTE", ""))

@@ -144,7 +144,7 @@ class EndpointTable:
     retries: int = setting(
         4, "How often a request is sent again, later each time, after 429, 5xx or no answer", minimum=0
     )
-    give_up_after: int = setting(10, "How many requests in a row may come to nothing before the work stops", minimum=1)
+    give_up_after: int = setting(10, "How many requests in a row may fail before the work stops", minimum=1)
     price: tuple[float, float] | None = setting(
         None, "What a million tokens cost that it reads, and that it writes, in any currency", minimum=0
     )

@@ -34,8 +34,12 @@ HEADERS = {
 """What is sent. The client adds others, some of them from the environment; the last one it looks for itself."""
 
 
+Stopped = asyncio.Future[Exception]
+"""Done when something has stopped the work: no request is sent any more, and none is sent again."""
+
+
 class Failed(Exception):
-    """An attempt that came to nothing."""
+    """An attempt that failed."""
 
     def __init__(self, clause: str, *, again: bool = True, wait: float | None = None) -> None:
         self.clause, self.again, self.wait = clause, again, wait
@@ -49,10 +53,10 @@ class Client:
             raise DataError("an endpoint needs the package openai, which is missing: pip install 'graftwork[endpoint]'")
         self._table, self._key = table, _key_of(table)
         self._client: Any = None
-        self.retries = 0
+        self.retries, self._has_told = 0, False
 
     async def reply(
-        self, fields: Mapping[str, Any], *, key: str, of: str, tell: Callable[[str], None]
+        self, fields: Mapping[str, Any], *, key: str, of: str, tell: Callable[[str], None], stopped: Stopped
     ) -> Mapping[str, Any]:
         """The body of the response to a request about the record `of`, or the fault that its last attempt ended in.
 
@@ -68,13 +72,15 @@ class Client:
                 wait = wait if failure.wait is None else failure.wait
                 clause = failure.clause
                 if wait > MAX_ASKED_WAIT:
-                    clause += f" and asks for {wait:,.0f} seconds of patience"
-                elif failure.again and attempt <= self._table.retries:
-                    if not self.retries:
+                    clause += f" and asks to wait {wait:,.0f} seconds"
+                elif failure.again and attempt <= self._table.retries and not stopped.done():
+                    if not self._has_told:
                         tell(f"{clause}; it is asked again, later each time")
-                    self.retries += 1
-                    await asyncio.sleep(wait)
-                    continue
+                    self._has_told = True
+                    await asyncio.wait([stopped], timeout=wait)
+                    if not stopped.done():
+                        self.retries += 1
+                        continue
                 return {"fault": clause + f", at the last of {attempt} attempts" * (attempt > 1)}
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ FILE = "replies.sqlite"
 
 Arrived = Sequence[tuple[int, Mapping[str, Any]]]
 """Numbers of requests, each with its raw reply."""
+Keep = Callable[[Arrived], None]
+"""Puts on disk what has arrived; DataError where there is no room."""
 Told = Callable[[int, int], None]
 """Gets how many replies more there are, and how many of them were not known."""
 
@@ -38,9 +40,14 @@ class Source(Protocol):
         """What identifies a request, images by their hashes: equal ones get equal replies. DataError for what cannot be asked."""
         ...
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
-        """The number of each request with its raw reply, those that came together at a time; one that came to nothing has a `fault`, a
-        clause that says why. DataError where it cannot go on."""
+    def ask(
+        self, requests: Sequence[tuple[Record, Mapping[str, Any]]], keep: Keep, known: Collection[int] = ()
+    ) -> None:
+        """Give `keep` the number of each request with its raw reply, those that came together at a time; one that failed has a
+        `fault`, a clause that says why. DataError where it cannot go on.
+
+        `known` numbers the requests before which good replies are known already, as if they had just come.
+        """
         ...
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
@@ -105,6 +112,8 @@ class RecordedWriter:
 
     def __init__(self, source: Source, cache: ReplyCache, folder: Path, stage: str, name: str, told: Told) -> None:
         self.source, self.cache, self.stage, self.name, self.told = source, cache, stage, name, told
+        self._is_known = False
+        """Whether a good reply was known of what came after the last request that was sent."""
         self._log = (folder / REPLIES).open("ab")
 
     def close(self) -> None:
@@ -123,21 +132,41 @@ class RecordedWriter:
         requests = [self._request(prompt, max_new_tokens) for prompt in prompts]
         keys = [key_of(self.source.identity, request) for request in requests]
         known = self.cache.get(keys)
-        new = {
-            key: (prompt, request)
-            for key, prompt, request in zip(keys, prompts, requests, strict=True)
-            if key not in known and "fault" not in request
-        }
-        asked = list(new)
-        for arrived in self.source.ask(list(new.values())) if new else ():
-            self.cache.put({asked[number]: raw for number, raw in arrived if "fault" not in raw})
-            known |= {asked[number]: raw for number, raw in arrived}
+        good = {key for key, raw in known.items() if not sound(self.source.read(raw)).fault}
+        new: dict[str, tuple[Record, Mapping[str, Any]]] = {}
+        between = {0} if self._is_known else set()
+        for key, prompt, request in zip(keys, prompts, requests, strict=True):
+            if key in good:
+                between.add(len(new))
+            elif key not in known and "fault" not in request:
+                new[key] = (prompt, request)
+        self._is_known = len(new) in between
+        if new:
+            self._ask(new, known, between)
         self.told(len(prompts), len(new))
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]
             reply = Reply("", str(raw["fault"])) if "fault" in raw else sound(self.source.read(raw))
             self._write(prompt, max_new_tokens, raw, reply.fault)
             yield reply
+
+    def _ask(
+        self,
+        new: Mapping[str, tuple[Record, Mapping[str, Any]]],
+        known: dict[str, Mapping[str, Any]],
+        between: set[int],
+    ) -> None:
+        """Add the replies to what is known, and keep those that are no faults."""
+        asked, unkept = list(new), dict[str, Mapping[str, Any]]()
+
+        def keep(arrived: Arrived) -> None:
+            found = {asked[number]: raw for number, raw in arrived}
+            known.update(found)
+            unkept.update({key: raw for key, raw in found.items() if "fault" not in raw})
+            self.cache.put(unkept)
+            unkept.clear()  # Not before: where that failed, the next call tries again.
+
+        self.source.ask(list(new.values()), keep, between)
 
     def _request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
         """The request of a prompt, or why there can be none."""
