@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if act.how == "flood":
             self.send_header("Connection", "close")
             self.end_headers()
-            while not self.server.owner.ended.is_set():
+            while not self.server.owner.ended.is_set():  # Until the client closes the connection.
                 self.wfile.write(b" " * 65536)
         length = len(act.content) if act.length is None else act.length
         for name, value in {"Content-Type": "application/json", "Content-Length": f"{length}", **act.headers}.items():

@@ -110,6 +110,9 @@ def test_a_server_that_never_ends_is_left_after_the_timeout(how: str) -> None:
 
 def test_a_server_that_sends_more_and_more_is_left() -> None:
     assert fault(Act(how="flood")) == "the endpoint answered with more than 16 MiB"
+    assert fault(Act(503, how="flood"), retries=0) == "the endpoint answered 503 ()"
+    with pytest.raises(DataError, match=r"answered 400 \(\) when"):
+        fault(Act(400, how="flood"))
 
 
 def test_bytes_that_are_not_what_the_headers_say_are_a_fault() -> None:
@@ -135,6 +138,8 @@ def test_a_server_that_is_not_there() -> None:
     )
 
 
+ANEW = "; correct that, and start again: what was answered is kept, and the same is not asked again"
+RESUMED = ", and go on with --resume"
 REFUSALS = {
     400: "check the record, and 'model' and 'extra' of the endpoint",
     401: "name the environment variable that holds its key in 'key_from'",
@@ -154,7 +159,7 @@ def test_what_no_further_attempt_mends_stops_at_once(status: int) -> None:
         assert len(server.bodies) == 1
     assert caught.value.sentence == (
         f"the endpoint '{server.url}' answered {status} (not like this [31m) when it was asked about record 'Hello'; "
-        f"{REFUSALS[status]}, and go on with --resume"
+        f"{REFUSALS[status]}{RESUMED if status in (401, 403) else ANEW}"
     )
 
 
@@ -195,7 +200,7 @@ def test_a_wait_that_the_server_names_is_kept() -> None:
         assert source.spent() == (1, 1, 7, 3, pytest.approx(37e-6))
     assert said == ["the endpoint answered 429 (too busy); it is asked again, later each time"]
     assert [headers["idempotency-key"] for headers in server.headers] == [
-        key_of(source.identity, source.request(prompt("Hello"), 20))
+        key_of(source, source.request(prompt("Hello"), 20))
     ] * 2
 
 

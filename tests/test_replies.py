@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from graftwork.contracts import Record, Reply, Turn
 from graftwork.errors import DataError, NoRoom
+from graftwork.writers import replies
 from graftwork.writers.replies import FILE, REPLIES, Keep, RecordedWriter, ReplyCache, total_usage
 
 
@@ -29,6 +31,7 @@ class Shouting:
     """A source that answers in capitals, last request first, and writes down what it is asked."""
 
     identity: Mapping[str, Any] = {"writer": "shouting"}
+    form = 1
     window = 4
 
     def __init__(self, asked: Path, patience: float = 0) -> None:
@@ -93,6 +96,13 @@ def test_each_prompt_gets_its_reply_or_a_fault_and_all_is_written_down(tmp_path:
     assert total_usage(folder / REPLIES) == {"w": {"replies": 6, "faults": 3, "tokens_read": 13, "tokens_written": 4}}
 
 
+def test_a_reply_in_a_former_form_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(tmp_path / "before", ["one"])
+    monkeypatch.setattr(Shouting, "form", 2)
+    answers(tmp_path / "after", ["one"])
+    assert (tmp_path / "after" / "asked").read_text().split() == ["one"]
+
+
 def started(folder: Path, words: Sequence[str], patience: float) -> subprocess.Popen[bytes]:
     code = "import sys; from pathlib import Path; from test_replies import answers; answers(Path(sys.argv[1]), sys.argv[3:], float(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(folder), f"{patience}", *words]
@@ -139,6 +149,45 @@ def test_a_disk_that_is_full_is_said_and_what_was_kept_stays(tmp_path: Path) -> 
     assert found.startswith(f"replies cannot be kept in '{file}' (") and found.endswith("and go on with --resume")
     answers(tmp_path / "after", ["one", "two", "three"])
     assert lines_of(tmp_path / "after" / "asked") == ["three"]
+
+
+@pytest.mark.parametrize("content", [b"no database" * 999, None])
+def test_a_damaged_file_is_named_to_be_removed(content: bytes | None, tmp_path: Path) -> None:
+    answers(tmp_path / "before", ["one", "two"])
+    file = tmp_path / "cache" / FILE
+    if content:
+        file.write_bytes(content)
+    else:  # Half of a reply.
+        with closing(sqlite3.connect(file)) as base:
+            base.execute("UPDATE replies SET reply = '{'")
+            base.commit()
+    with pytest.raises(NoRoom) as caught:
+        answers(tmp_path / "damaged", ["one", "two"])
+    assert caught.value.sentence.startswith(f"replies cannot be kept in '{file}', as the file is damaged (")
+    assert caught.value.sentence.endswith("; remove it, with all replies that it holds, and go on with --resume")
+    file.unlink()
+    assert [reply.text for reply in answers(tmp_path / "after", ["one"])] == ["ONE"]
+
+
+def test_a_file_that_another_process_holds_is_no_lack_of_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(tmp_path / "before", ["one"])
+    monkeypatch.setattr(replies, "PATIENCE", 0.1)
+    file = tmp_path / "cache" / FILE
+    with closing(sqlite3.connect(file)) as other, pytest.raises(NoRoom) as caught:
+        other.execute("BEGIN EXCLUSIVE")
+        ReplyCache()
+    assert caught.value.sentence == (
+        f"replies cannot be kept in '{file}', as another process has held the file for 0.1 seconds; end that process, and go on "
+        "with --resume"
+    )
+
+
+def test_as_many_replies_are_found_as_are_asked_for() -> None:
+    """More at a time than one statement of SQLite takes."""
+    keys = [f"{number}" for number in range(40_000)]
+    with closing(ReplyCache()) as cache:
+        cache.put({key: {"text": key} for key in keys})
+        assert list(cache.get([*keys, "unknown"])) == keys
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

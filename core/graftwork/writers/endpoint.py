@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from graftwork.config.tables import EndpointTable
 from graftwork.contracts.records import Image, Record
@@ -27,6 +27,8 @@ WINDOW = 16
 """How many requests are handed over at a time for each that is under way."""
 GIVE_UP_AT_ONCE = 3
 """How many requests fail before an endpoint is given up that has answered none."""
+LIMITS = get_args(get_type_hints(EndpointTable)["limit_field"])
+"""What servers call the limit of tokens."""
 
 Request = tuple[Record, Mapping[str, Any]]
 Numbered = Iterator[tuple[int, Request]]
@@ -47,17 +49,25 @@ class Spent(NamedTuple):
 class EndpointSource:
     """An endpoint, asked from a thread of its own until it is closed; DataError where its package or key is missing."""
 
+    form = 1
+
     def __init__(self, table: EndpointTable, seed: int, say: Callable[[str], None] = lambda sentence: None) -> None:
         self._fields = {"model": table.model, "temperature": table.temperature, "top_p": table.top_p, "seed": seed}
-        if taken := sorted(table.extra.keys() & {*self._fields, "messages", "max_tokens", "stream", "n"}):
-            raise DataError(f"'extra' of an endpoint names '{taken[0]}', which is set without it; leave it out there")
+        if taken := sorted(table.extra.keys() & {*self._fields, "messages", "stream", "n", *LIMITS}):
+            to_do = "name it in 'limit_field'" if taken[0] in LIMITS else "leave it out there"
+            raise DataError(f"'extra' of an endpoint names '{taken[0]}', which is set without it; {to_do}")
         try:
             as_line(table.extra)
         except DataError as error:
             raise DataError(
                 f"'extra' of an endpoint cannot be sent: {error.sentence}; give it text, numbers and lists"
             ) from None
-        self.identity: Mapping[str, Any] = {"endpoint": table.url, **self._fields, "extra": table.extra}
+        self.identity: Mapping[str, Any] = {
+            "endpoint": table.url,
+            **self._fields,
+            "limit_field": table.limit_field,
+            "extra": table.extra,
+        }
         self.window = table.concurrency * WINDOW
         self._table, self._say, self._client = table, say, Client(table)
         self._hash_of = lru_cache(1 << 16)(_hash_of_file)
@@ -172,18 +182,16 @@ class EndpointSource:
     async def _take(self, waiting: Numbered, found: SimpleQueue[Any], known: Collection[int], stopped: Stopped) -> None:
         """One request after another, as long as there are any and nothing has stopped the work."""
         for number, (prompt, request) in waiting:
-            fields = {**self._fields, "max_tokens": request["max_new_tokens"]}
-            if "max_completion_tokens" in self._table.extra:  # OpenAI's newer models take no other.
-                del fields["max_tokens"]
+            fields = {**self._fields, self._table.limit_field: request["max_new_tokens"]}
             try:
-                fields["messages"] = await asyncio.to_thread(messages_of, prompt)
+                fields["messages"] = await asyncio.to_thread(messages_of, prompt, request["images"])
             except DataError as error:  # An image that is no longer what it was.
                 found.put((number, {"fault": error.sentence}))
                 continue
             if stopped.done():
                 return
             self._requests += 1
-            key = key_of(self.identity, request)
+            key = key_of(self, request)
             raw = await self._client.reply(fields, key=key, of=prompt.id, tell=found.put, stopped=stopped)
             found.put((number, raw))
             if number in known:
@@ -208,9 +216,10 @@ class EndpointSource:
             )
 
 
-def messages_of(prompt: Record) -> list[dict[str, Any]]:
-    """The turns as OpenAI's messages, the images where they stand, as `data:` URLs. DataError where one cannot be opened."""
-    images = iter(prompt.images)
+def messages_of(prompt: Record, hashes: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns as OpenAI's messages, the images where they stand, as `data:` URLs. DataError where one cannot be opened, or is
+    none with its hash."""
+    images = zip(prompt.images, hashes, strict=True)
     return [{"role": turn.role, "content": _content(turn.text, images)} for turn in prompt.turns]
 
 
@@ -219,13 +228,16 @@ def _at_hand(queue: SimpleQueue[Any]) -> list[Any]:
     return [queue.get() for _ in range(queue.qsize())]
 
 
-def _content(text: str, images: Iterator[Image]) -> str | list[dict[str, Any]]:
+def _content(text: str, images: Iterator[tuple[Image, str]]) -> str | list[dict[str, Any]]:
     first, *others = text.split(PLACE)
     if not others:
         return text
     parts = [_text_part(first)]
     for other in others:
-        media_type, content = shown_as(next(images))
+        image, expected = next(images)
+        media_type, content = shown_as(image)
+        if _hash(content) != expected:  # Its reply would be kept as one about the former image.
+            raise DataError(f"'{image}' was replaced while this command ran; run it again")
         url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
         parts += [{"type": "image_url", "image_url": {"url": url}}, _text_part(other)]
     return [part for part in parts if part.get("text") != ""]
@@ -240,7 +252,11 @@ def _hash_of_file(path: Path, span: tuple[int, int] | None) -> str:
 
 
 def _hash_of_shown(image: Image) -> str:
-    return hashlib.sha256(shown_as(image)[1]).hexdigest()
+    return _hash(shown_as(image)[1])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _count(usage: Any, name: str) -> int:

@@ -25,6 +25,8 @@ BATCHES = 8
 class ModelSource:
     """A model, with its adapter or without; it is built when something is asked of it that is not known."""
 
+    form = 1
+
     def __init__(
         self, build: Callable[[], Assembly], identity: Mapping[str, Any], *, base: bool = False, batch_size: int
     ) -> None:

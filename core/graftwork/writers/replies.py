@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import time
@@ -14,11 +13,15 @@ from typing import Any, Protocol
 
 from graftwork.contracts.records import Record
 from graftwork.contracts.writer import Reply
-from graftwork.data.cache import UNUSED, cache_folder
+from graftwork.data import cache
 from graftwork.data.store import REPLIES, as_line
 from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
+PATIENCE = 60
+"""Seconds that another process may hold the file."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""The codes of a file that is none of ours; the last one for tables or columns that it lacks."""
 
 Arrived = Sequence[tuple[int, Mapping[str, Any]]]
 """Numbers of requests, each with its raw reply."""
@@ -33,6 +36,8 @@ class Source(Protocol):
 
     identity: Mapping[str, Any]
     """What says whose replies these are, and how they are drawn."""
+    form: int
+    """Counted up when its raw replies change their form, so that none is read that was kept in another."""
     window: int
     """How many requests it likes to get at a time."""
 
@@ -63,12 +68,12 @@ class ReplyCache:
     """Raw replies by the hash of their request, on disk as soon as they are there; those that were not used for long are removed."""
 
     def __init__(self) -> None:
-        self.file = cache_folder() / FILE
+        self.file = cache.cache_folder() / FILE
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(self.file, timeout=60)
+            self._base = sqlite3.connect(self.file, timeout=PATIENCE)
             self._base.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT, used REAL)")
-            self._base.execute("DELETE FROM replies WHERE used < ?", (time.time() - UNUSED,))
+            self._base.execute("DELETE FROM replies WHERE used < ?", (time.time() - cache.UNUSED,))
             self._base.commit()
         except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from error
@@ -79,13 +84,15 @@ class ReplyCache:
 
     def get(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those that are known."""
-        marks = ",".join("?" * len(keys))
+        now = time.time()
         try:
             with self._base:
-                self._base.execute(f"UPDATE replies SET used = ? WHERE key IN ({marks})", (time.time(), *keys))
-            rows = self._base.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", keys)
-            return {key: json.loads(reply) for key, reply in rows}
-        except sqlite3.Error as error:
+                self._base.executemany("UPDATE replies SET used = ? WHERE key = ?", [(now, key) for key in keys])
+            rows = [
+                self._base.execute("SELECT key, reply FROM replies WHERE key = ?", (key,)).fetchone() for key in keys
+            ]
+            return {row[0]: json.loads(row[1]) for row in rows if row}
+        except (ValueError, sqlite3.Error) as error:
             raise self._failed(error) from error
 
     def put(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
@@ -98,10 +105,15 @@ class ReplyCache:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> NoRoom:
-        return NoRoom(
-            f"replies cannot be kept in '{self.file}' ({error}); make room there or name another folder in GRAFTWORK_CACHE, and go on "
-            "with --resume"
-        )
+        # What is above the lowest byte says it more closely.
+        code = sqlite3.SQLITE_CORRUPT if isinstance(error, ValueError) else getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            why = f", as another process has held the file for {PATIENCE} seconds; end that process"
+        elif code in DAMAGED:
+            why = f", as the file is damaged ({error}); remove it, with all replies that it holds"
+        else:
+            why = f" ({error}); make room there or name another folder in GRAFTWORK_CACHE"
+        return NoRoom(f"replies cannot be kept in '{self.file}'{why}, and go on with --resume")
 
 
 class RecordedWriter:
@@ -130,7 +142,7 @@ class RecordedWriter:
 
     def _answer(self, prompts: Sequence[Record], max_new_tokens: int) -> Iterator[Reply]:
         requests = [self._request(prompt, max_new_tokens) for prompt in prompts]
-        keys = [key_of(self.source.identity, request) for request in requests]
+        keys = [key_of(self.source, request) for request in requests]
         known = self.cache.get(keys)
         good = {key for key, raw in known.items() if not sound(self.source.read(raw)).fault}
         new: dict[str, tuple[Record, Mapping[str, Any]]] = {}
@@ -189,10 +201,9 @@ def sound(reply: Reply) -> Reply:
     return Reply(text, reply.fault or ("" if text else "the writer answered with an empty text"), reply.ended)
 
 
-def key_of(identity: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+def key_of(source: Source, request: Mapping[str, Any]) -> str:
     """The hash that a reply is kept under."""
-    text = json.dumps([identity, request], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return cache.key_of(source.identity, request, form=source.form)
 
 
 def total_usage(file: Path) -> dict[str, dict[str, int]]:
