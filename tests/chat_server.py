@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from graftwork.config.tables import EndpointTable
 from graftwork.contracts import Image, Record, Turn
 from graftwork.writers.endpoint import EndpointSource
+from graftwork.writers.replies import RecordedWriter, ReplyCache
 
 Body = dict[str, Any]
 
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if act.how == "flood":
             self.send_header("Connection", "close")
             self.end_headers()
-            while not self.server.owner.ended.is_set():
+            while not self.server.owner.ended.is_set():  # Until the client closes the connection.
                 self.wfile.write(b" " * 65536)
         length = len(act.content) if act.length is None else act.length
         for name, value in {"Content-Type": "application/json", "Content-Length": f"{length}", **act.headers}.items():
@@ -155,8 +157,20 @@ def source_of(url: str, **settings: Any) -> Iterator[EndpointSource]:
 def ask(source: EndpointSource, *prompts: Record) -> list[dict[str, Any]]:
     """The raw replies, in the order of the prompts."""
     requests = [(each, source.request(each, 20)) for each in prompts]
-    found = sorted((each for arrived in source.ask(requests) for each in arrived), key=lambda each: each[0])
-    return [dict(raw) for _, raw in found]
+    found = list[tuple[int, Any]]()
+    source.ask(requests, found.extend)
+    return [dict(raw) for _, raw in sorted(found, key=lambda each: each[0])]
+
+
+@contextmanager
+def writer_of(source: EndpointSource, folder: Path) -> Iterator[RecordedWriter]:
+    """A writer that keeps its replies in the cache, and writes them down in a folder."""
+    folder.mkdir(exist_ok=True)
+    with (
+        closing(ReplyCache()) as cache,
+        closing(RecordedWriter(source, cache, folder, "stage", "writer", lambda replies, asked: None)) as writer,
+    ):
+        yield writer
 
 
 def fault(act: Act | Callable[[Body, int], Act], **settings: Any) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import random
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import MISSING, fields
 from datetime import date
 from io import BytesIO
@@ -28,16 +26,19 @@ from chat_server import (
     fault,
     prompt,
     source_of,
+    writer_of,
 )
 from PIL import Image as PILImage
 
+from graftwork.config.runfile import TableReader
 from graftwork.config.tables import EndpointTable
+from graftwork.config.writers import is_loopback, read_writer
 from graftwork.contracts import Image, Record, Turn
 from graftwork.data import load_image
 from graftwork.errors import DataError
 from graftwork.writers import attempts
 from graftwork.writers.endpoint import EndpointSource
-from graftwork.writers.replies import REPLIES, RecordedWriter, ReplyCache, key_of, total_usage
+from graftwork.writers.replies import REPLIES, key_of, total_usage
 
 pytest.importorskip("openai")
 KEY = "GRAFTWORK_TEST_KEY"
@@ -126,9 +127,24 @@ def test_an_image_that_is_broken_is_a_fault_of_its_record_alone(tmp_path: Path) 
             source.request(prompt("<image>What?", Image(gone)), 20)
         requests = [(each, source.request(each, 20)) for each in (prompt("What?", Image(gone)), prompt("Hello"))]
         gone.unlink()
-        found = dict(each for arrived in source.ask(requests) for each in arrived)
-        assert found[0] == {"fault": f"the image '{gone}' does not exist"} and source.read(found[1]).text == "re: Hello"
+        found = list[tuple[int, Any]]()
+        source.ask(requests, found.extend)
+        (_, broken), (_, good) = sorted(found, key=lambda each: each[0])
+        assert broken == {"fault": f"the image '{gone}' does not exist"} and source.read(good).text == "re: Hello"
         assert len(server.bodies) == 1
+
+
+def test_an_image_that_was_replaced_meanwhile_gets_no_reply_under_its_former_hash(tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    PILImage.new("RGB", (8, 6), "red").save(file)
+    with ChatServer() as server, source_of(server.url) as source, writer_of(source, tmp_path / "stage") as writer:
+        source.request(prompt("Colour?", Image(file)), 20)
+        PILImage.new("RGB", (8, 6), "blue").save(file)
+        ((_, reply),) = writer.answer([prompt("Colour?", Image(file))], max_new_tokens=20)
+        assert reply.fault == f"'{file}' was replaced while this command ran; run it again" and not server.bodies
+    with ChatServer() as server, source_of(server.url) as source, writer_of(source, tmp_path / "again") as writer:
+        ((_, reply),) = writer.answer([prompt("Colour?", Image(file))], max_new_tokens=20)
+        assert reply.text == "re:  Colour?"
 
 
 AMBIENT = {
@@ -196,12 +212,46 @@ def test_a_missing_package_is_said_before_anything_is_asked(monkeypatch: pytest.
         EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small"), 0)
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://me:secret@host/v1", "'url' holds a password, which would be written down"),
+        ("me:secret@host/v1", "'url' holds a password, which would be written down"),
+        (
+            "https://host/v1?api_key=secret",
+            "'url' goes on with '?' or '#', which would be written down; leave that out",
+        ),
+        ("https://host/v1#secret", "'url' goes on with '?' or '#', which would be written down; leave that out"),
+        ("http://[::1/v1", "'url' is 'http://[::1/v1'; give an address such as http://127.0.0.1:8000/v1"),
+        ("http://host:99999/v1", "'url' is 'http://host:99999/v1'; give an address such as"),
+        ("host/v1", "'url' is 'host/v1'; give an address such as"),
+    ],
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_said_without_it(url: str, why: str, tmp_path: Path) -> None:
+    reader = TableReader(tmp_path)
+    assert read_writer(reader, {"endpoint": {"url": url, "model": "small"}}, "writer", 0) is None
+    (problem,) = reader.problems
+    assert problem.startswith(f"writer.endpoint: {why}") and "secret" not in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        *((host, True) for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.9.9.9:80", "[::1]:8000")),
+        ("[::ffff:127.0.0.1]", True),
+        *((host, False) for host in ("127.evil.com", "127.0.0.1.evil.com", "localhost.evil.com", "10.0.0.1", "[::2]")),
+    ],
+)
+def test_which_endpoints_are_on_this_machine(host: str, found: bool) -> None:
+    assert is_loopback(f"http://{host}/v1") == found
+
+
 def test_what_a_request_holds() -> None:
     extra = {"guided_choice": ["yes", "no"]}
     with ChatServer() as server:
         with source_of(server.url, temperature=0.5, top_p=0.9, seed=7, extra=extra) as source:
             ask(source, prompt("Hello"))
-        with source_of(server.url, extra={"max_completion_tokens": 99}) as source:
+        with source_of(server.url, limit_field="max_completion_tokens") as source:
             ask(source, prompt("Hello"))
     messages = [{"role": "user", "content": "Hello"}]
     assert server.bodies == [
@@ -214,10 +264,13 @@ def test_what_a_request_holds() -> None:
             "messages": messages,
             **extra,
         },
-        {"model": "small", "temperature": 0, "top_p": 1, "seed": 0, "max_completion_tokens": 99, "messages": messages},
+        {"model": "small", "temperature": 0, "top_p": 1, "seed": 0, "max_completion_tokens": 20, "messages": messages},
     ]
     with pytest.raises(DataError, match="'extra' of an endpoint names 'stream', which is set without it"):
         EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small", extra={"stream": True}), 0)
+    for name in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(DataError, match=f"'extra' of an endpoint names '{name}', .*; name it in 'limit_field'$"):
+            EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small", extra={name: 9}), 0)
     with pytest.raises(DataError, match=r"'extra' of an endpoint cannot be sent: .*; give it text, numbers and lists$"):
         EndpointSource(EndpointTable("http://127.0.0.1:9/v1", "small", extra={"since": date(2026, 1, 1)}), 0)
 
@@ -225,19 +278,12 @@ def test_what_a_request_holds() -> None:
 def test_another_model_seed_or_temperature_is_another_request() -> None:
     url, request = "http://127.0.0.1:9/v1", {"turns": []}
     others = [{}, {"model": "other"}, {"seed": 1}, {"temperature": 0.1}, {"top_p": 0.5}, {"extra": {"min_p": 1}}]
+    others.append({"limit_field": "max_completion_tokens"})
     keys = set()
     for each in others:
         with source_of(url, **each) as source:
-            keys.add(key_of(source.identity, request))
+            keys.add(key_of(source, request))
     assert len(keys) == len(others)
-
-
-@contextmanager
-def writer_of(source: EndpointSource, folder: Path) -> Iterator[RecordedWriter]:
-    with closing(ReplyCache()) as cache:
-        folder.mkdir(exist_ok=True)
-        with closing(RecordedWriter(source, cache, folder, "stage", "writer", lambda replies, asked: None)) as writer:
-            yield writer
 
 
 @pytest.mark.parametrize("seed", [0, 1])

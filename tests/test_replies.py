@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 
 from graftwork.contracts import Record, Reply, Turn
 from graftwork.errors import DataError, NoRoom
-from graftwork.writers.replies import FILE, REPLIES, Arrived, RecordedWriter, ReplyCache, total_usage
+from graftwork.writers import replies
+from graftwork.writers.replies import FILE, REPLIES, Keep, RecordedWriter, ReplyCache, total_usage
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,7 @@ class Shouting:
     """A source that answers in capitals, last request first, and writes down what it is asked."""
 
     identity: Mapping[str, Any] = {"writer": "shouting"}
+    form = 1
     window = 4
 
     def __init__(self, asked: Path, patience: float = 0) -> None:
@@ -39,13 +42,15 @@ class Shouting:
             raise DataError("it cannot be asked")
         return {"question": prompt.question, "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
+    def ask(
+        self, requests: Sequence[tuple[Record, Mapping[str, Any]]], keep: Keep, known: Collection[int] = ()
+    ) -> None:
         for number, (_, request) in reversed(list(enumerate(requests))):
             with self.asked.open("a") as file:
                 file.write(f"{request['question']}\n")
             time.sleep(self.patience)
             failed = request["question"] == "unanswered"
-            yield [(number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()})]
+            keep([(number, {"fault": "it was not answered"} if failed else {"text": request["question"].upper()})])
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
         return Reply(f" {raw['text']}\n".replace("MUTE", ""))
@@ -90,6 +95,13 @@ def test_each_prompt_gets_its_reply_or_a_fault_and_all_is_written_down(tmp_path:
     assert [line.get("fault", "") for line in lines] == [reply.fault for reply in answers(tmp_path / "again", words)]
     assert (tmp_path / "again" / "asked").read_text().split() == ["unanswered"]
     assert total_usage(folder / REPLIES) == {"w": {"replies": 6, "faults": 3, "tokens_read": 13, "tokens_written": 4}}
+
+
+def test_a_reply_in_a_former_form_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(tmp_path / "before", ["one"])
+    monkeypatch.setattr(Shouting, "form", 2)
+    answers(tmp_path / "after", ["one"])
+    assert (tmp_path / "after" / "asked").read_text().split() == ["one"]
 
 
 def started(folder: Path, words: Sequence[str], patience: float) -> subprocess.Popen[bytes]:
@@ -138,6 +150,45 @@ def test_a_disk_that_is_full_is_said_and_what_was_kept_stays(tmp_path: Path) -> 
     assert found.startswith(f"replies cannot be kept in '{file}' (") and found.endswith("and go on with --resume")
     answers(tmp_path / "after", ["one", "two", "three"])
     assert lines_of(tmp_path / "after" / "asked") == ["three"]
+
+
+@pytest.mark.parametrize("content", [b"no database" * 999, None])
+def test_a_damaged_file_is_named_to_be_removed(content: bytes | None, tmp_path: Path) -> None:
+    answers(tmp_path / "before", ["one", "two"])
+    file = tmp_path / "cache" / FILE
+    if content:
+        file.write_bytes(content)
+    else:  # Half of a reply.
+        with closing(sqlite3.connect(file)) as base:
+            base.execute("UPDATE replies SET reply = '{'")
+            base.commit()
+    with pytest.raises(NoRoom) as caught:
+        answers(tmp_path / "damaged", ["one", "two"])
+    assert caught.value.sentence.startswith(f"replies cannot be kept in '{file}', as the file is damaged (")
+    assert caught.value.sentence.endswith("; remove it, with all replies that it holds, and go on with --resume")
+    file.unlink()
+    assert [reply.text for reply in answers(tmp_path / "after", ["one"])] == ["ONE"]
+
+
+def test_a_file_that_another_process_holds_is_no_lack_of_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(tmp_path / "before", ["one"])
+    monkeypatch.setattr(replies, "PATIENCE", 0.1)
+    file = tmp_path / "cache" / FILE
+    with closing(sqlite3.connect(file)) as other, pytest.raises(NoRoom) as caught:
+        other.execute("BEGIN EXCLUSIVE")
+        ReplyCache()
+    assert caught.value.sentence == (
+        f"replies cannot be kept in '{file}', as another process has held the file for 0.1 seconds; end that process, and go on "
+        "with --resume"
+    )
+
+
+def test_as_many_replies_are_found_as_are_asked_for() -> None:
+    """More at a time than one statement of SQLite takes."""
+    keys = [f"{number}" for number in range(40_000)]
+    with closing(ReplyCache()) as cache:
+        cache.put({key: {"text": key} for key in keys})
+        assert list(cache.get([*keys, "unknown"])) == keys
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_what_it_cost_is_said(plain: Path, tmp_path: Path, catalog: Catalog) -> 
         ("red", "no wrong answer could be asked about: all 30 that the writer affirmed say the same"),
         (
             "",
-            "is given up, as 3 requests in a row came to nothing (of the last: the writer answered with an empty text)",
+            "is given up, as 3 requests in a row failed (of the last: the writer answered with an empty text)",
         ),
     ],
 )

@@ -138,13 +138,16 @@ class EndpointTable:
     top_p: float = setting(
         1.0, "The likeliest words that it draws from, by their summed probability", minimum=0, maximum=1
     )
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = setting(
+        "max_tokens", "The field that limits the tokens of a reply; OpenAI's newer models take only the second"
+    )
     extra: dict[str, Any] = setting({}, "Further fields of each request, such as those that only this server knows")
     concurrency: int = setting(4, "How many requests are under way at a time", minimum=1, maximum=256)
     timeout: float = setting(120.0, "Seconds after which an attempt is given up", minimum=0.1)
     retries: int = setting(
         4, "How often a request is sent again, later each time, after 429, 5xx or no answer", minimum=0
     )
-    give_up_after: int = setting(10, "How many requests in a row may come to nothing before the work stops", minimum=1)
+    give_up_after: int = setting(10, "How many requests in a row may fail before the work stops", minimum=1)
     price: tuple[float, float] | None = setting(
         None, "What a million tokens cost that it reads, and that it writes, in any currency", minimum=0
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,12 +54,16 @@ def read_writer(reader: TableReader, table: Mapping[str, Any], where: str, seed:
 
 def _mistakes(endpoint: EndpointTable) -> list[str]:
     """What is wrong with an endpoint beyond the types of its keys."""
-    address = urlsplit(endpoint.url)
     found = []
-    if address.scheme not in ("http", "https") or not address.hostname:
-        found.append(f"'url' is '{endpoint.url}'; give an address such as http://127.0.0.1:8000/v1")
-    elif address.username or address.password:
+    if "@" in endpoint.url.split("//")[-1].split("/")[0]:
         found.append("'url' holds a password, which would be written down; name a variable in 'key_from' instead")
+    elif "?" in endpoint.url or "#" in endpoint.url:
+        found.append(
+            "'url' goes on with '?' or '#', which would be written down; leave that out, and name a variable that holds a "
+            "key in 'key_from'"
+        )
+    elif not _is_address(endpoint.url):
+        found.append(f"'url' is '{endpoint.url}'; give an address such as http://127.0.0.1:8000/v1")
     if not endpoint.model:
         found.append("'model' is missing; name the model that the server has")
     return found
@@ -73,7 +78,19 @@ def _model(reader: TableReader, table: Mapping[str, Any], where: str, seed: int)
         return None
 
 
+def _is_address(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # Brackets that are left open, or a port that is none.
+        return False
+
+
 def is_loopback(url: str) -> bool:
     """Whether an endpoint is on this machine."""
     host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

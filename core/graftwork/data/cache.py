@@ -32,9 +32,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork"
 
 
-def key_of(*content: Any) -> str:
-    """The name under which what depends on this plain content is kept."""
-    text = json.dumps([FORMAT, *content], sort_keys=True, default=str)
+def key_of(*content: Any, form: int = FORMAT) -> str:
+    """The name under which what depends on this plain content is kept, in this version of its form."""
+    text = json.dumps([form, *content], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

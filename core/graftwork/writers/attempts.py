@@ -25,8 +25,8 @@ MAX_ASKED_WAIT = 120.0
 AGAIN = {408, 409, 429}
 """The statuses below 500 after which the same request may be answered."""
 MAX_SAID = 200
-MAX_BYTES = 16 * 2**20
-"""How long a response may be; a server may send without an end."""
+MAX_BYTES, MAX_ERROR_BYTES = 16 * 2**20, 2**16
+"""How long a response may be, and how much is read of one without a good status; a server may send without an end."""
 HEADERS = {
     *("accept", "accept-encoding", "connection", "content-length", "content-type", "host"),
     *("idempotency-key", "user-agent", "x-stainless-raw-response"),
@@ -34,11 +34,19 @@ HEADERS = {
 """What is sent. The client adds others, some of them from the environment; the last one it looks for itself."""
 
 
+Stopped = asyncio.Future[Exception]
+"""Done when something has stopped the work: no request is sent any more, and none is sent again."""
+
+
 class Failed(Exception):
-    """An attempt that came to nothing."""
+    """An attempt that failed."""
 
     def __init__(self, clause: str, *, again: bool = True, wait: float | None = None) -> None:
         self.clause, self.again, self.wait = clause, again, wait
+
+
+class BadStatus(Exception):
+    """A response without a good status: the status, its headers, and the beginning of its text."""
 
 
 class Client:
@@ -49,10 +57,10 @@ class Client:
             raise DataError("an endpoint needs the package openai, which is missing: pip install 'graftwork[endpoint]'")
         self._table, self._key = table, _key_of(table)
         self._client: Any = None
-        self.retries = 0
+        self.retries, self._has_told = 0, False
 
     async def reply(
-        self, fields: Mapping[str, Any], *, key: str, of: str, tell: Callable[[str], None]
+        self, fields: Mapping[str, Any], *, key: str, of: str, tell: Callable[[str], None], stopped: Stopped
     ) -> Mapping[str, Any]:
         """The body of the response to a request about the record `of`, or the fault that its last attempt ended in.
 
@@ -68,13 +76,15 @@ class Client:
                 wait = wait if failure.wait is None else failure.wait
                 clause = failure.clause
                 if wait > MAX_ASKED_WAIT:
-                    clause += f" and asks for {wait:,.0f} seconds of patience"
-                elif failure.again and attempt <= self._table.retries:
-                    if not self.retries:
+                    clause += f" and asks to wait {wait:,.0f} seconds"
+                elif failure.again and attempt <= self._table.retries and not stopped.done():
+                    if not self._has_told:
                         tell(f"{clause}; it is asked again, later each time")
-                    self.retries += 1
-                    await asyncio.sleep(wait)
-                    continue
+                    self._has_told = True
+                    await asyncio.wait([stopped], timeout=wait)
+                    if not stopped.done():
+                        self.retries += 1
+                        continue
                 return {"fault": clause + f", at the last of {attempt} attempts" * (attempt > 1)}
 
     async def close(self) -> None:
@@ -94,14 +104,15 @@ class Client:
                 return await self._read(response)
         except TimeoutError:
             raise Failed(f"the endpoint did not answer within {self._table.timeout:g} seconds") from None
-        except openai.APIStatusError as error:
-            status, headers = error.status_code, error.response.headers
-            what = f"answered {status} ({self._said(error.response.text)})"
+        except (BadStatus, openai.APIConnectionError) as error:
+            found = error if isinstance(error, BadStatus) else error.__cause__  # openai 2 wraps it, and 3 does not.
+            if not isinstance(found, BadStatus):
+                raise self._no_answer(found or error) from None
+            status, headers, said = found.args
+            what = f"answered {status} ({self._said(said)})"
             if status in AGAIN or status >= 500:
                 raise Failed(f"the endpoint {what}", wait=asked_wait(headers)) from None
             raise DataError(self._refusal(status, what, headers.get("location"), of)) from None
-        except openai.APIConnectionError as error:
-            raise self._no_answer(error.__cause__ or error) from None
 
     async def _read(self, response: Any) -> bytes:
         content = bytearray()
@@ -127,7 +138,7 @@ class Client:
                 trust_env=not is_loopback(self._table.url),  # The environment's proxies do not reach this machine.
                 follow_redirects=False,
                 timeout=None,
-                event_hooks={"request": [self._keep_to_ours]},
+                event_hooks={"request": [self._keep_to_ours], "response": [_refuse_bad_status]},
             )
             # The client insists on some key.
             return openai.AsyncOpenAI(
@@ -149,19 +160,20 @@ class Client:
     def _refusal(self, status: int, what: str, moved: str | None, of: str) -> str:
         """The sentence about a status that no further attempt mends."""
         table = self._table
+        # What says whose replies these are is part of what --resume compares; the name of a key is not.
+        anew = "correct that, and start again: what was answered is kept, and the same is not asked again"
         if status in (401, 403):
-            to_do = "name the environment variable that holds its key in 'key_from'"
+            to_do = "name the environment variable that holds its key in 'key_from', and go on with --resume"
             if table.key_from:
-                to_do = f"check the key in the environment variable '{table.key_from}', which 'key_from' names"
+                variable = f"environment variable '{table.key_from}', which 'key_from' names"
+                to_do = f"check the key in the {variable}, and go on with --resume"
         elif status == 404:
-            to_do = f"check that it has the model '{table.model}', and that 'url' is its base address, which mostly ends in /v1"
+            to_do = f"check that it has the model '{table.model}', and that 'url' is its base address, which mostly ends in /v1; {anew}"
         elif status < 400:
-            to_do = f"it has moved to '{self._said(moved or '?')}'; write its base address there in 'url'"
+            to_do = f"it has moved to '{self._said(moved or '?')}'; write its base address there in 'url'; {anew}"
         else:
-            to_do = "check the record, and 'model' and 'extra' of the endpoint"
-        return (
-            f"the endpoint '{table.url}' {what} when it was asked about record '{of}'; {to_do}, and go on with --resume"
-        )
+            to_do = f"check the record, and 'model' and 'extra' of the endpoint; {anew}"
+        return f"the endpoint '{table.url}' {what} when it was asked about record '{of}'; {to_do}"
 
     def _said(self, text: str) -> str:
         """What a server says, on one line, without the key."""
@@ -187,6 +199,18 @@ class Client:
         if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
             raise Failed("the endpoint answered with JSON that has no choice with a message", again=False)
         return dict(raw)
+
+
+async def _refuse_bad_status(response: Any) -> None:
+    """BadStatus for what is no good one; the client itself would read all of its text, however long it is."""
+    if 200 <= response.status_code < 300:
+        return
+    content = bytearray()
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > MAX_ERROR_BYTES:
+            break
+    raise BadStatus(response.status_code, response.headers, content[:MAX_ERROR_BYTES].decode(errors="replace"))
 
 
 def _key_of(table: EndpointTable) -> str:

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from graftwork.config.tables import EndpointTable
 from graftwork.contracts.records import Image, Record
@@ -19,13 +20,15 @@ from graftwork.data.conversations import PLACE
 from graftwork.data.images import shown_as
 from graftwork.data.store import as_line
 from graftwork.errors import DataError
-from graftwork.writers.attempts import Client, shortened
-from graftwork.writers.replies import Arrived, key_of, sound
+from graftwork.writers.attempts import Client, Stopped, shortened
+from graftwork.writers.replies import Keep, key_of, sound
 
 WINDOW = 16
 """How many requests are handed over at a time for each that is under way."""
 GIVE_UP_AT_ONCE = 3
-"""How many requests come to nothing before an endpoint is given up that has answered none."""
+"""How many requests fail before an endpoint is given up that has answered none."""
+LIMITS = get_args(get_type_hints(EndpointTable)["limit_field"])
+"""What servers call the limit of tokens."""
 
 Request = tuple[Record, Mapping[str, Any]]
 Numbered = Iterator[tuple[int, Request]]
@@ -46,17 +49,25 @@ class Spent(NamedTuple):
 class EndpointSource:
     """An endpoint, asked from a thread of its own until it is closed; DataError where its package or key is missing."""
 
+    form = 1
+
     def __init__(self, table: EndpointTable, seed: int, say: Callable[[str], None] = lambda sentence: None) -> None:
         self._fields = {"model": table.model, "temperature": table.temperature, "top_p": table.top_p, "seed": seed}
-        if taken := sorted(table.extra.keys() & {*self._fields, "messages", "max_tokens", "stream", "n"}):
-            raise DataError(f"'extra' of an endpoint names '{taken[0]}', which is set without it; leave it out there")
+        if taken := sorted(table.extra.keys() & {*self._fields, "messages", "stream", "n", *LIMITS}):
+            to_do = "name it in 'limit_field'" if taken[0] in LIMITS else "leave it out there"
+            raise DataError(f"'extra' of an endpoint names '{taken[0]}', which is set without it; {to_do}")
         try:
             as_line(table.extra)
         except DataError as error:
             raise DataError(
                 f"'extra' of an endpoint cannot be sent: {error.sentence}; give it text, numbers and lists"
             ) from None
-        self.identity: Mapping[str, Any] = {"endpoint": table.url, **self._fields, "extra": table.extra}
+        self.identity: Mapping[str, Any] = {
+            "endpoint": table.url,
+            **self._fields,
+            "limit_field": table.limit_field,
+            "extra": table.extra,
+        }
         self.window = table.concurrency * WINDOW
         self._table, self._say, self._client = table, say, Client(table)
         self._hash_of = lru_cache(1 << 16)(_hash_of_file)
@@ -75,24 +86,32 @@ class EndpointSource:
         ]
         return {"turns": turns, "images": hashes, "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[Request]) -> Iterator[Arrived]:
-        """The bodies of the responses, as they come; DataError where the endpoint refuses a request, or is given up."""
+    def ask(self, requests: Sequence[Request], keep: Keep, known: Collection[int] = ()) -> None:
+        """Keep the bodies of the responses, as they come.
+
+        DataError where the endpoint refuses a request, or is given up: those that are under way are awaited, each for one
+        attempt at most. Any other exception ends them, once what has arrived is kept.
+        """
+        self._has_answered |= bool(known)
         found: SimpleQueue[tuple[int, Mapping[str, Any]] | str | None] = SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask(requests, found), self._running_loop())
+        asking = asyncio.run_coroutine_threadsafe(self._ask(requests, found, known), self._running_loop())
         asking.add_done_callback(lambda _: found.put(None))
         try:
             goes_on = True
             while goes_on:
-                together = [found.get(), *(found.get() for _ in range(found.qsize()))]  # Nobody else takes from it.
+                together = [found.get(), *_at_hand(found)]
+                if arrived := [each for each in together if isinstance(each, tuple)]:
+                    keep(arrived)
                 for each in together:
                     if isinstance(each, str):
                         self._say(each)
-                if arrived := [each for each in together if isinstance(each, tuple)]:
-                    yield arrived
                 goes_on = None not in together
             asking.result()
-        finally:
+        except BaseException:
             asking.cancel()
+            with suppress(DataError):  # What ended the work is what is said.
+                keep([each for each in _at_hand(found) if isinstance(each, tuple)])
+            raise
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
         """The text of a response's first choice, or why it has none."""
@@ -145,36 +164,44 @@ class EndpointSource:
         await self._client.close()
         await asyncio.get_running_loop().shutdown_default_executor()
 
-    async def _ask(self, requests: Sequence[Request], found: SimpleQueue[Any]) -> None:
-        """All requests; the first error ends those that are under way."""
-        waiting = iter(enumerate(requests))
-        tasks = [asyncio.create_task(self._take(waiting, found)) for _ in range(self._table.concurrency)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def _ask(self, requests: Sequence[Request], found: SimpleQueue[Any], known: Collection[int]) -> None:
+        """All requests; after the first error no more are sent."""
+        waiting, stopped = iter(enumerate(requests)), asyncio.get_running_loop().create_future()
 
-    async def _take(self, waiting: Numbered, found: SimpleQueue[Any]) -> None:
-        """One request after another, as long as there are any."""
-        for number, (prompt, request) in waiting:
-            fields = {**self._fields, "max_tokens": request["max_new_tokens"]}
-            if "max_completion_tokens" in self._table.extra:  # OpenAI's newer models take no other.
-                del fields["max_tokens"]
+        async def take() -> None:
             try:
-                fields["messages"] = await asyncio.to_thread(messages_of, prompt)
+                await self._take(waiting, found, known, stopped)
+            except Exception as error:
+                if not stopped.done():
+                    stopped.set_result(error)
+
+        await asyncio.gather(*(take() for _ in range(min(self._table.concurrency, len(requests)))))
+        if stopped.done():
+            raise stopped.result()
+
+    async def _take(self, waiting: Numbered, found: SimpleQueue[Any], known: Collection[int], stopped: Stopped) -> None:
+        """One request after another, as long as there are any and nothing has stopped the work."""
+        for number, (prompt, request) in waiting:
+            fields = {**self._fields, self._table.limit_field: request["max_new_tokens"]}
+            try:
+                fields["messages"] = await asyncio.to_thread(messages_of, prompt, request["images"])
             except DataError as error:  # An image that is no longer what it was.
                 found.put((number, {"fault": error.sentence}))
                 continue
+            if stopped.done():
+                return
             self._requests += 1
-            key = key_of(self.identity, request)
-            raw = await self._client.reply(fields, key=key, of=prompt.id, tell=found.put)
+            key = key_of(self, request)
+            raw = await self._client.reply(fields, key=key, of=prompt.id, tell=found.put, stopped=stopped)
             found.put((number, raw))
+            if number in known:
+                self._faults_in_row = 0
             self._judge(raw)
+            if stopped.done():
+                return
 
     def _judge(self, raw: Mapping[str, Any]) -> None:
-        """Count a reply; DataError when too many in a row came to nothing."""
+        """Count a reply; DataError when too many in a row failed."""
         if "fault" not in raw:
             read, written = self.usage(raw)
             self._read, self._written = self._read + read, self._written + written
@@ -184,24 +211,33 @@ class EndpointSource:
         patience = self._table.give_up_after
         if fault and self._faults_in_row >= (patience if self._has_answered else min(patience, GIVE_UP_AT_ONCE)):
             raise DataError(
-                f"the endpoint '{self._table.url}' is given up, as {self._faults_in_row} requests in a row came to nothing (of the "
-                f"last: {fault}); mend it, and go on with --resume, which asks for no reply a second time"
+                f"the endpoint '{self._table.url}' is given up, as {self._faults_in_row} requests in a row failed (of the last: "
+                f"{fault}); mend it, and go on with --resume, which asks for no reply a second time"
             )
 
 
-def messages_of(prompt: Record) -> list[dict[str, Any]]:
-    """The turns as OpenAI's messages, the images where they stand, as `data:` URLs. DataError where one cannot be opened."""
-    images = iter(prompt.images)
+def messages_of(prompt: Record, hashes: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns as OpenAI's messages, the images where they stand, as `data:` URLs. DataError where one cannot be opened, or is
+    none with its hash."""
+    images = zip(prompt.images, hashes, strict=True)
     return [{"role": turn.role, "content": _content(turn.text, images)} for turn in prompt.turns]
 
 
-def _content(text: str, images: Iterator[Image]) -> str | list[dict[str, Any]]:
+def _at_hand(queue: SimpleQueue[Any]) -> list[Any]:
+    """What is in a queue that nobody else takes from."""
+    return [queue.get() for _ in range(queue.qsize())]
+
+
+def _content(text: str, images: Iterator[tuple[Image, str]]) -> str | list[dict[str, Any]]:
     first, *others = text.split(PLACE)
     if not others:
         return text
     parts = [_text_part(first)]
     for other in others:
-        media_type, content = shown_as(next(images))
+        image, expected = next(images)
+        media_type, content = shown_as(image)
+        if _hash(content) != expected:  # Its reply would be kept as one about the former image.
+            raise DataError(f"'{image}' was replaced while this command ran; run it again")
         url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
         parts += [{"type": "image_url", "image_url": {"url": url}}, _text_part(other)]
     return [part for part in parts if part.get("text") != ""]
@@ -216,7 +252,11 @@ def _hash_of_file(path: Path, span: tuple[int, int] | None) -> str:
 
 
 def _hash_of_shown(image: Image) -> str:
-    return hashlib.sha256(shown_as(image)[1]).hexdigest()
+    return _hash(shown_as(image)[1])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _count(usage: Any, name: str) -> int:

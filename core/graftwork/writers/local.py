@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from graftwork.data.digest import image_hash
 from graftwork.errors import DataError
 from graftwork.evaluate.evaluation import Prompt, image_features
 from graftwork.evaluate.generation import answer, encode_prompt
-from graftwork.writers.replies import Arrived
+from graftwork.writers.replies import Arrived, Keep
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
@@ -24,6 +24,8 @@ BATCHES = 8
 
 class ModelSource:
     """A model, with its adapter or without; it is built when something is asked of it that is not known."""
+
+    form = 1
 
     def __init__(
         self, build: Callable[[], Assembly], identity: Mapping[str, Any], *, base: bool = False, batch_size: int
@@ -42,21 +44,23 @@ class ModelSource:
         turns = [[turn.role, turn.text] for turn in prompt.turns]
         return {"turns": turns, "images": list(map(self._hash_of, prompt.images)), "max_new_tokens": max_new_tokens}
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
-        """Batch by batch, the text of each reply, how many tokens it was made of, and whether it ended by itself."""
+    def ask(
+        self, requests: Sequence[tuple[Record, Mapping[str, Any]]], keep: Keep, known: Collection[int] = ()
+    ) -> None:
+        """Keep, batch by batch, the text of each reply, how many tokens it was made of, and whether it ended by itself."""
         waiting: list[tuple[int, Prompt]] = []
         for number, (prompt, request) in enumerate(requests):
             try:
                 encoded = encode_prompt(self.assembly, prompt, request["max_new_tokens"])
             except DataError as error:
-                yield [(number, {"fault": error.sentence})]
+                keep([(number, {"fault": error.sentence})])
                 continue
             waiting.append((number, (prompt, encoded)))
             if len(waiting) == self._batch_size:
-                yield self._replies(waiting, request["max_new_tokens"])
+                keep(self._replies(waiting, request["max_new_tokens"]))
                 waiting = []
         if waiting:
-            yield self._replies(waiting, requests[0][1]["max_new_tokens"])
+            keep(self._replies(waiting, requests[0][1]["max_new_tokens"]))
 
     def _replies(self, waiting: Sequence[tuple[int, Prompt]], max_new_tokens: int) -> Arrived:
         import torch

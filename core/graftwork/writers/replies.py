@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -14,15 +14,23 @@ from typing import Any, Protocol
 
 from graftwork.contracts.records import Record
 from graftwork.contracts.writer import Reply
-from graftwork.data.cache import UNUSED, cache_folder
+from graftwork.data import cache
 from graftwork.data.store import REPLIES, as_line
 from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
 SAME_WORDS = "the same writer would be asked in the very words in which it has answered, which verifies nothing; ask in another phrasing"
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+"""What a reasoning model writes before its answer, where its server leaves that in."""
+PATIENCE = 60
+"""Seconds that another process may hold the file."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""The codes of a file that is none of ours; the last one for tables or columns that it lacks."""
 
 Arrived = Sequence[tuple[int, Mapping[str, Any]]]
 """Numbers of requests, each with its raw reply."""
+Keep = Callable[[Arrived], None]
+"""Puts on disk what has arrived; DataError where there is no room."""
 Told = Callable[[int, int], None]
 """Gets how many replies more there are, and how many of them were not known."""
 
@@ -32,6 +40,8 @@ class Source(Protocol):
 
     identity: Mapping[str, Any]
     """What says whose replies these are, and how they are drawn."""
+    form: int
+    """Counted up when its raw replies change their form, so that none is read that was kept in another."""
     window: int
     """How many requests it likes to get at a time."""
 
@@ -39,9 +49,14 @@ class Source(Protocol):
         """What identifies a request, images by their hashes: equal ones get equal replies. DataError for what cannot be asked."""
         ...
 
-    def ask(self, requests: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterator[Arrived]:
-        """The number of each request with its raw reply, those that came together at a time; one that came to nothing has a `fault`, a
-        clause that says why. DataError where it cannot go on."""
+    def ask(
+        self, requests: Sequence[tuple[Record, Mapping[str, Any]]], keep: Keep, known: Collection[int] = ()
+    ) -> None:
+        """Give `keep` the number of each request with its raw reply, those that came together at a time; one that failed has a
+        `fault`, a clause that says why. DataError where it cannot go on.
+
+        `known` numbers the requests before which good replies are known already, as if they had just come.
+        """
         ...
 
     def read(self, raw: Mapping[str, Any]) -> Reply:
@@ -57,12 +72,12 @@ class ReplyCache:
     """Raw replies by the hash of their request, on disk as soon as they are there; those that were not used for long are removed."""
 
     def __init__(self) -> None:
-        self.file = cache_folder() / FILE
+        self.file = cache.cache_folder() / FILE
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(self.file, timeout=60)
+            self._base = sqlite3.connect(self.file, timeout=PATIENCE)
             self._base.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT, used REAL)")
-            self._base.execute("DELETE FROM replies WHERE used < ?", (time.time() - UNUSED,))
+            self._base.execute("DELETE FROM replies WHERE used < ?", (time.time() - cache.UNUSED,))
             self._base.commit()
         except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from error
@@ -73,13 +88,15 @@ class ReplyCache:
 
     def get(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Those that are known."""
-        marks = ",".join("?" * len(keys))
+        now = time.time()
         try:
             with self._base:
-                self._base.execute(f"UPDATE replies SET used = ? WHERE key IN ({marks})", (time.time(), *keys))
-            rows = self._base.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", keys)
-            return {key: json.loads(reply) for key, reply in rows}
-        except sqlite3.Error as error:
+                self._base.executemany("UPDATE replies SET used = ? WHERE key = ?", [(now, key) for key in keys])
+            rows = [
+                self._base.execute("SELECT key, reply FROM replies WHERE key = ?", (key,)).fetchone() for key in keys
+            ]
+            return {row[0]: json.loads(row[1]) for row in rows if row}
+        except (ValueError, sqlite3.Error) as error:
             raise self._failed(error) from error
 
     def put(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
@@ -91,11 +108,24 @@ class ReplyCache:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def forget(self, keys: Sequence[str]) -> None:
+        """Keep these no more."""
+        try:
+            with self._base:
+                self._base.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in keys])
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
     def _failed(self, error: Exception) -> NoRoom:
-        return NoRoom(
-            f"replies cannot be kept in '{self.file}' ({error}); make room there or name another folder in GRAFTWORK_CACHE, and go on "
-            "with --resume"
-        )
+        # What is above the lowest byte says it more closely.
+        code = sqlite3.SQLITE_CORRUPT if isinstance(error, ValueError) else getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            why = f", as another process has held the file for {PATIENCE} seconds; end that process"
+        elif code in DAMAGED:
+            why = f", as the file is damaged ({error}); remove it, with all replies that it holds"
+        else:
+            why = f" ({error}); make room there or name another folder in GRAFTWORK_CACHE"
+        return NoRoom(f"replies cannot be kept in '{self.file}'{why}, and go on with --resume")
 
 
 class RecordedWriter:
@@ -116,6 +146,8 @@ class RecordedWriter:
     ) -> None:
         self.source, self.cache, self.stage, self.name, self.told = source, cache, stage, name, told
         self.refused = refused
+        self._is_known = False
+        """Whether a good reply was known of what came after the last request that was sent."""
         self._log = (folder / REPLIES).open("ab")
 
     def close(self) -> None:
@@ -132,27 +164,55 @@ class RecordedWriter:
 
     def _answer(self, prompts: Sequence[Record], max_new_tokens: int) -> Iterator[Reply]:
         requests = [self._request(prompt, max_new_tokens) for prompt in prompts]
-        keys = [key_of(self.source.identity, request) for request in requests]
+        keys = [key_of(self.source, request) for request in requests]
         requests = [
             {"fault": SAME_WORDS} if key in self.refused else request
             for key, request in zip(keys, requests, strict=True)
         ]
         known = self.cache.get(keys)
-        new = {
-            key: (prompt, request)
-            for key, prompt, request in zip(keys, prompts, requests, strict=True)
-            if key not in known and "fault" not in request
-        }
-        asked = list(new)
-        for arrived in self.source.ask(list(new.values())) if new else ():
-            self.cache.put({asked[number]: raw for number, raw in arrived if "fault" not in raw})
-            known |= {asked[number]: raw for number, raw in arrived}
+        good = {key for key, raw in known.items() if not sound(self.source.read(raw)).fault}
+        new: dict[str, tuple[Record, Mapping[str, Any]]] = {}
+        between = {0} if self._is_known else set()
+        for key, prompt, request in zip(keys, prompts, requests, strict=True):
+            if key in good:
+                between.add(len(new))
+            elif key not in known and "fault" not in request:
+                new[key] = (prompt, request)
+        self._is_known = len(new) in between
+        if new:
+            self._ask(new, known, between)
         self.told(len(prompts), len(new))
         for prompt, request, key in zip(prompts, requests, keys, strict=True):
             raw = request if "fault" in request else known[key]
             reply = Reply("", str(raw["fault"])) if "fault" in raw else sound(self.source.read(raw))
             self._write(prompt, max_new_tokens, key, raw, reply.fault)
             yield reply
+
+    def _ask(
+        self,
+        new: Mapping[str, tuple[Record, Mapping[str, Any]]],
+        known: dict[str, Mapping[str, Any]],
+        between: set[int],
+    ) -> None:
+        """Add the replies to what is known, and keep those that are no faults."""
+        asked, unkept = list(new), dict[str, Mapping[str, Any]]()
+
+        def keep(arrived: Arrived) -> None:
+            found = {asked[number]: raw for number, raw in arrived}
+            known.update(found)
+            unkept.update({key: raw for key, raw in found.items() if "fault" not in raw})
+            self.cache.put(unkept)
+            unkept.clear()  # Not before: where that failed, the next call tries again.
+
+        try:
+            self.source.ask(list(new.values()), keep, between)
+        except DataError:
+            # Whoever mends the writer wants to ask again what it answered without a text.
+            self.cache.forget([key for key in asked if key in known and self._is_textless(known[key])])
+            raise
+
+    def _is_textless(self, raw: Mapping[str, Any]) -> bool:
+        return "fault" not in raw and bool(sound(self.source.read(raw)).fault)
 
     def _request(self, prompt: Record, max_new_tokens: int) -> Mapping[str, Any]:
         """The request of a prompt, or why there can be none."""
@@ -170,15 +230,18 @@ class RecordedWriter:
 
 
 def sound(reply: Reply) -> Reply:
-    """A reply without the space around it; one without any text is a fault."""
-    text = reply.text.strip()
+    """A reply without the space around it, and without what a model thought before it; one without any text is a fault."""
+    text = THOUGHT.sub("", reply.text).strip()
+    if text.startswith("<think>"):
+        return Reply(
+            "", "the writer's tokens ran out while it was thinking; raise 'max_new_tokens', or switch thinking off"
+        )
     return Reply(text, reply.fault or ("" if text else "the writer answered with an empty text"), reply.ended)
 
 
-def key_of(identity: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+def key_of(source: Source, request: Mapping[str, Any]) -> str:
     """The hash that a reply is kept under."""
-    text = json.dumps([identity, request], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return cache.key_of(source.identity, request, form=source.form)
 
 
 def keys_in(file: Path, name: str) -> Iterator[str]:
