@@ -160,6 +160,18 @@ def test_a_malformed_record_of_messages_says_what_is_wrong(tmp_path: Path, conte
     assert read_line(MessagesJsonl, tmp_path, content) == BadRecord(f"{tmp_path / 'data.jsonl'}:1", why)
 
 
+@pytest.mark.parametrize(("source", "name"), [(MessagesJsonl, "messages"), (LlavaJson, "conversations")])
+def test_questions_that_wait_for_an_answer_are_read_where_they_are_wanted(
+    source: type[DataSource[Any]], name: str, tmp_path: Path
+) -> None:
+    turn = {"role": "user", "content": "Q"} if name == "messages" else {"from": "human", "value": "Q"}
+    file = tmp_path / "asked.jsonl"
+    file.write_text(json.dumps({"id": "1", name: [turn]}) + "\n")
+    (refused,) = source(source.Settings(path=file)).records()
+    (asked,) = source(source.Settings(path=file, open_questions=True)).records()
+    assert isinstance(refused, BadRecord) and isinstance(asked, Record) and asked.question == "Q"
+
+
 def test_a_missing_image_is_named_with_its_path(tmp_path: Path) -> None:
     content = messages("<image>", "A", image="y.png")
     item = read_line(MessagesJsonl, tmp_path, content)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from graftwork.contracts import Record, Reply, Turn
 from graftwork.errors import DataError, NoRoom
 from graftwork.writers import replies
-from graftwork.writers.replies import FILE, REPLIES, Keep, RecordedWriter, ReplyCache, total_usage
+from graftwork.writers.replies import FILE, REPLIES, Keep, RecordedWriter, ReplyCache, sound, total_usage
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,42 @@ def test_a_reply_in_a_former_form_is_not_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Shouting, "form", 2)
     answers(tmp_path / "after", ["one"])
     assert (tmp_path / "after" / "asked").read_text().split() == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("<think>It is\n5.</think>\nfive ", Reply("five")),
+        ("5 <think> 4", Reply("5 <think> 4")),
+        ("<think>hm</think>", Reply("", "the writer answered with an empty text")),
+        (
+            "<think>hm",
+            Reply(
+                "", "the writer's tokens ran out while it was thinking; raise 'max_new_tokens', or switch thinking off"
+            ),
+        ),
+    ],
+)
+def test_thoughts_are_no_answers(text: str, reply: Reply) -> None:
+    assert sound(Reply(text)) == reply
+
+
+class Dying(Shouting):
+    """Answers one request without a text, another with one, and cannot go on."""
+
+    def ask(self, requests: Any, keep: Any, known: Any = ()) -> None:
+        keep([(0, {"text": "MUTE"}), (1, {"text": "GOOD"})])
+        raise DataError("given up")
+
+
+def test_what_was_answered_without_a_text_is_asked_again_where_the_work_stopped(tmp_path: Path) -> None:
+    prompts = [Record(word, (Turn("user", word),)) for word in ("one", "two", "three")]
+    with closing(ReplyCache()) as cache:
+        for source in (Dying(tmp_path / "asked"), Shouting(tmp_path / "asked")):
+            with closing(RecordedWriter(source, cache, tmp_path, "ask", "w", lambda replies, asked: None)) as writer:
+                with suppress(DataError):
+                    found = [reply.text for _, reply in writer.answer(prompts, max_new_tokens=9)]
+    assert found == ["ONE", "GOOD", "THREE"] and lines_of(tmp_path / "asked") == ["three", "one"]
 
 
 def started(folder: Path, words: Sequence[str], patience: float) -> subprocess.Popen[bytes]:
