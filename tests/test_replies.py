@@ -134,9 +134,9 @@ def test_what_was_answered_without_a_text_is_asked_again_where_the_work_stopped(
     prompts = [Record(word, (Turn("user", word),)) for word in ("one", "two", "three")]
     with closing(ReplyCache()) as cache:
         for source in (Dying(tmp_path / "asked"), Shouting(tmp_path / "asked")):
-            with closing(RecordedWriter(source, cache, tmp_path, "ask", "w", lambda replies, asked: None)) as writer:
-                with suppress(DataError):
-                    found = [reply.text for _, reply in writer.answer(prompts, max_new_tokens=9)]
+            writer = RecordedWriter(source, cache, tmp_path, "ask", "w", lambda replies, asked: None)
+            with closing(writer), suppress(DataError):
+                found = [reply.text for _, reply in writer.answer(prompts, max_new_tokens=9)]
     assert found == ["ONE", "GOOD", "THREE"] and lines_of(tmp_path / "asked") == ["three", "one"]
 
 
