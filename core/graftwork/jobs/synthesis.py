@@ -26,7 +26,7 @@ from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for
 from graftwork.writers.endpoint import EndpointSource, Spent
 from graftwork.writers.local import ModelSource
-from graftwork.writers.replies import RecordedWriter, ReplyCache, Source, keys_in, total_usage
+from graftwork.writers.replies import RecordedWriter, ReplyCache, RequestKeys, Source, total_usage
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
@@ -108,9 +108,9 @@ class Writers:
             self.asked += asked
             self.listen(WaitingForReplies(operator.name, self.replies - before))
 
-        source, asked = self.sources[name], set[str]()
-        if name == VERIFIER and WRITER in self.sources and self.sources[WRITER].identity == source.identity:
-            asked = {key for file in folder.parent.glob(f"*/{REPLIES}") for key in keys_in(file, WRITER)}
+        source = self.sources[name]
+        same = name == VERIFIER and WRITER in self.sources and self.sources[WRITER].identity == source.identity
+        asked = RequestKeys(folder.parent.glob(f"*/{REPLIES}") if same else (), WRITER)
         with closing(RecordedWriter(source, self.cache, folder, operator.name, name, told, asked)) as writer:
             yield writer
 

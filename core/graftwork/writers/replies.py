@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from graftwork.contracts.records import Record
 from graftwork.contracts.writer import Reply
 from graftwork.data import cache
-from graftwork.data.store import REPLIES, as_line
+from graftwork.data.compact import HashTable
+from graftwork.data.store import REPLIES, as_line, hash64
 from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
@@ -244,13 +245,20 @@ def key_of(source: Source, request: Mapping[str, Any]) -> str:
     return cache.key_of(source.identity, request, form=source.form)
 
 
-def keys_in(file: Path, name: str) -> Iterator[str]:
-    """The keys of the requests that a file of replies holds of one writer."""
-    with file.open("rb") as lines:
-        for line in lines:
-            content = json.loads(line)
-            if content["writer"] == name:
-                yield content["request"]
+class RequestKeys:
+    """The keys of the requests that files of replies hold of one writer, in a few bytes each."""
+
+    def __init__(self, files: Iterable[Path], name: str) -> None:
+        self._known = HashTable()
+        for file in files:
+            with file.open("rb") as lines:
+                for line in lines:
+                    content = json.loads(line)
+                    if content["writer"] == name:
+                        self._known.setdefault(hash64(content["request"]), 0)
+
+    def __contains__(self, key: object) -> bool:
+        return self._known.get(hash64(key)) is not None
 
 
 def total_usage(file: Path) -> dict[str, dict[str, int]]:
