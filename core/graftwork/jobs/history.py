@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -109,7 +110,10 @@ def _written(data_set: DataSet, id: str, group: str) -> dict[str, Any]:
 
 def _images(data_set: DataSet, record: Mapping[str, Any]) -> list[str]:
     """Where the images of a record are."""
-    return [str(path) for path in curated.image_paths(data_set.manifest, data_set.folder, record.get("image", []))]
+    return [
+        os.path.normpath(path)
+        for path in curated.image_paths(data_set.manifest, data_set.folder, record.get("image", []))
+    ]
 
 
 def _lines_with(file: Path, id: str) -> Iterator[dict[str, Any]]:
