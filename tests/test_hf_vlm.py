@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -19,7 +20,7 @@ from vlm_families import CHATML, FAMILIES, PARTS, write
 
 from graftwork.build import compose
 from graftwork.build.outline import KernelRow, outline
-from graftwork.checkpoint.merging import merge
+from graftwork.checkpoint.merging import export, merge
 from graftwork.checkpoint.store import open_checkpoint
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
@@ -218,8 +219,9 @@ def test_a_system_turn_that_the_template_loses_is_refused(folder_of: Any, tmp_pa
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5 for it
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "gemma3"])
-def test_an_adapter_learns_is_verified_and_merges_into_a_folder_of_transformers(
+def test_an_adapter_learns_is_verified_and_comes_out_for_transformers_and_peft(
     name: str, folder_of: Any, tmp_path: Path
 ) -> None:
     table = table_of(folder_of(name))
@@ -245,6 +247,10 @@ def test_an_adapter_learns_is_verified_and_merges_into_a_folder_of_transformers(
             assert (model.logits(model(batch)) - base(**given).logits).abs().max() < 1e-5
         assert opened.assembly.changes_image_features
 
+    export(opened, "peft", tmp_path / "peft", LOOKUP)
+    plain = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    with torch.no_grad():
+        assert (plain(**given).logits - learned).abs().max() < 1e-5
     merge(opened, tmp_path / "merged", LOOKUP)
     with torch.no_grad():
         assert (theirs(tmp_path / "merged")(**given).logits - learned).abs().max() < 1e-4
@@ -313,6 +319,23 @@ def test_a_model_that_cannot_be_had_this_way_is_named(
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(WeightsError, match=re.escape(said)):
         HfVlm(HfVlmSettings()).configuration(tmp_path)
+
+
+def test_a_configuration_without_a_processor_is_planned_and_says_what_a_rehearsal_needs(
+    folder_of: Any, tmp_path: Path
+) -> None:
+    shutil.copyfile(folder_of("qwen2_5_vl") / "config.json", tmp_path / "config.json")
+    table = table_of(tmp_path) | {
+        "model": {"use": "hf-vlm", "config": str(tmp_path)},
+        "peft": {"also_train": ["vision"]},
+    }
+    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
+    assert "cannot be read" in outline(plan, LOOKUP, Machine()).no_processor
+    with (
+        pytest.raises(WeightsError, match=r"put the processor's files .* beside its configuration"),
+        rehearsing(plan, LOOKUP, Machine(), device="cpu"),
+    ):
+        pass
 
 
 def test_a_folder_without_a_chat_template_is_named(folder_of: Any, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,7 +196,9 @@ def save(model: Any, folder: Path) -> None:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        # accelerate imports DeepSpeed for it, where that is installed, which then writes its messages to stdout for good.
+        with redirect_stdout(sys.__stderr__):
+            model.save_pretrained(folder)
     finally:
         if shown:
             logging.enable_progress_bar()
