@@ -108,8 +108,8 @@ def inputs(of: Trial) -> tuple[list[Tensor], Tensor | None]:
 
 
 def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
-    """1 at the queries whose output is defined, being real themselves if attention is causal; 0 elsewhere."""
-    if padding is None or not of.case.site.causal:
+    """1 at the queries whose output is defined, being real themselves if attention is causal or has a window; 0 elsewhere."""
+    if padding is None or not (of.case.site.causal or of.case.site.window is not None):
         return 1.0
     return padding[:, None, -LENGTHS[of.lengths][0] :, None].float()
 

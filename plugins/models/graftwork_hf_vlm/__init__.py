@@ -1,0 +1,242 @@
+"""The model `hf-vlm`: any vision-language model that transformers builds, encodes images with and writes prompts for by means of its own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from graftwork.contracts import (
+    Assembly,
+    AttentionSite,
+    BuildContext,
+    ModelArchitecture,
+    Processor,
+    Structure,
+    TowerOutput,
+    VisionTower,
+    hookimpl,
+    setting,
+)
+from graftwork.errors import WeightsError
+from graftwork.weights import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VOLATILE = frozenset(
+    {
+        *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"),
+        *("_attn_implementation", "attn_implementation"),
+    }
+)
+"""What a configuration says besides that nothing is built from; it may differ where the model is the same."""
+HEADS = ("num_attention_heads", "num_heads", "attention_heads")
+WIDTHS = ("embed_dim", "hidden_size")
+
+
+@dataclass(frozen=True)
+class HfVlmSettings:
+    """What the folder of a model does not say."""
+
+    attention: Literal["auto", "own"] = setting(
+        "auto", "Graftwork's kernels where masks are causal or full (auto), or transformers' own attention everywhere"
+    )
+
+
+class HfVlm(ModelArchitecture[HfVlmSettings]):
+    """Any vision-language model of transformers, with its own chat template and processor"""
+
+    name = "hf-vlm"
+    Settings = HfVlmSettings
+    roles: ClassVar[Mapping[str, str]] = {
+        "language.attention": "attention of the language model's layers",
+        "language.mlp": "feed-forward layers of the language model",
+        "language.norms": "whatever else its layers hold, and its last normalisation",
+        "language.embeddings": "token embeddings, and a head that is tied to them",
+        "language.head": "from hidden states to tokens, where it is not the embeddings",
+        "connector": "from vision to the language model's width",
+        "vision": "the image encoder",
+    }
+
+    def configuration(self, folder: Path | None) -> Mapping[str, Any]:
+        """All of the folder's configuration with transformers' defaults; WeightsError for a model that cannot be had so."""
+        import transformers
+
+        whole = super().configuration(folder)
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (ValueError, KeyError) as error:
+            kind, own = whole.get("model_type"), " without code of its own, which is never run" * ("auto_map" in whole)
+            raise WeightsError(
+                f"transformers {transformers.__version__} cannot read the configuration of a '{kind}' model in '{folder}'{own} "
+                f"({str(error).splitlines()[0][:120]}); install a transformers that knows it, or name another folder"
+            ) from None
+        if why := lacking(config):
+            raise WeightsError(
+                f"'{folder}' holds a '{config.model_type}' model, {why}, so '{self.name}' cannot train it; name a model of another "
+                "family, or write a plugin for this one"
+            )
+        plain: Mapping[str, Any] = without_volatile(json.loads(config.to_json_string(use_diff=False)))
+        return plain
+
+    def example(self, folder: Path) -> None:
+        """A LLaVA of two layers, and a tokenizer of bytes."""
+        from graftwork_hf_vlm.example import write
+
+        write(folder)
+
+    def describe_towers(
+        self, config: Mapping[str, Any], towers: Mapping[str, tuple[VisionTower[Any], Mapping[str, Any]]]
+    ) -> Mapping[str, TowerOutput]:
+        """None: the image encoder is the model's own."""
+        return {}
+
+    def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
+        """The language model's attention, and that of the image encoder where its heads are known."""
+        built = config_from(config)
+        return [self.site(name, part, built) for name, part in parts_of(built).items()]
+
+    def site(self, name: str, part: Any, config: Any) -> AttentionSite:
+        """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""
+        causal = name == "language"
+        heads = next((value for key in HEADS if (value := getattr(part, key, None))), 0)
+        width = next((value for key in WIDTHS if (value := getattr(part, key, None))), 0)
+        why = "" if heads and width else "its configuration does not say how many heads it has"
+        why = why or (masks_of_its_own(part, config) if causal else "")
+        if self.settings.attention == "own":
+            why = "the run file asks for it"
+        return AttentionSite(
+            name,
+            head_dim=getattr(part, "head_dim", None) or (width // heads if heads else 0),
+            heads=heads,
+            kv_heads=getattr(part, "num_key_value_heads", None) or heads,
+            causal=causal,
+            padding=True,
+            dropout=getattr(part, "attention_dropout", None) or 0.0,
+            softcap=getattr(part, "attn_logit_softcapping", None),
+            own=f"transformers' {own_attention(config)}" if why else "",
+            why_own=why,
+        )
+
+    def build(
+        self,
+        config: Mapping[str, Any],
+        towers: Mapping[str, nn.Module],
+        outputs: Mapping[str, TowerOutput],
+        context: BuildContext,
+    ) -> Structure:
+        """transformers' model, under the names that transformers gives (see `graftwork_hf_vlm.model`)."""
+        from graftwork_hf_vlm.model import build
+
+        bound = {site.name for site in self.sites(config, {}) if not site.own}
+        return build(config_from(config), bound, context.attn_implementation)
+
+    def tensors(
+        self,
+        weights: Mapping[str, LazyTensor],
+        towers: Mapping[str, VisionTower[Any]],
+        model: nn.Module | None = None,
+    ) -> Mapping[str, LazyTensor]:
+        """From published names to those of the built model, as transformers renames them."""
+        from graftwork_hf_vlm.model import renamed
+
+        return renamed(weights, model) if model is not None else weights
+
+    def processor(
+        self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
+    ) -> Processor:
+        """The processor, from the files of transformers' own in `folder`."""
+        from graftwork_hf_vlm.processor import HfProcessor
+
+        if folder is None:
+            raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
+        return HfProcessor(folder, config_from(config))
+
+    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
+        """None: how large an image gets is said by the files of a model's own processor alone."""
+        raise WeightsError(
+            f"what an image of a '{config['model_type']}' model takes is not known from its configuration; put the processor's files "
+            "(preprocessor_config.json, the tokenizer, the chat template) beside its configuration"
+        )
+
+    def write(self, assembly: Assembly, folder: Path) -> None:
+        """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""
+        from graftwork_hf_vlm.model import save
+
+        save(assembly.model, folder)
+        assembly.processor.save(folder)
+
+
+def without_volatile(value: Any) -> Any:
+    """A configuration without what nothing is built from, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_volatile(held) for key, held in value.items() if key not in VOLATILE}
+    return [without_volatile(each) for each in value] if isinstance(value, list) else value
+
+
+def config_from(table: Mapping[str, Any]) -> Any:
+    """transformers' configuration, from what `HfVlm.configuration` returned."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**json.loads(json.dumps(table)))
+
+
+def model_class(config: Any) -> Any:
+    """transformers' class of a configuration; None where it has none for images and text."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+
+
+def lacking(config: Any) -> str:
+    """What a model of this configuration lacks of the means that all vision-language models of transformers 5 share, as a clause."""
+    if (built := model_class(config)) is None:
+        return "which is none that reads images and text"
+    if not hasattr(built, "get_image_features") or "mm_encoder_outputs" not in known_to(built):
+        return "which transformers gives no way to encode images apart"
+    if getattr(config, "vision_config", None) is None or image_token_id(config) is None:
+        return "whose configuration names no image encoder or no image token"
+    return ""
+
+
+def known_to(model: Any) -> Mapping[str, Any]:
+    """The parameters of a model's, or a class's, `forward`."""
+    return inspect.signature(model.forward).parameters
+
+
+def image_token_id(config: Any) -> int | None:
+    """The token that stands for a piece of an image."""
+    found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((value for value in found if value is not None), None)
+
+
+def parts_of(config: Any) -> dict[str, Any]:
+    """Site to the part of a configuration that describes it."""
+    return {"language": config.get_text_config(), "vision": config.vision_config}
+
+
+def masks_of_its_own(text: Any, config: Any) -> str:
+    """Why the language model's masks are more than causal with padding, as a clause; empty where they are not."""
+    kinds = getattr(text, "layer_types", None) or []
+    if any("sliding" in kind or "chunk" in kind for kind in kinds) or (
+        not kinds and getattr(text, "sliding_window", None)
+    ):
+        return "some of its layers have a sliding window"
+    if getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config)):
+        return "the tokens of an image see one another"
+    return ""
+
+
+def own_attention(config: Any) -> str:
+    """The implementation that transformers itself would choose among those without further packages."""
+    return "sdpa" if getattr(model_class(config), "_supports_sdpa", False) else "eager"
+
+
+@hookimpl
+def model_architectures() -> list[type[ModelArchitecture[Any]]]:
+    """The model of this plugin."""
+    return [HfVlm]

@@ -1,0 +1,74 @@
+"""transformers' processor of a folder, part by part: without torchvision, and without the code that a folder may bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from graftwork.errors import WeightsError
+from graftwork.weights import read_json
+
+TEMPLATE = "chat_template.jinja"
+
+
+def load_processor(folder: Path, model_type: str) -> Any:
+    """transformers' processor, with stand-ins for what it has for videos and sound; WeightsError where it has no means to read images
+    without torchvision, or no chat template."""
+    own = settings_in(folder, "processor_config.json")
+    name = own.get("processor_class") or settings_in(folder, "preprocessor_config.json").get("processor_class")
+    kind = getattr(transformers, name or PROCESSOR_MAPPING_NAMES.get(model_type) or "", None)
+    if kind is None:
+        raise WeightsError(
+            f"'{folder}' names the processor '{name}' for a '{model_type}' model, and transformers {transformers.__version__} has none "
+            "of that name; install a transformers that has it"
+        )
+    makers: dict[str, Any] = {
+        "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
+        "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        ),
+        "video_processor": VideoProcessorMixin,
+    }
+
+    def check(self: Any, name: str, part: Any) -> Any:
+        """transformers' own check asks for classes that need torchvision."""
+        known = name in ("tokenizer", "image_processor")
+        return kind.check_argument_for_proper_class(self, name, part) if known else type(part)
+
+    members = {"check_argument_for_proper_class": check, "__module__": kind.__module__}
+    try:
+        left_out = {"processor_class", "auto_map", "chat_template", *kind.get_attributes()}
+        settings = {key: value for key, value in own.items() if key not in left_out}
+        parts = {part: makers.get(part, FeatureExtractionMixin)() for part in kind.get_attributes()}
+        made = type(kind.__name__, (kind,), members)(**parts, **settings)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise WeightsError(
+            f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0][:160]}); install what it names, or fetch its "
+            "files again; images are read without torchvision here, so a model that needs it cannot be trained"
+        ) from None
+    made.chat_template = template_in(folder) or getattr(parts["tokenizer"], "chat_template", None)
+    if not isinstance(made.chat_template, str):
+        raise WeightsError(
+            f"'{folder}' has no chat template, so it is not known how a conversation is written for this model; put one into "
+            f"'{TEMPLATE}' there"
+        )
+    return made
+
+
+def settings_in(folder: Path, name: str) -> dict[str, Any]:
+    """What a JSON file of a folder says; nothing where there is none."""
+    return dict(read_json(folder / name)) if (folder / name).is_file() else {}
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template that stands in a file of its own."""
+    if (file := folder / TEMPLATE).is_file():
+        return file.read_text(encoding="utf-8")
+    return settings_in(folder, "chat_template.json").get("chat_template")

@@ -1,0 +1,204 @@
+"""transformers' models as Graftwork calls one, and the map of where what is in them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
+
+from graftwork.contracts import Batch, Structure
+from graftwork.errors import WeightsError
+from graftwork.weights import LazyTensor
+from graftwork_hf_vlm import HfVlm, image_token_id, known_to, own_attention, parts_of
+
+COUNTS = "image_tokens"
+"""Among the pixels: how many tokens each image takes. It is the processor's, and transformers' models do not know it."""
+POSITIONS = "position_ids"
+"""The token field with a model's three positions of each token, where it has three."""
+CONNECTOR = re.compile(r"(^|\.)\w*(merger|projector|connector|aligner|resampler|embed_vision)\w*")
+ATTENTION, MLP = re.compile(r"attn|attention"), re.compile(r"mlp|feed_forward|ffn|experts|moe")
+
+
+class VisionLanguage:
+    """What the engine calls (see `graftwork.contracts.VisionLanguageModel`), mixed into the class of transformers' model, so that all
+    of its tensors keep their names."""
+
+    config: Any
+    base_model: Any
+
+    def encode_images(self, pixels: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """The features of each image, as `mm_encoder_outputs` takes them."""
+        seen = self.base_model.get_image_features(**without_counts(pixels), return_dict=True)
+        counts = pixels[COUNTS].tolist()
+        pooled = split(seen.pooler_output, counts)
+        deepstack = [split(each, counts) for each in getattr(seen, "deepstack_features", None) or []]
+        return [{"pooled": own, "deepstack": [each[n] for each in deepstack]} for n, own in enumerate(pooled)]
+
+    def forward(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
+        """The final hidden states `[rows, tokens, width]`."""
+        begins = cache is None or not cache.get_seq_length()
+        known = known_to(self.base_model)
+        told = {name: value for name, value in batch.token_fields.items() if begins and name in known}
+        told[POSITIONS] = self.positions(batch, cache, begins)
+        seen = {"mm_encoder_outputs": {"image": joined(features)}} if features else without_counts(batch.pixels)
+        hidden: Tensor = self.base_model(
+            input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
+            attention_mask=batch.attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **told,
+            **seen,
+        ).last_hidden_state
+        return hidden
+
+    def positions(self, batch: Batch, cache: Any, begins: bool) -> Tensor:
+        """`[rows, tokens]`; of a model with three positions for each token `[4, rows, tokens]`, the plain ones first."""
+        mask = batch.attention_mask
+        plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
+        if not hasattr(self.base_model, "get_rope_index"):
+            return plain
+        three = plain.expand(3, -1, -1)
+        if not begins:
+            three = three + cache.moved
+        elif POSITIONS in batch.token_fields:
+            three = batch.token_fields[POSITIONS].transpose(0, 1)
+        if cache is not None and begins:
+            # An image takes fewer positions than tokens: text goes on by so much less.
+            cache.moved = (three.amax((0, 2)) + 1 - mask.sum(-1))[:, None]
+        return torch.cat([plain[None], three])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The vocabulary's scores `[..., vocabulary]`."""
+        found: Tensor = self.get_output_embeddings()(hidden)  # type: ignore[attr-defined]
+        text = self.config.get_text_config()
+        if cap := getattr(text, "final_logit_softcapping", None):
+            found = (found / cap).tanh() * cap
+        return found * scale if (scale := getattr(text, "logit_scale", None)) else found
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        return DynamicCache(config=self.config.get_text_config())
+
+
+def without_counts(pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers' model takes of the images."""
+    return {name: value for name, value in pixels.items() if name != COUNTS}
+
+
+def split(features: Any, counts: Sequence[int]) -> list[Any]:
+    """The features of each image, of as many tokens as `counts` says; in a list where transformers gives a list or tuple."""
+    apart = isinstance(features, list | tuple)
+    whole = torch.cat(list(features)) if apart else features
+    each = whole.flatten(0, -2).split(list(counts))
+    return [[one] if apart else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+
+
+def joined(images: Sequence[Mapping[str, Any]]) -> Any:
+    """The features of all images, from those of each."""
+
+    def together(parts: Sequence[Any]) -> Any:
+        return (torch.cat([part[0] for part in parts]),) if isinstance(parts[0], list) else torch.cat(list(parts))
+
+    deep = range(len(images[0]["deepstack"]))
+    return SimpleNamespace(
+        pooler_output=together([image["pooled"] for image in images]),
+        deepstack_features=[together([image["deepstack"][level] for image in images]) for level in deep],
+    )
+
+
+def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
+    """The built model and its map; the sites in `bound` compute attention by `kernels`, the others as transformers does."""
+    own, chosen = own_attention(config), {}
+    for name, part in parts_of(config).items():
+        key = next((key for key in config.sub_configs if getattr(config, key, None) is part), "")
+        chosen[key] = kernels if name in bound else own
+    model = AutoModelForImageTextToText.from_config(
+        config, attn_implementation={"": own, **chosen}, dtype=torch.float32
+    )
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (VisionLanguage, kind), {"__module__": kind.__module__})
+    model.tie_weights()
+    tied = dict(model.all_tied_weights_keys)
+    language, vision = path_of(model, model.get_decoder()), path_of(model, model.get_encoder("image"))
+    roles = roles_of(model, language, vision, tied)
+    blocks = {"language": language, "vision": vision}
+    layers = [name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    return Structure(
+        model,
+        roles,
+        blocks={row: tuple(n for n in layers if n.startswith(f"{root}.")) for row, root in blocks.items()},
+        attention_modules={site: (root,) for site, root in blocks.items() if site in bound},
+        image_encoder=(*roles.get("vision", ()), *roles.get("connector", ())),
+        tied_weights=tied,
+    )
+
+
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module in the model."""
+    return next((name for name, each in model.named_modules() if each is module), "")
+
+
+def roles_of(model: Any, language: str, vision: str, tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Role to modules, by where transformers says that its parts are, and by what is called what within them."""
+    embeddings = path_of(model, model.get_input_embeddings())
+    head = path_of(model, model.get_output_embeddings())
+    roles: dict[str, list[str]] = {role: [] for role in HfVlm.roles}
+
+    def role_of(name: str) -> str:
+        if name in (embeddings, head):
+            return "language.embeddings" if name == embeddings else "language.head"
+        if name.startswith(f"{language}."):
+            part = re.sub(r"^(\w+\.)?layers\.\d+\.", "", name.removeprefix(f"{language}.")).split(".")[0]
+            kind = "norms" if "norm" in part else "attention" if ATTENTION.search(part) else ""
+            return f"language.{kind or ('mlp' if MLP.search(part) else 'norms')}"
+        return "vision" if name.startswith(f"{vision}.") and not CONNECTOR.search(name) else "connector"
+
+    for name, module in model.named_modules():
+        if not module._parameters or (name == head and f"{head}.weight" in tied):
+            continue
+        # A module with others below it stands for them too, and they may play other roles.
+        named = [f"{name}.{each}" for each in module._parameters] if module._modules else [name]
+        roles[role_of(name)] += named
+    return {role: tuple(names) for role, names in roles.items() if names}
+
+
+def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTensor]:
+    """Published tensors under the names of the built model."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    state, found = model.state_dict(keep_vars=True), {}
+    for name, tensor in weights.items():
+        new, joins = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if joins is not None:
+            raise WeightsError(
+                f"'{name}' has to be joined with other tensors to make a '{model.config.model_type}' model, which '{HfVlm.name}' cannot "
+                "do yet; save the model again with transformers' save_pretrained(save_original_format=False), and name that folder"
+            )
+        found[new] = tensor
+    return found
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write configuration and tensors under published names, without transformers' progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        # accelerate imports DeepSpeed for it, where that is installed, which then writes its messages to stdout for good.
+        with redirect_stdout(sys.__stderr__):
+            model.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()

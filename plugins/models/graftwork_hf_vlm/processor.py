@@ -1,0 +1,265 @@
+"""Records through a model's own chat template and transformers' processor: the only way from a record to tensors and back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2.exceptions import TemplateError
+from PIL import Image as PILImage
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING
+
+from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
+from graftwork.data import image_size, load_image
+from graftwork.errors import DataError, WeightsError
+from graftwork_hf_vlm import image_token_id, model_class
+from graftwork_hf_vlm.loading import load_processor, settings_in
+from graftwork_hf_vlm.model import COUNTS, POSITIONS
+
+PLACE = re.compile(r"[ \n]*<image>[ \n]*")
+"""An image in a text. What space is around it is the template's business."""
+FILES = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+)
+"""What a processor is read from; copied as it is."""
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as the template writes it."""
+
+    text: str
+    answers: tuple[Span, ...] = ()
+    """Where in the text the answers are that carry loss, each with the token that ends it."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A written conversation in tokens, every image spread over its own."""
+
+    ids: list[int]
+    offsets: list[Span]
+    """Where each token is in the spread text."""
+    answers: tuple[Span, ...]
+    images: tuple[Span, ...]
+    """Where in the spread text each image is."""
+
+
+class HfProcessor:
+    """Records to tokens, labels and pixels, and ids to text (see `graftwork.contracts.Processor`)."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self.folder, self.config = folder, config
+        self.hf = load_processor(folder, config.model_type)
+        self.tokenizer = tokenizer = self.hf.tokenizer
+        if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+            raise WeightsError(
+                f"the tokenizer in '{folder}' has no tokenizer.json, or names no eos_token; save it again with transformers"
+            )
+        self.vocabulary: int = config.get_text_config().vocab_size
+        self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        said = settings_in(folder, "generation_config.json").get("eos_token_id")
+        stops = {tokenizer.eos_token_id, *([said] if isinstance(said, int) else said or [])}
+        self.stop_ids: frozenset[int] = frozenset(stops)
+        self.stops: list[str] = tokenizer.convert_ids_to_tokens(sorted(stops))
+        self.image_id = image_token_id(config)
+        # A template that does not write the first token leaves it to the tokenizer, as LLaVA-1.5's does.
+        self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
+        self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
+        self.replacements = lru_cache(4096)(self._replacements)
+        find = getattr(self._without_layers(), "get_rope_index", None)
+        self.three_positions = find, (inspect.signature(find).parameters if find else {})
+
+    def _without_layers(self) -> Any:
+        """The model's class with its configuration and nothing else, which computes positions."""
+        kind: Any = MODEL_MAPPING.get(type(self.config), None) or model_class(self.config)
+        made = kind.__new__(kind)
+        nn.Module.__init__(made)
+        made.config = self.config
+        return made
+
+    # Writing ------------------------------------------------------------------------------------------------------------
+
+    def render(self, record: Record, count: int, prompt: bool) -> str:
+        """The first `count` turns as the template writes them, and with `prompt` what asks for an answer."""
+        messages = [message_of(turn) for turn in record.turns[:count]]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.hf.chat_template, tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError) as error:
+            raise DataError(
+                f"record '{record.id}' does not fit the model's chat template ({error}); change its turns"
+            ) from None
+        return text if text.startswith(self.first) else self.first + text
+
+    def written(self, record: Record) -> Written:
+        """The conversation as text. Turn by turn, so that no marker has to say where answers are."""
+        self._check(record)
+        asks = record.turns[-1].role == "user"
+        whole = self.render(record, len(record.turns), prompt=asks)
+        self._check_written(record, whole)
+        text, done, answers = "", 0, list[Span]()
+        for number, turn in enumerate(record.turns):
+            if turn.role != "assistant":
+                continue
+            head = self.render(record, number, prompt=True)
+            until = len(whole) if number + 1 == len(record.turns) else self._end(record, number + 1, whole)
+            if not whole.startswith(head) or until < len(head):
+                if turn.trained is False or asks:
+                    continue
+                raise DataError(
+                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; train on the last "
+                    "one only (data.train_on = 'last'), or split it into records of one answer"
+                )
+            at = len(head)
+            for piece in filter(None, (piece.strip() for piece in PLACE.split(turn.text))):
+                at = whole.index(piece, at) + len(piece)
+            place, stop = min(
+                ((found, stop) for stop in self.stops if (found := whole.find(stop, at, until)) >= 0), default=(-1, "")
+            )
+            begin = len(text) + len(head) - done
+            if stop:
+                text, done = text + whole[done : place + len(stop)], place + len(stop)
+            else:  # the template never ends an answer
+                text, done = text + whole[done:at] + str(self.tokenizer.eos_token), at
+            if turn.trained is not False and not asks:
+                answers.append((begin, len(text)))
+        return Written(text + whole[done:], tuple(answers))
+
+    def _end(self, record: Record, count: int, whole: str) -> int:
+        """Where the first `count` turns end in the whole text; -1 where the template writes them otherwise there."""
+        text = self.render(record, count, prompt=False)
+        return len(text) if whole.startswith(text) else -1
+
+    def _check(self, record: Record) -> None:
+        """DataError for a record that no template can write."""
+        roles = [turn.role for turn in record.turns]
+        turns = roles[roles[:1] == ["system"] :]
+        if not turns or any(role != ("user", "assistant")[n % 2] for n, role in enumerate(turns)):
+            raise DataError(
+                f"in record '{record.id}' user and assistant do not take turns; correct the record or leave it out"
+            )
+        if (found := sum(turn.text.count("<image>") for turn in record.turns)) != len(record.images):
+            raise DataError(
+                f"record '{record.id}' has {len(record.images)} images and '<image>' {found} times; make them agree"
+            )
+        for turn in record.turns:
+            plain = turn.text.replace("<image>", "")
+            if control := next((control for control in self.controls if control in plain), None):
+                raise DataError(
+                    f"record '{record.id}' has '{control}' in its text, which means something to the model; remove it"
+                )
+
+    def _check_written(self, record: Record, whole: str) -> None:
+        """DataError where the template leaves out a turn or an image."""
+        lost = [piece for turn in record.turns for piece in PLACE.split(turn.text) if piece.strip() not in whole]
+        if lost or whole.count(self.hf.image_token) != len(record.images):
+            what = f"'{lost[0][:40]}'" if lost else "an image"
+            raise DataError(f"the model's chat template leaves out {what} of record '{record.id}'; change its turns")
+
+    # Tokens -------------------------------------------------------------------------------------------------------------
+
+    def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
+        """What images of these sizes become in the text: transformers' image processor says so of blank ones."""
+        blank = [[PILImage.new("RGB", size) for size in sizes]]
+        settings = self.hf._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs)["images_kwargs"]
+        images, *_ = self.hf.prepare_inputs_layout(images=blank, text=[""])
+        found: list[str] = self.hf._process_images(images, **settings)[1]
+        return found
+
+    def tokens(self, record: Record) -> tuple[Tokens, str]:
+        """The record's tokens, and the text before images were spread; no image is decoded."""
+        written = self.written(record)
+        sizes = tuple(image_size(image) for image in record.images)
+        moved: list[dict[str, Any]] = []
+        text = written.text
+        if sizes:
+            (text,), (moved,) = self.hf.get_text_with_replacements([text], self.replacements(sizes))
+
+        def place(char: int) -> int:
+            passed = [m for m in moved if m["span"][1] <= char]
+            grown: int = sum(m["new_span"][1] - m["new_span"][0] - len(m["text"]) for m in passed)
+            return char + grown
+
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        answers = tuple((place(begin), place(end)) for begin, end in written.answers)
+        images = tuple(tuple(m["new_span"]) for m in moved)
+        return Tokens(found["input_ids"], found["offset_mapping"], answers, images), written.text
+
+    def encode(self, record: Record) -> Encoded:
+        """The tokens, labels and pixels of a record (see `graftwork.contracts.Processor`)."""
+        tokens, text = self.tokens(record)
+        images = [[load_image(image) for image in record.images]] if record.images else None
+        made = self.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        ids = tokens.ids
+        if made.pop("input_ids")[0].tolist() != ids:
+            raise DataError(
+                f"the images of record '{record.id}' become other tokens than those of their sizes; leave it out"
+            )
+        made.pop("attention_mask", None)
+        fields = {name: value[0].tolist() for name, value in made.items() if value.shape == (1, len(ids))}
+        pixels: dict[str, Tensor] = {name: value for name, value in made.items() if name not in fields}
+        seen = [token == self.image_id for token in ids]
+        if record.images:
+            pixels[COUNTS] = torch.tensor(
+                [
+                    sum(
+                        is_image and overlaps(each, [span]) for is_image, each in zip(seen, tokens.offsets, strict=True)
+                    )
+                    for span in tokens.images
+                ]
+            )
+        labels = [
+            token if overlaps(each, tokens.answers) and not is_image else IGNORED
+            for token, each, is_image in zip(ids, tokens.offsets, seen, strict=True)
+        ]
+        shown = [self.pad_id if is_image else token for token, is_image in zip(ids, seen, strict=True)]
+        return Encoded(shown, seen, labels, pixels, token_fields=fields)
+
+    def length(self, record: Record) -> int:
+        """How many tokens `encode` makes."""
+        return len(self.tokens(record)[0].ids)
+
+    def complete(self, batch: Batch) -> Batch:
+        """The batch with the three positions of each token, of models that have three."""
+        find, known = self.three_positions
+        if find is None or not batch.pixels:
+            return batch
+        given = {"input_ids": batch.input_ids.masked_fill(batch.image_token_mask, self.image_id or 0)}
+        given |= {"attention_mask": batch.attention_mask, **batch.token_fields, **batch.pixels}
+        positions, _ = find(**{name: value for name, value in given.items() if name in known})
+        return replace(batch, token_fields={**batch.token_fields, POSITIONS: positions.transpose(0, 1)})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and surrounding space."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def save(self, folder: Path) -> None:
+        """Copy the files that it was read from."""
+        for file in {file for pattern in FILES for file in self.folder.glob(pattern)}:
+            shutil.copyfile(file, folder / file.name)
+
+
+def overlaps(token: Span, spans: Sequence[Span]) -> bool:
+    """Whether a token has a character in one of the spans."""
+    return any(token[0] < end and token[1] > begin for begin, end in spans)
+
+
+def message_of(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates take one."""
+    content: list[dict[str, str]] = []
+    for number, piece in enumerate(PLACE.split(turn.text)):
+        content += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
+    return {"role": turn.role, "content": content}
