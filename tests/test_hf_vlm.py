@@ -25,7 +25,7 @@ from graftwork.checkpoint.store import open_checkpoint
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
-from graftwork.conformance import examine, specimens
+from graftwork.conformance import specimens
 from graftwork.contracts import IGNORED, Assembly, DictLookup, Image, Record, Turn, batch_of
 from graftwork.data import load_image
 from graftwork.errors import DataError, WeightsError
@@ -343,72 +343,3 @@ def test_a_folder_without_a_chat_template_is_named(folder_of: Any, tmp_path: Pat
     (tmp_path / "silent" / "chat_template.jinja").unlink()
     with pytest.raises(WeightsError, match=r"has no chat template, .* put one into 'chat_template.jinja'"):
         built(tmp_path / "silent")
-
-
-# The kit --------------------------------------------------------------------------------------------------------------
-
-
-class Wrong(HfVlm):
-    """A model with a fault; a subclass says which"""
-
-    def build(self, *given: Any) -> Any:
-        structure = super().build(*given)
-        self.spoil(structure.model)
-        return structure
-
-    def spoil(self, model: Any) -> None: ...
-
-
-class Shifted(Wrong):
-    """Its images have the features of the image before"""
-
-    def spoil(self, model: Any) -> None:
-        encode = model.encode_images
-        model.encode_images = lambda pixels: [*encode(pixels)[-1:], *encode(pixels)[:-1]]
-
-
-class FromTheLeft(Wrong):
-    """It counts the positions of generated tokens from the left, as if an image took as many as it has tokens"""
-
-    def spoil(self, model: Any) -> None:
-        positions = model.positions
-
-        def counted(batch: Any, cache: Any, begins: bool) -> torch.Tensor:
-            found = positions(batch, cache, begins)
-            return found if begins else found[:1].expand_as(found)
-
-        model.positions = counted
-
-
-class Early(HfVlm):
-    """Its labels come a token early"""
-
-    def processor(self, *given: Any) -> Any:
-        processor: Any = super().processor(*given)
-        encode = processor.encode
-
-        def early(record: Record) -> Any:
-            encoded = encode(record)
-            return replace(encoded, labels=[*encoded.labels[1:], IGNORED])
-
-        processor.encode = early
-        return processor
-
-
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
-def test_the_kit_finds_nothing_wrong(name: str, folder_of: Any) -> None:
-    found = [outcome for outcome in examine(HfVlm, config=folder_of(name)) if outcome.state != "passed"]
-    assert [outcome.check for outcome in found] == ["optional parts may be empty"], found
-
-
-@pytest.mark.parametrize(
-    ("faulty", "check"),
-    [
-        (Shifted, "features can be kept"),
-        (FromTheLeft, "a cache changes nothing"),
-        (Early, "tokens labels and length agree"),
-    ],
-)
-def test_the_kit_finds_a_fault(faulty: Any, check: str, folder_of: Any) -> None:
-    outcomes = {outcome.check: outcome for outcome in examine(faulty, config=folder_of("qwen2_5_vl"))}
-    assert outcomes[check].state == "failed"
