@@ -204,16 +204,26 @@ def data_operators():
 """
 
 
+def waiting(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The command, behind its first record of the last stage."""
+    (folder / "waits").unlink(missing_ok=True)
+    process, deadline = started(folder, *options, plugin="waiting.py"), time.monotonic() + 60
+    while not (folder / "waits").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
 def test_a_killed_command_is_resumed_to_the_same_bytes(folder: Path, catalog: Catalog) -> None:
     whole = process_data(folder / "data.toml", folder / "whole", lookup=catalog)
     (folder / "waiting.py").write_text(WAITING)
     stages, rest = (folder / "data.toml").read_text().split("[[data.operator]]", 1)
     (folder / "data.toml").write_text(f'{stages}[[data.operator]]{rest}\n[[data.operator]]\nuse = "waiting"')
-    process = started(folder, plugin="waiting.py")
-    deadline = time.monotonic() + 60
-    while not (folder / "waits").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    stopped = waiting(folder)
+    stopped.send_signal(signal.SIGINT)
+    code, output, errors = ended(stopped)
+    assert code == 130 and "what was done is kept in" in " ".join((output + errors).split())
+    process = waiting(folder, "--resume")
     (code, _, errors), done = ended(started(folder, plugin="waiting.py")), folder / ".out.unfinished" / "stages"
     assert code == 1 and "another process writes into" in errors
     process.kill()

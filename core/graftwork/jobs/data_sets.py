@@ -146,6 +146,9 @@ def make_data_set(
             raise DataError(
                 f"'{out}' could not be written ({error.strerror or error}); make room, and go on with --resume"
             ) from error
+        except KeyboardInterrupt:
+            listen(Message(f"what was done is kept in '{work}'; go on with --resume", "warning"))
+            raise
         except GraftworkError as error:
             complete = any((work / "stages").glob(f"*/{pipeline.DONE}"))
             if isinstance(error, NothingLeft) or not complete:  # There is nothing to go on with.
