@@ -79,4 +79,4 @@ demo-base: $(READY)
 	$(BIN)/python examples/demo-base/make_base.py
 
 clean:
-	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out examples/better-data/work
+	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out examples/better-data/out

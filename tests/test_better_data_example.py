@@ -21,7 +21,7 @@ def test_verified_labels_are_right_and_their_worth_is_said_by_group(tmp_path: Pa
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    work = tmp_path / "work"
+    work = tmp_path / "out"
     verified = json.loads((work / "verified" / "manifest.json").read_text())
     groups = {group["group"]: group for group in verified["verification"]["groups"]}
     assert groups["shape"]["kept"] == 0 and groups["shape"]["why"], "the base knows nothing of shapes"

@@ -70,6 +70,7 @@ class Family:
     resizing: dict[str, Any] = field(default_factory=dict)
 
 
+CLIP = {**VISION, "model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, "projection_dim": 32}
 FAMILIES = {
     "llava": Family(
         special=("<pad>", "<s>", "</s>", "<image>"),
@@ -80,13 +81,7 @@ FAMILIES = {
         config="LlavaConfig",
         table=lambda id: {
             "text_config": {**LANGUAGE, "model_type": "llama", "vocab_size": 320},
-            "vision_config": {
-                **VISION,
-                "model_type": "clip_vision_model",
-                "image_size": 56,
-                "patch_size": 14,
-                "projection_dim": 32,
-            },
+            "vision_config": CLIP,
             "image_token_index": id("<image>"),
             "image_seq_length": 16,
         },
@@ -108,13 +103,7 @@ FAMILIES = {
         config="LlavaNextConfig",
         table=lambda id: {
             "text_config": {**LANGUAGE, "model_type": "llama", "vocab_size": 320},
-            "vision_config": {
-                **VISION,
-                "model_type": "clip_vision_model",
-                "image_size": 56,
-                "patch_size": 14,
-                "projection_dim": 32,
-            },
+            "vision_config": CLIP,
             "image_token_index": id("<image>"),
             "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
         },

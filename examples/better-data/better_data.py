@@ -36,10 +36,10 @@ def main() -> None:
         "--questions", type=int, help="how many of each group are asked; by default those of the run file"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE, help="where the folder `work` goes, with copies of the files")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the folder `out` goes, with copies of the files")
     given = parser.parse_args()
     folder = copied(given.out)
-    work = folder / "work"
+    work = folder / "out"
     questions = list(images_of(given.images))
     if not work.exists():
         prepare(work, questions)
@@ -99,7 +99,7 @@ def images_of(count: int) -> Iterator[tuple[Path, str, str, str]]:
 
 def prepare(work: Path, questions: list[tuple[Path, str, str, str]]) -> None:
     """Copy the images, and write apart what people said of them."""
-    new = work.with_name("work.unfinished")
+    new = work.with_name("out.unfinished")
     shutil.rmtree(new, ignore_errors=True)
     (new / "images").mkdir(parents=True)
     for image in {image for image, *_ in questions}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,8 +45,13 @@ def attend(
         causal=causal and q.shape[2] > 1,  # a single query is the last position and sees every key
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
-        **{name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None},
+        **limits(window, softcap),
     )
+
+
+def limits(window: int | None, softcap: float | None) -> dict[str, Any]:
+    """The further arguments of a kernel at a site that has these: those that are set, as not every kernel takes each."""
+    return {name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None}
 
 
 def plain_attention(

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graftwork.attention.definition import BOUND
+from graftwork.attention.definition import BOUND, limits
 from graftwork.contracts.anatomy import AttentionCase, AttentionSite
 from graftwork.contracts.component import Requires, missing_requirements
 from graftwork.contracts.kinds import AttentionKernel
@@ -111,7 +111,7 @@ class Binding:
         backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         shape = (q.shape[-1], q.shape[1], k.shape[1])
         key = (*shape, causal, padding is not None, dropout, window, softcap, q.dtype, q.device, backward)
-        further = {name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None}
+        further = limits(window, softcap)
         while True:
             if key not in self._chosen:
                 site = AttentionSite(self.site.name, *shape, causal, padding is not None, dropout, window, softcap)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +16,7 @@ from graftwork.cli.records import print_data_set, print_history
 from graftwork.cli.value import value
 from graftwork.jobs.data_card import write_data_card
 from graftwork.jobs.data_check import OUT, check_data
-from graftwork.jobs.data_sets import export_data, import_data, process_data
+from graftwork.jobs.data_sets import DataSet, export_data, import_data, process_data
 from graftwork.jobs.history import open_all, record_history
 from graftwork.jobs.synthesis import synthesize_data
 
@@ -109,67 +110,41 @@ def _print(console: Console, report: DataReport) -> None:
     console.print(f"\n{report.verdict}", style="green" if report.ok else "red", markup=False)
 
 
+def making(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and the options of a command that makes a data set of a data file."""
+    for add in (JSON, RESUME, REPORT, COPY, LIMIT, OUT_DIR, click.argument("data", type=click.Path(path_type=Path))):
+        command = add(command)
+    return command
+
+
 @data.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@OUT_DIR
-@LIMIT
-@COPY
-@REPORT
-@RESUME
-@JSON
+@making
 @click.pass_context
-def process(
-    ctx: click.Context,
-    data: Path,
-    out: Path,
-    limit: int | None,
-    copy: bool,
-    report: bool,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def process(ctx: click.Context, /, as_json: bool, **asked: Any) -> None:
     """Read DATA, apply its operators, and write a data set of which the origin of every record is known.
 
     DATA is a data file, a run file, or a file or folder that a data source recognises. DIR gets records.jsonl, dropped.jsonl,
     changed.jsonl, manifest.json and report.html.
     """
-    console = progress_console(as_json)
-    with drawing(console) as draw:
-        made = process_data(
-            data, out, limit=limit, copy=copy, report=report, resume=resume, on_event=draw, lookup=ctx.obj.catalog
-        )
-    print_data_set(console, made, as_json)
+    _make(ctx, process_data, asked, as_json)
 
 
 @data.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@OUT_DIR
-@LIMIT
-@COPY
-@REPORT
-@RESUME
-@JSON
+@making
 @click.pass_context
-def synthesize(
-    ctx: click.Context,
-    data: Path,
-    out: Path,
-    limit: int | None,
-    copy: bool,
-    report: bool,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def synthesize(ctx: click.Context, /, as_json: bool, **asked: Any) -> None:
     """Like process, with operators that make records of what a writer answers, and one that verifies them.
 
     DATA names the writer in [writer], and in [verify] how what it wrote is verified. DIR gets replies.jsonl as well: every prompt
     and raw reply. A reply that came is never asked for again.
     """
+    _make(ctx, synthesize_data, asked, as_json)
+
+
+def _make(ctx: click.Context, job: Callable[..., DataSet], asked: Mapping[str, Any], as_json: bool) -> None:
     console = progress_console(as_json)
     with drawing(console) as draw:
-        made = synthesize_data(
-            data, out, limit=limit, copy=copy, report=report, resume=resume, on_event=draw, lookup=ctx.obj.catalog
-        )
+        made = job(**asked, on_event=draw, lookup=ctx.obj.catalog)
     print_data_set(console, made, as_json)
 
 

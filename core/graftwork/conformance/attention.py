@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from graftwork.attention.definition import limits
 from graftwork.conformance.outcome import Check, Skipped, Subject
 from graftwork.conformance.specimens import distance
 from graftwork.contracts.anatomy import AttentionCase, AttentionSite
@@ -117,7 +118,7 @@ def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
 def run(compute: Any, of: Trial, tensors: list[Tensor], padding: Tensor | None) -> Tensor:
     """What a kernel, or the definition, computes in a trial."""
     site = of.case.site
-    further = {name: value for name, value in (("window", site.window), ("softcap", site.softcap)) if value is not None}
+    further = limits(site.window, site.softcap)
     output: Tensor = compute(
         *tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout, **further
     )

@@ -17,7 +17,7 @@ from graftwork.data.cache import known_hashes
 from graftwork.data.datafiles import is_file, path_below
 from graftwork.data.imagefolders import ImageFiles
 from graftwork.data.lines import from_object, own_part, to_object
-from graftwork.data.pipeline import PipelineResult
+from graftwork.data.pipeline import PipelineResult, common_lines
 from graftwork.data.store import DROPPED, RECORDS, REPLIES, LineWriter, RecordStore, ends_of, paths_of
 from graftwork.errors import DataError, NoImage
 from graftwork.weights import sha256
@@ -98,7 +98,7 @@ def _write_changes(result: PipelineResult, file: Path) -> list[int]:
             before = RecordStore(result.folders[number], result.folder)
             after = RecordStore(folder, result.folder)
             stage, changed = result.stages[number - len(result.folders) + 1].name, 0
-            for old, new in _pairs(before, after):
+            for old, new in common_lines(before, after):
                 if old != new:
                     changed += 1
                     for row in _changes(before.parse(old), after.parse(new)):
@@ -109,18 +109,6 @@ def _write_changes(result: PipelineResult, file: Path) -> list[int]:
         changes.close()
     ends_of(file).unlink()
     return counts
-
-
-def _pairs(before: RecordStore, after: RecordStore) -> Iterator[tuple[bytes, bytes]]:
-    """The lines of each record that two stores have, in the order of the second."""
-    import numpy
-
-    ids, wanted = before.ids(), after.ids()
-    order = numpy.argsort(ids, kind="stable")
-    found = numpy.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)
-    for place, index in enumerate(order[found].tolist()):
-        if ids[index] == wanted[place]:
-            yield before.line(index), after.line(place)
 
 
 def _changes(old: Record, new: Record) -> Iterator[tuple[str, int | None, Any, Any]]:

@@ -211,22 +211,40 @@ def _apply(
     for bad in _explained([given[int(index)] for index in gone], unnamed, operator.name):
         to.drop(bad, operator.name)
     if isinstance(operator, DataMaker):
-        _check_made(operator.name, given, RecordStore(to.folder, to.root), before, after)
+        _check_made(operator.name, given, RecordStore(to.folder, to.root))
     kept, lost = len(to.records), len(to.dropped)
     verdicts = [asdict(found) for found in operator.verdicts()] if isinstance(operator, DataVerifier) else []
     return Stage(operator.name, len(given), made, kept, lost, time.perf_counter() - begun, verdicts)
 
 
-def _check_made(name: str, given: RecordStore, found: RecordStore, before: Any, after: Any) -> None:
+def common_lines(before: RecordStore, after: RecordStore) -> Iterator[tuple[bytes, bytes]]:
+    """The lines of each record that two stores have, in the order of the second."""
+    import numpy
+
+    ids, wanted = before.ids(), after.ids()
+    if not len(ids):
+        return
+    order = numpy.argsort(ids, kind="stable")
+    found = numpy.searchsorted(ids, wanted, sorter=order).clip(max=len(ids) - 1)
+    for place, index in enumerate(order[found].tolist()):
+        if ids[index] == wanted[place]:
+            yield before.line(index), after.line(place)
+
+
+def _check_made(name: str, given: RecordStore, found: RecordStore) -> None:
     """DataError where a maker changed a record that it was given, or does not say that it made one: what is not known to be made is not
     verified."""
-    places = {key: place for place, key in enumerate(before.tolist())}
-    for place, key in enumerate(after.tolist()):
-        own = places.get(key)
-        if own is not None and given.line(own) != found.line(place):
-            raise DataError(f"data operator '{name}' makes records, and changed '{found[place].id}'; fix the plugin")
-        if own is None and found[place].meta.get("made_by") != name:
-            raise DataError(f"data operator '{name}' does not say that it made '{found[place].id}'; fix the plugin")
+    import numpy
+
+    for old, new in common_lines(given, found):
+        if old != new:
+            raise DataError(
+                f"data operator '{name}' makes records, and changed '{found.parse(new).id}'; fix the plugin"
+            )
+    for place in numpy.flatnonzero(~numpy.isin(found.ids(), given.ids())):
+        made = found[int(place)]
+        if made.meta.get("made_by") != name:
+            raise DataError(f"data operator '{name}' does not say that it made '{made.id}'; fix the plugin")
 
 
 def _explained(gone: Sequence[Record], reasons: Sequence[BadRecord], name: str) -> Iterator[BadRecord]:

@@ -383,3 +383,9 @@ def as_line(content: Any) -> bytes:
     except (TypeError, ValueError) as error:
         what = "a lone surrogate, which is not text" if isinstance(error, UnicodeEncodeError) else f"{error}"
         raise DataError(f"a record cannot be written as JSON ({what})") from None
+
+
+def values_in(file: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, one after another."""
+    with file.open("rb") as lines:
+        yield from map(json.loads, lines)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from graftwork.checkpoint.writing import replace_text
 from graftwork.config import settings
 from graftwork.config.tables import CardTable
 from graftwork.data import curated
-from graftwork.data.store import RECORDS, REPLIES
+from graftwork.data.store import RECORDS, REPLIES, values_in
 from graftwork.errors import DataError
 from graftwork.jobs.data_sets import DataSet
 from graftwork.report.data_card import CardSource, CardWriting, DataCard, render_card
@@ -42,7 +40,7 @@ def data_card(folder: str | PathLike[str]) -> DataCard:
     content, place = data_set.manifest, data_set.folder
     told = settings.parse(CardTable, content["data"].get("card", {}), where="card", folder=None)
     groups, made_by, images = Counter[str](), Counter[str](), set[str]()
-    for record in _lines(place / RECORDS):
+    for record in values_in(place / RECORDS):
         own, names = record.get("graftwork", {}), record.get("image", [])
         groups[own.get("group", "")] += 1
         images.update([names] if isinstance(names, str) else names)
@@ -88,12 +86,6 @@ def _written(data_set: DataSet) -> Iterator[CardWriting]:
 def _prompts(file: Path) -> dict[str, list[str]]:
     """By operator, the first prompt that it has sent."""
     found: dict[str, list[str]] = {}
-    for reply in _lines(file) if file.exists() else ():
+    for reply in values_in(file) if file.exists() else ():
         found.setdefault(reply["stage"], [f"{role}: {text}" for role, text in reply["prompt"]])
     return found
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        for line in lines:
-            yield json.loads(line)

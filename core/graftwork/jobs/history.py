@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def record_history(folder: str | PathLike[str], id: str) -> dict[str, Any]:
     data_sets = open_all(Path(folder))
     for name in (RECORDS, DROPPED):  # One may have dropped what another one gave.
         for data_set in data_sets:
-            if _has(data_set, name, id):
-                return {"data_set": str(data_set.folder), **_history(data_set, id, ())}
+            if _line_of(data_set, name, id):
+                return {"data_set": str(data_set.folder), **_history([*data_set.ancestry], id, ())}
     seen = " or ".join(f"'{each.folder}'" for each in data_sets)
     raise DataError(f"{seen} knows no record '{id}'; see {RECORDS} and {DROPPED} there")
 
@@ -67,29 +67,31 @@ def data_sets_of(folder: Path) -> list[Path]:
     return found
 
 
-def _has(data_set: DataSet, name: str, id: str) -> bool:
-    return next(_lines_with(data_set.folder / name, id), None) is not None
+def _line_of(data_set: DataSet, name: str, id: str) -> dict[str, Any] | None:
+    """What one of a data set's files says of a record; None where it says nothing."""
+    return next(_lines_with(data_set.folder / name, id), None)
 
 
-def _history(data_set: DataSet, id: str, above: tuple[str, ...]) -> dict[str, Any]:
-    found, below = dict[str, Any](id=id), list(data_set.ancestry)
-    known = next((each for each in below if _has(each, RECORDS, id) or _has(each, DROPPED, id)), None)
-    if known is None:
+def _history(data_sets: Sequence[DataSet], id: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """The history by a data set, and by those that it was read from, where the first one that knows the record counts."""
+    found, kept, dropped = dict[str, Any](id=id), None, None
+    for known in data_sets:
+        kept, dropped = _line_of(known, RECORDS, id), _line_of(known, DROPPED, id)
+        if kept or dropped:
+            break
+    else:
         return found | {"kept": False, "from": "", "changes": []}
-    folder = known.folder
-    kept = next(_lines_with(folder / RECORDS, id), None)
-    dropped = next(_lines_with(folder / DROPPED, id), None)
     if kept is not None:
         own = kept.get("graftwork", {})
         found |= {"kept": True, "from": own.get("from", ""), "record": kept, "images": _images(known, kept)}
         found |= {name: own[name] for name in ("made_by",) if own.get(name)}
         parents = [each for each in own.get("of", ()) if each not in (id, *above)]
-        found["of"] = [_history(data_set, each, (*above, id)) for each in parents]
+        found["of"] = [_history(data_sets, each, (*above, id)) for each in parents]
     if dropped is not None:
         found |= {"kept": False, "from": dropped["where"], "dropped": dropped}
-    found["changes"] = [change for each in below for change in _lines_with(each.folder / curated.CHANGED, id)]
+    found["changes"] = [change for each in data_sets for change in _lines_with(each.folder / curated.CHANGED, id)]
     group = (kept or {}).get("graftwork", {}).get("group", "")
-    return found | next(filter(None, (_written(each, id, group) for each in below)), {})
+    return found | next(filter(None, (_written(each, id, group) for each in data_sets)), {})
 
 
 def _written(data_set: DataSet, id: str, group: str) -> dict[str, Any]:

@@ -84,9 +84,9 @@ class Writers:
                 source = opened.get(id(asked)) or source_of(asked, lookup, listen)
                 opened[id(asked)] = self.sources[name] = source
         self.cache = closed.enter_context(closing(ReplyCache()))
-        for source in opened.values():
-            if isinstance(source, EndpointSource):
-                closed.enter_context(closing(source))
+        self.endpoints = [source for source in opened.values() if isinstance(source, EndpointSource)]
+        for endpoint in self.endpoints:
+            closed.enter_context(closing(endpoint))
         self.replies = self.asked = 0
 
     @property
@@ -137,9 +137,8 @@ class Writers:
         """How much was asked, and what it cost."""
         known = self.replies - self.asked
         self.listen(Message(f"replies: {self.replies:,}, of which {known:,} were known and not asked for again"))
-        for source in {id(each): each for each in self.sources.values()}.values():
-            if isinstance(source, EndpointSource):
-                self.listen(Message(_told(source.spent())))
+        for endpoint in self.endpoints:
+            self.listen(Message(_told(endpoint.spent())))
 
 
 def _told(spent: Spent) -> str:

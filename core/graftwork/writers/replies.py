@@ -7,8 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from graftwork.contracts.records import Record
 from graftwork.contracts.writer import Reply
 from graftwork.data import cache
 from graftwork.data.compact import HashTable
-from graftwork.data.store import REPLIES, as_line, hash64
+from graftwork.data.store import REPLIES, as_line, hash64, values_in
 from graftwork.errors import DataError, NoRoom
 
 FILE = "replies.sqlite"
@@ -250,12 +249,9 @@ class RequestKeys:
 
     def __init__(self, files: Iterable[Path], name: str) -> None:
         self._known = HashTable()
-        for file in files:
-            with file.open("rb") as lines:
-                for line in lines:
-                    content = json.loads(line)
-                    if content["writer"] == name:
-                        self._known.setdefault(hash64(content["request"]), 0)
+        for reply in chain.from_iterable(map(values_in, files)):
+            if reply["writer"] == name:
+                self._known.setdefault(hash64(reply["request"]), 0)
 
     def __contains__(self, key: object) -> bool:
         return self._known.get(hash64(key)) is not None
@@ -264,14 +260,12 @@ class RequestKeys:
 def total_usage(file: Path) -> dict[str, dict[str, int]]:
     """By the name of a writer, how many replies a file of them holds, and how many tokens were read and written for them."""
     found: dict[str, dict[str, int]] = {}
-    with closing(file.open("rb")) as lines:
-        for line in lines:
-            content = json.loads(line)
-            counts = found.setdefault(
-                content["writer"], {"replies": 0, "faults": 0, "tokens_read": 0, "tokens_written": 0}
-            )
-            counts["replies"] += 1
-            counts["faults"] += "fault" in content
-            counts["tokens_read"] += content["tokens"][0]
-            counts["tokens_written"] += content["tokens"][1]
+    for reply in values_in(file):
+        counts = found.setdefault(
+            reply["writer"], dict.fromkeys(("replies", "faults", "tokens_read", "tokens_written"), 0)
+        )
+        counts["replies"] += 1
+        counts["faults"] += "fault" in reply
+        counts["tokens_read"] += reply["tokens"][0]
+        counts["tokens_written"] += reply["tokens"][1]
     return found

@@ -95,7 +95,9 @@ class Maker(DataMaker[S]):
         if writer is None:
             raise DataError(f"'{self.name}' asks a writer, and there is none; use graftwork data synthesize")
         # What is there under the id of a record that would be made was made before.
-        known = {hash64(record.id) for record in records} if isinstance(records, Sequence) else set()
+        known = HashTable()
+        for record in records if isinstance(records, Sequence) else ():
+            known.setdefault(hash64(record.id), 0)
         rest, waiting, images = iter(records), deque[tuple[Record, Sequence[Asking]]](), HashTable()
         left = True
 
@@ -103,7 +105,7 @@ class Maker(DataMaker[S]):
             nonlocal left
             for record in rest:
                 asked = self.askings(record, seed) if self._is_asked_about(record, images) else ()
-                askings = [asking for asking in asked if hash64(asking.made.id) not in known]
+                askings = [asking for asking in asked if known.get(hash64(asking.made.id)) is None]
                 waiting.append((record, askings))
                 for asking in askings:
                     yield from asking.prompts
