@@ -16,7 +16,7 @@ from exports_table import rows
 from foreign_folders import NAMES, change, edit, run_folder, zoo
 from mgm_folders import GOLDEN, LOOKUP, QUESTION
 from safetensors.torch import load_file
-from tiny_runs import METHODS, plan_of
+from tiny_runs import METHODS, NEVER_READ, plan_of
 from upstream_reader import UpstreamError, read_by_upstream, state_by_upstream
 
 from graftwork.build import compose
@@ -334,7 +334,11 @@ def test_an_adapter_that_peft_would_read_otherwise_is_not_written(trained: Any, 
 
 
 def test_an_adapter_in_a_vision_tower_says_where_peft_finds_it(base: Path, lookup: Any, tmp_path: Path) -> None:
-    plan = plan_of(base, tmp_path, {"peft": {**METHODS["lora"], "on": ["vision.low"]}, "train.steps": 2})
+    plan = plan_of(
+        base,
+        tmp_path,
+        {"peft": {**METHODS["lora"], "on": ["vision.low"]}, "train.steps": 2, "train.allow_unreached": NEVER_READ[:1]},
+    )
     checkpoint = train(plan, lookup, tmp_path / "o", device="cpu").checkpoint
     check = open_checkpoint(checkpoint, lookup, device="cpu", precision="fp32")
     read_back = export(check, "peft", tmp_path / "adapter", lookup)

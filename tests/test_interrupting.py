@@ -22,7 +22,8 @@ from graftwork.cli import main
 from graftwork.contracts import CheckpointSaved, DictLookup, Event, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.errors import RunInterrupted
 from graftwork.train.interrupting import Signals
-from graftwork.train.loop import LOG, Outcome, train
+from graftwork.train.log import FILE as LOG
+from graftwork.train.loop import Outcome, train
 
 
 @pytest.fixture(autouse=True)

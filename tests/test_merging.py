@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
+from tiny_runs import LORA, METHODS, NEVER_READ, Run, logits_of, plan_of
 
 from graftwork.build import compose
 from graftwork.checkpoint.certificate import Certificate
@@ -130,7 +130,14 @@ def test_what_was_trained_in_bf16_on_a_base_in_fp32_is_merged_in_fp32(
 
 
 def test_a_model_trained_from_random_weights_is_merged(lookup: DictLookup, tmp_path: Path) -> None:
-    plan = plan_of(None, tmp_path, {"peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]}})
+    plan = plan_of(
+        None,
+        tmp_path,
+        {
+            "peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]},
+            "train.allow_unreached": NEVER_READ,
+        },
+    )
     outcome = train(plan, lookup, tmp_path / "out", device="cpu")
     certificate = merged(outcome.checkpoint, tmp_path / "merged", lookup)
     assert (certificate.new, certificate.changed) == (certificate.tensors, 0)

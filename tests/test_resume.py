@@ -16,15 +16,28 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import CHANGES, CONFIGS, DROPOUT, LORA, STEPS, Interrupted, PlanOf, Run, interrupt_at, plan_of
+from tiny_runs import (
+    CHANGES,
+    CONFIGS,
+    DROPOUT,
+    LORA,
+    NEVER_READ,
+    STEPS,
+    Interrupted,
+    PlanOf,
+    Run,
+    interrupt_at,
+    plan_of,
+)
 
 from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import GOLDEN_INPUTS, OPTIMIZER, TENSORS, checkpoints, open_checkpoint
 from graftwork.checkpoint.writing import UNFINISHED
 from graftwork.contracts import CheckpointSaved, DictLookup, Plan, RunEnded, RunStarted, StepTaken
 from graftwork.errors import CheckpointError
-from graftwork.train.loop import LOG, Outcome, train
-from graftwork.train.resuming import keep_log
+from graftwork.train.log import FILE as LOG
+from graftwork.train.log import Log
+from graftwork.train.loop import Outcome, train
 
 STATE = f"{OPTIMIZER}/state.safetensors"
 
@@ -100,7 +113,11 @@ def test_the_caller_is_told_where_a_resumed_run_goes_on(whole: Run, lookup: Dict
     [
         {"peft": LORA | {"init": "pissa"}},
         {"peft": LORA | {"plus_ratio": 4.0, "also_train": ["connector"]}, "train.schedule": "linear"},
-        {"peft": {"use": "full", "on": ["language.mlp", "vision"]}, "train.micro_batch_size": 3},
+        {
+            "peft": {"use": "full", "on": ["language.mlp", "vision"]},
+            "train.micro_batch_size": 3,
+            "train.allow_unreached": NEVER_READ,
+        },
         {"peft": {"use": "ia3", "on": ["language"]}, "train.weight_decay": 0.1, "memory": {"use": ["checkpointing"]}},
         {"train.precision": "bf16", "train.group_by_length": False},
         {"train.precision": "fp16", "train.force_precision": True},
@@ -253,12 +270,15 @@ def test_a_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / LOG
     lines = [json.dumps({"step": step, "loss": loss}) for step, loss in ((1, 2.0), (2, float("nan")), (3, 1.0))]
     file.write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    kept = keep_log(file, 2)
-    assert [line["step"] for line in kept] == [1, 2]
+    log = Log(tmp_path)
+    log.keep(2)
+    assert [line["step"] for line in log.lines] == [1, 2]
     assert file.read_text() == "\n".join(lines[:2]) + "\n"
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
     file.unlink()
-    assert keep_log(file, 2) == []
+    nothing = Log(tmp_path)
+    nothing.keep(2)
+    assert nothing.lines == []
 
 
 # Killed for real ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import LORA, Run, Shapes, ShapesSettings, logits_of, plan_of
+from tiny_runs import LORA, NEVER_READ, Run, Shapes, ShapesSettings, logits_of, plan_of
 from tiny_vlm import CharProcessor
 
 from graftwork.build import compose
@@ -144,7 +144,14 @@ def test_a_role_can_be_trained_without_any_method(go: Train, lookup: DictLookup)
 
 
 def test_a_model_trained_from_random_weights_reopens(tmp_path: Path, lookup: DictLookup) -> None:
-    plan = plan_of(None, tmp_path, {"peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]}})
+    plan = plan_of(
+        None,
+        tmp_path,
+        {
+            "peft": {"use": "full", "on": ["language", "connector", "mining", "vision"]},
+            "train.allow_unreached": NEVER_READ,
+        },
+    )
     outcome = train(plan, lookup, tmp_path / "out", device="cpu")
     opened = open_checkpoint(outcome.checkpoint, lookup, device="cpu")
     assert opened.verification.error == 0.0

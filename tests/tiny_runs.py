@@ -104,6 +104,8 @@ COMPONENTS = (
     *(Shapes, EasyVqaSource, LlavaJson, DropBrokenImages, EasyVqa),
 )
 LORA = {"use": "lora", "on": ["language.attention", "language.mlp"], "rank": 4, "alpha": 8.0}
+NEVER_READ = ["*.vision_model.encoder.layers.2", "*.vision_model.post_layernorm"]
+"""What the model does not read of CLIP: the last layer, and what comes after it."""
 DROPOUT = LORA | {"dropout": 0.3}
 STEPS = 6
 CHANGES = {"peft": DROPOUT, "train.steps": STEPS, "train.save_every": 2, "train.keep": 9}

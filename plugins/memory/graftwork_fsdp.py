@@ -135,6 +135,18 @@ class ShardedStepper(Stepper):
                 gradient.mul_(scale)
         return norm
 
+    def gradient_norms(self) -> Tensor:
+        import torch
+
+        gradients: list[Any] = self.gradients()
+        sharded = torch.tensor([is_sharded(each) for each in gradients], device=self.assembly.device)
+        parts = [each.to_local() if is_sharded(each) else each for each in gradients]
+        squares = torch.stack([part.square().sum() for part in parts])
+        # Only of what is shared out does each process have a part.
+        sums = squares * sharded
+        torch.distributed.all_reduce(sums)
+        return torch.where(sharded, sums, squares).sqrt()
+
     def unshard(self, value: Tensor) -> Tensor:
         sharded: Any = value
         full: Tensor = sharded.full_tensor() if is_sharded(value) else value

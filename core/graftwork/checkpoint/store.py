@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import __version__, hub, processes, weights
 from graftwork.build import compose, filling
-from graftwork.checkpoint import format1, manifest, verification
+from graftwork.checkpoint import format1, learning, manifest, verification
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.checkpoint.writing import put_in_place, unfinished
 from graftwork.config.restore import restore_component
@@ -52,6 +52,11 @@ class Opened:
         return undecided and f"Not verified: {undecided}."
 
     @property
+    def learned(self) -> learning.LearningMap | None:
+        """What each trained module learned; None where that is not recorded."""
+        return learning.read(self.folder)
+
+    @property
     def sha256(self) -> str:
         """What identifies the checkpoint: the hash of its manifest, which seals all the rest."""
         return weights.sha256(self.folder / manifest.FILE)
@@ -71,6 +76,7 @@ def save(
     origin: Mapping[str, str] | None = None,
     accounts: Accounts | None = None,
     initialised_from: tuple[manifest.Ancestor, ...] = (),
+    learned: learning.LearningMap | None = None,
 ) -> Manifest:
     """Write a checkpoint and give it its name only when it is complete.
 
@@ -94,6 +100,8 @@ def save(
         if optimizer is not None:
             (work / OPTIMIZER).mkdir()
             save_file(dict(optimizer), work / OPTIMIZER / "state.safetensors")
+        if learned is not None:
+            learning.write(learned, work)
         written = Manifest(
             graftwork=__version__,
             step=step,

@@ -15,7 +15,7 @@ from graftwork.cli import Session
 from graftwork.cli.console import open_console, print_facts, print_json, progress_console
 from graftwork.cli.drawing import drawing
 from graftwork.cli.options import FOLDER, JSON, PRECISION, base_options, parse_parts, place_options
-from graftwork.cli.printing import print_accounts, print_diagnosis
+from graftwork.cli.printing import print_accounts, print_diagnosis, print_learned
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +64,9 @@ def print_checkpoint(console: Console, given: Path, found: Inspected) -> None:
     if found.damage:
         console.print(f"\n[red]Not intact:[/red] {found.damage}")
         raise SystemExit(1)
+    if found.learned:
+        console.print()
+        print_learned(console, found.learned)
     files = len(found.manifest.files)
     console.print(f"\nAll {files} files are as they were written. To verify that it works: graftwork verify {given}")
 
@@ -154,9 +157,11 @@ def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json:
     """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
     with open_checkpoint(session, checkpoint, options) as found:
         opened = found.verify(against=against)
+    from graftwork.report.learning import summary
+
     tensors, verification = opened.manifest.tensors, opened.verification
     shown = {"verified": verification.words, "undecided": verification.undecided, "compared": [*verification.compared]}
-    shown |= asdict(verification)
+    shown |= asdict(verification) | {"learned": summary(opened.learned) if opened.learned else ""}
     if as_json:
         print_json({"checkpoint": str(opened.folder), "sha256": opened.sha256, **shown})
         return
@@ -174,6 +179,8 @@ def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json:
     for clause in verification.compared:
         console.print(f"  compared  {clause}")
     console.print(f"  adapter   has an effect: it moves the logits by up to {verification.distance:.3g}")
+    if opened.learned:
+        print_learned(console, opened.learned)
 
 
 @click.command()

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from graftwork.cli.console import progress_console
 from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
-from graftwork.contracts.events import CheckpointSaved, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
+from graftwork.contracts.events import (
+    CheckpointSaved,
+    MemoryRanOut,
+    NotLearning,
+    RunEnded,
+    RunStarted,
+    RunStopped,
+    StepTaken,
+)
 from graftwork.jobs.messages import Answering, Checking, Listener, Message, Rehearsing, WaitingForReplies
 from graftwork.jobs.results import Compared, Scored
 
@@ -127,6 +135,11 @@ class Drawing:
     @draw.register
     def _(self, event: MemoryRanOut) -> None:
         self.console.print(event.sentence, style="yellow", markup=False)
+
+    @draw.register
+    def _(self, event: NotLearning) -> None:
+        for finding in event.findings:
+            self.console.print(f"after step {event.step}: {finding}", style="yellow", markup=False)
 
     @draw.register
     def _(self, event: CheckpointSaved) -> None:

@@ -10,6 +10,7 @@ from graftwork.cli.console import make_table, print_facts
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graftwork.checkpoint.learning import LearningMap
     from graftwork.contracts.accounting import FileAccount
     from graftwork.evaluate.comparison import Comparison
     from graftwork.evaluate.evaluation import Result
@@ -30,6 +31,18 @@ def print_scores(console: Console, result: Result) -> None:
     console.print(table)
     if result.notes:
         console.print("\n" + "\n".join(result.notes), markup=False)
+
+
+def print_learned(console: Console, learned: LearningMap) -> None:
+    """What each role learned, a line each, and what did not."""
+    from graftwork.report.learning import findings, role_lines
+
+    lines = [*role_lines(learned)]
+    width = max(len(role) for role, _ in lines)
+    for number, (role, said) in enumerate(lines):
+        console.print(f"  {'' if number else 'learned':8}  {role:{width}}  {said}", markup=False)
+    for sentence in findings(learned):
+        console.print(f"  {sentence}", style="yellow", markup=False)
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         Evaluated,
         Event,
         MemoryRanOut,
+        NotLearning,
         RunEnded,
         RunStarted,
         RunStopped,
@@ -94,7 +95,17 @@ if TYPE_CHECKING:
 LATE = {
     **dict.fromkeys(("Adaptation", "Assembly", "KernelBinding"), "assembly"),
     **dict.fromkeys(
-        ("CheckpointSaved", "Evaluated", "Event", "MemoryRanOut", "RunEnded", "RunStarted", "RunStopped", "StepTaken"),
+        (
+            "CheckpointSaved",
+            "Evaluated",
+            "Event",
+            "MemoryRanOut",
+            "NotLearning",
+            "RunEnded",
+            "RunStarted",
+            "RunStopped",
+            "StepTaken",
+        ),
         "events",
     ),
     **dict.fromkeys(
@@ -156,6 +167,7 @@ __all__ = [
     "ModelArchitecture",
     "ModelSpec",
     "NoSettings",
+    "NotLearning",
     "PeftMethod",
     "PixelSettings",
     "Plan",

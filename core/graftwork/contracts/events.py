@@ -26,7 +26,7 @@ class RunStarted(Event):
     notes: tuple[str, ...] = ()
     """What the memory strategies say of themselves."""
     warnings: tuple[str, ...] = ()
-    """What a person should know of how it is resumed, a sentence each."""
+    """What a person should know of how it is resumed, and of what is trained and cannot learn, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class StepTaken(Event):
     seconds: float
     memory: int = 0
     """The most bytes that tensors have taken of the device so far; 0 on a device that does not say."""
+
+
+@dataclass(frozen=True)
+class NotLearning(Event):
+    """After the first steps some of what is trained has not learned anything; the run goes on."""
+
+    step: int
+    findings: tuple[str, ...]
+    """A clause each."""
 
 
 @dataclass(frozen=True)

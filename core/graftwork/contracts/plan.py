@@ -101,6 +101,9 @@ class TrainSettings:
         "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
     )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
+    allow_unreached: tuple[str, ...] = setting(
+        (), "What no gradient needs to reach although it is trained: roles, modules, or patterns such as '*.layers.23'"
+    )
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
     keep: int = setting(2, "How many intermediate checkpoints are kept", minimum=1)
     log_every: int = setting(1, "Steps between lines of the log", minimum=1)

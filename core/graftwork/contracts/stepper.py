@@ -96,6 +96,17 @@ class Stepper:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def reached(self, batch: Batch) -> frozenset[str]:
+        """The trained parameters that the gradients of a micro-batch come to, by name, whatever their values; no step is taken, and
+        nothing of it is left. Where an engine cannot tell, those whose gradient is not zero. Collective."""
+        with self.assembly.autocast():
+            loss = summed_loss(self.assembly.model, batch, self.assembly.cross_entropy)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        found = frozenset(name for name, parameter in self.parameters.items() if parameter.grad is not None)
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
     def gradients(self) -> list[Tensor]:
         """The gathered gradients of all trained parameters: zero for one that no record of the step has reached, so that
         it does not matter to AdamW which process had which records."""
@@ -113,6 +124,12 @@ class Stepper:
         self.gradients()
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm or math.inf)
+
+    def gradient_norms(self) -> Tensor:
+        """The norm of each trained parameter's gathered gradient, in their order, once `gradient_norm` was called. Collective."""
+        import torch
+
+        return torch.stack([gradient.norm().to(self.assembly.device) for gradient in self.gradients()])
 
     def update(self) -> None:
         """Change the trained parameters by the gathered gradients."""

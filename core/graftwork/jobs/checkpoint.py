@@ -14,7 +14,7 @@ from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import newest
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.records import Image, Record, Turn
-from graftwork.errors import GraftworkError
+from graftwork.errors import AdapterError, GraftworkError
 from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.evaluate import (
     BATCH_SIZE,
@@ -206,13 +206,21 @@ class Checkpoint:
         yield from run_evaluators(self.opened, self.lookup, evaluators, variants, request, self._listen)
 
     def verify(self, *, against: Place | None = None) -> Opened:
-        """The checkpoint rebuilt from its files alone, as it was trained; CheckpointError unless it gives its logits.
+        """The checkpoint rebuilt from its files alone, as it was trained; CheckpointError unless it gives its logits, and AdapterError
+        where its run has left something as it was that it was to train.
 
         `against` is the folder that it was imported from: then it must also give the logits that other code makes of that,
         such as peft, where that is installed and opens it.
         """
         if against is None:
-            return self._open(as_trained=True)
+            opened = self._open(as_trained=True)
+            if (learned := opened.learned) and (faults := [*learned.faults()]):
+                raise AdapterError(
+                    f"'{opened.folder}' reopens as saved, but not all of it has learned; leave what cannot learn out of peft.on and "
+                    "peft.also_train, or allow it with train.allow_unreached",
+                    faults,
+                )
+            return opened
         from graftwork.foreign.comparing import compare
 
         opened = self._open(

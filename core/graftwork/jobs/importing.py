@@ -10,7 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.checkpoint import manifest
+from graftwork.checkpoint import learning, manifest
+from graftwork.checkpoint.learning import LearningMap
 from graftwork.checkpoint.manifest import Manifest
 from graftwork.checkpoint.store import checkpoints, newest
 from graftwork.contracts.lookup import Lookup
@@ -42,9 +43,14 @@ class Inspected:
             return error.sentence
         return ""
 
+    @cached_property
+    def learned(self) -> LearningMap | None:
+        """What each trained module learned; None where that is not recorded."""
+        return learning.read(self.folder)
+
     def to_json(self) -> dict[str, Any]:
-        """The manifest as plain data."""
-        return asdict(self.manifest)
+        """The manifest as plain data, and the learning map."""
+        return asdict(self.manifest) | {"learned": learning.to_json(self.learned) if self.learned else None}
 
 
 def inspect(

@@ -11,7 +11,7 @@ from typing import Any, cast
 from graftwork import processes
 from graftwork.build import outline as outlines
 from graftwork.build.outline import Outline
-from graftwork.checkpoint import ancestry, manifest
+from graftwork.checkpoint import ancestry, learning, manifest
 from graftwork.checkpoint.locking import one_writer
 from graftwork.checkpoint.store import checkpoints
 from graftwork.config.machine import Machine, detect_machine
@@ -198,6 +198,7 @@ def report_content(
         plan=read.plan,
         counts=read.counts,
         roles=[asdict(row) for row in outline.roles],
+        learned=learning.read(outcome.checkpoint),
         kernels=read.attention,
         data=outcome.data["stages"],
         verification=result.verification,

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftwork.checkpoint import learning
+from graftwork.checkpoint.learning import LearningMap
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.verdict import Verdict
 from graftwork.evaluate.comparison import Comparison
@@ -30,6 +32,8 @@ class ReportContent:
     """Parameters: `total` and `trained`."""
     roles: Sequence[Mapping[str, Any]] = ()
     """A row for each role of the model (see `outline.RoleRow`)."""
+    learned: LearningMap | None = None
+    """What each trained module learned."""
     kernels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `Assembly.kernel_usage` returned."""
     data: Sequence[Mapping[str, Any]] = ()
@@ -50,6 +54,7 @@ class ReportContent:
         content = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
         content["verdict"] = dataclasses.asdict(self.verdict) if self.verdict else None
+        content["learned"] = learning.to_json(self.learned) if self.learned else None
         content["plan"] = self.plan.to_json() if self.plan else None
         content["footprint"] = self.footprint.to_json() if self.footprint else None
         plain: dict[str, Any] = _plain(content)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from graftwork.report.learning import findings, role_lines, summary
 from graftwork.report.wording import (
     SCORE_HEADERS,
     counts_sentence,
@@ -46,6 +47,10 @@ def _blocks(content: ReportContent) -> Iterator[str]:
         yield table(("", ""), plan_facts(content.plan))
         train = dataclasses.asdict(content.plan.run_context.train)
         yield table(("training", ""), [(words(name), text(value)) for name, value in train.items()])
+    if content.learned:
+        yield "## What learned"
+        yield escape(" ".join([summary(content.learned), *findings(content.learned)]))
+        yield table(("role", "trained modules"), role_lines(content.learned))
     for title, rows in {"Roles": content.roles, "Data": content.data}.items():
         if rows:
             yield f"## {title}"

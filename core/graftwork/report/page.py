@@ -10,6 +10,7 @@ from graftwork.evaluate.comparison import Comparison, Flip
 from graftwork.evaluate.scores import ADAPTER, BASE, format_change, format_score
 from graftwork.report import elements
 from graftwork.report.charts import loss_curve, score_bars
+from graftwork.report.learning import findings, learning_map, summary
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
 from graftwork.report.wording import SCORE_HEADERS, counts_sentence, evidence, plan_facts, score_cells, text, words
@@ -53,6 +54,9 @@ def _sections(content: ReportContent) -> Iterator[Markup]:
         yield elements.section("Training", loss_curve(content.log), _log_table(content.log))
     if content.plan or content.counts or content.roles:
         yield elements.section("What was trained", *_plan(content))
+    if content.learned:
+        said = (tag("p", sentence, class_="note") for sentence in findings(content.learned))
+        yield elements.section("What learned", tag("p", summary(content.learned)), *said, learning_map(content.learned))
     if content.kernels:
         yield elements.section("Attention", _kernels(content.kernels))
     if content.memory:

@@ -51,6 +51,22 @@ class Feed:
                 return encoded[index]
         raise self.nothing_usable()
 
+    def some(self, count: int) -> list[Encoded]:
+        """A few records that can be used, the shortest one with an image first, if there is any; none is counted here."""
+        import numpy
+
+        measured, chosen = self.data.measured.has_images, list[Encoded]()
+        with_images = numpy.flatnonzero(measured)
+        by_length = with_images[numpy.argsort(self.data.lengths[with_images], kind="stable")].tolist()
+        for indices in ([index] for index in by_length):
+            if chosen := [*self._encode(indices)[0].values()]:
+                break
+        for batch in range(len(self.data.records)):
+            if len(chosen) >= count:
+                break
+            chosen += self._encode(self.sampler.batch(batch)[: count - len(chosen)])[0].values()
+        return chosen
+
     def validation(self, count: int, seed: int) -> list[Encoded]:
         """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are counted."""
         import torch

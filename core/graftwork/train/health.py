@@ -92,6 +92,8 @@ class Health:
     overflows_in: Sequence[str] = ()
     data_faults: Sequence[str] = ()
     """Why nothing can be learned from the data, as clauses."""
+    unlearned: Sequence[str] = ()
+    """What should have learned and did not, as clauses (see `LearningMap.faults`)."""
     guessing: float = math.inf
     """The loss of guessing labels by their frequency (see `progress.loss_of_guessing`)."""
     losses: list[float] = field(default_factory=list)
@@ -227,9 +229,12 @@ class Health:
             yield "no step was taken"
             return
         yield from self.data_faults
+        unchanged = self.followed and self.measurements[0].losses == self.measurements[-1].losses
         if self.norms and not any(self.norms):
             yield f"no gradient reached what is trained in any of {steps} steps: the loss does not depend on it"
-        if self.followed and self.measurements[0].losses == self.measurements[-1].losses:
+        elif not unchanged:
+            yield from self.unlearned
+        if unchanged:
             yield f"nothing changed: {self.whose} was {change.end:.4g} before, and is the same for each of them"
         elif change.start >= SETTLED:
             yield from self.small_falls(change, min(1.0, steps / FEW_STEPS) ** 2)

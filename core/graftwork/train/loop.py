@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from graftwork import processes
 from graftwork.build import compose
 from graftwork.checkpoint import ancestry, manifest, store, verification, writing
+from graftwork.contracts import events
 from graftwork.contracts.batch import Encoded
-from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import batch_of
 from graftwork.contracts.plan import Plan, TrainSettings
-from graftwork.contracts.stepper import decays, stepper_for
+from graftwork.contracts.stepper import stepper_for
 from graftwork.contracts.verdict import Verdict
 from graftwork.data.sampling import steps_for
 from graftwork.data.training_data import TrainingData, load_training_data
@@ -30,6 +28,8 @@ from graftwork.train import data_parallel, progress, resuming
 from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
 from graftwork.train.interrupting import Signals
+from graftwork.train.learning import Learning
+from graftwork.train.log import Log
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
 from graftwork.train.progress import Measurement
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from graftwork.contracts.assembly import Assembly
 
-LOG = "log.jsonl"
 EARLY_STEPS = 2
 """The steps after which the memory of all others is known: from the second on there is an optimizer's state."""
 
@@ -66,7 +65,7 @@ def train(
     resume: bool = False,
     accept_data: bool = False,
     device: str | None = None,
-    listen: Callable[[Event], None] = lambda event: None,
+    listen: Callable[[events.Event], None] = lambda event: None,
 ) -> Outcome:
     """Train a plan, and write its log and its checkpoints into `out`.
 
@@ -83,7 +82,7 @@ def train(
             if fallback is None:
                 raise
             message = f"{error.sentence.partition(';')[0]}; beginning again with {budget.describe_memory(fallback)}"
-        listen(MemoryRanOut(out, message))
+        listen(events.MemoryRanOut(out, message))
         plan = fallback
         free_memory()
 
@@ -96,7 +95,7 @@ def attempt(
     resume: bool,
     accept_data: bool,
     device: str | None,
-    listen: Callable[[Event], None],
+    listen: Callable[[events.Event], None],
 ) -> Outcome:
     """One try of `train`; OutOfMemory where the device's memory does not hold it."""
     import torch
@@ -122,6 +121,9 @@ def attempt(
     loop.ancestors = beginning.ancestors if beginning else ()
     if start and saved:
         loop.restore(saved, start, accept_data=accept_data)
+    else:
+        with out_of_memory_told("in the dry backward pass", early=lambda: loop.is_early):
+            loop.learning.check(loop.feed, loop.micro_batch_size)
     with loop.signals:
         return loop.run()
 
@@ -137,7 +139,7 @@ class Loop:
         steps: int,
         out: Path,
         lookup: Lookup,
-        listen: Callable[[Event], None],
+        listen: Callable[[events.Event], None],
     ) -> None:
         self.plan, self.assembly, self.data = plan, assembly, data
         self.steps, self.out, self.lookup = steps, out, lookup
@@ -158,7 +160,8 @@ class Loop:
         self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
-        self.log: list[dict[str, Any]] = []
+        self.learning = Learning(assembly, self.stepper, self.settings.allow_unreached)
+        self.log = Log(out)
         self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor)
         self.filler = self.feed.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
@@ -166,54 +169,54 @@ class Loop:
         """Take the remaining steps, save, and return the verdict."""
         import torch
 
-        notes = [(strategy.name, strategy.note(self.assembly)) for strategy in self.assembly.strategies]
-        messages = tuple(f"{name}: {note}" for name, note in notes if note)
-        self.tell(RunStarted(self.out, self.step, self.steps, self.plan, messages, self.history.messages))
+        strategies = self.assembly.strategies
+        messages = tuple(f"{each.name}: {note}" for each in strategies if (note := each.note(self.assembly)))
+        warnings = (*self.history.messages, *self.learning.warnings)
+        self.tell(events.RunStarted(self.out, self.step, self.steps, self.plan, messages, warnings))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
         if self.step == 0:
             torch.manual_seed(self.plan.run_context.seed + processes.rank())
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
-        self.out.mkdir(parents=True, exist_ok=True)
-        file = self.out / LOG if processes.is_first() else Path(os.devnull)
+        self.log.begin()
         begun = saved = self.step
         line = dict[str, Any]()
-        with ThreadPoolExecutor(1) as encoder, file.open("a" if self.step else "w", encoding="utf-8") as log:
-
-            def write(line: dict[str, Any]) -> None:
-                self.log.append(line)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-
+        with ThreadPoolExecutor(1) as encoder:
             if self.step == 0:
                 self.measure_progress(encoder)
             for share, totals, started in self.shares(encoder):
                 with out_of_memory_told(f"in step {self.step + 1}", early=lambda: self.is_early):
                     line = self.take_step(share.micro_batches, totals, started)
                 if self.step % self.settings.log_every == 0:
-                    write(line)
+                    self.log.write(line)
                 if self.is_over:
                     break
                 if self.step in self.measured_steps:
                     self.measure_progress(encoder)
+                    if found := self.learning.first_findings():
+                        self.tell(events.NotLearning(self.out, self.step, found))
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
                     self.save()
                     saved = self.step
             if self.step != begun and not self.stopped_by:
-                if line not in self.log[-1:]:
-                    write(line)
+                self.log.write(line)
                 self.measure_progress(encoder)
             if self.stopped_by:
                 raise self.stop(saved)
             if self.step != saved:
                 self.save()
         verdict = self.health.verdict()
-        self.tell(RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
+        self.tell(events.RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         if number := max(processes.all_gather_object(self.signals.number)):
             raise RunInterrupted(number, self.step, self.steps, self.folder)
         return Outcome(
-            self.folder, verdict, self.assembly, self.data.summary, self.log, peak_memory(self.assembly.device) or None
+            self.folder,
+            verdict,
+            self.assembly,
+            self.data.summary,
+            self.log.lines,
+            peak_memory(self.assembly.device) or None,
         )
 
     def stop(self, saved: int) -> RunInterrupted:
@@ -226,7 +229,7 @@ class Loop:
                 why = error.sentence  # So early that there is nothing to save.
         folder = self.folder if self.step and not why else None
         interrupted = RunInterrupted(self.stopped_by, self.step, self.steps, folder, why)
-        self.tell(RunStopped(self.out, self.step, self.steps, interrupted.signal, folder))
+        self.tell(events.RunStopped(self.out, self.step, self.steps, interrupted.signal, folder))
         return interrupted
 
     @property
@@ -286,8 +289,8 @@ class Loop:
         with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
             losses = progress.measure(self.assembly, examples, self.micro_batch_size)
         travelled = sum(self.rate_factor(step) for step in range(self.step))
-        weights = progress.size_of_weights(self.assembly)
         self.health.guessing = progress.loss_of_guessing(examples)
+        weights = progress.size_of_weights(self.assembly)
         self.health.measurements.append(Measurement(self.step, travelled, weights, losses))
 
     def rate_factor(self, step: int) -> float:
@@ -310,14 +313,15 @@ class Loop:
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:
+            self.learning.observe(norm)
             self.stepper.update()
         self.stepper.clear()
         self.health.update(loss, norm, skipped=skipped)
         self.step += 1
-        event = StepTaken(
+        event = events.StepTaken(
             self.out,
-            step=self.step,
-            steps=self.steps,
+            self.step,
+            self.steps,
             loss=loss,
             learning_rate=self.settings.learning_rate * factor,
             gradient_norm=norm,
@@ -329,7 +333,7 @@ class Loop:
         self.tell(event)
         return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: events.Event) -> None:
         """Tell the caller and every observer, once for all processes."""
         if processes.is_first():
             self._listen(event)
@@ -338,6 +342,8 @@ class Loop:
     def save(self) -> None:
         """Save a complete checkpoint of this step, and remove the oldest."""
         self.health.data_faults = self.data.faults()
+        learned = self.learning.map()
+        self.health.unlearned = [*learned.faults()]
         store.save(
             self.assembly,
             self.folder,
@@ -349,11 +355,11 @@ class Loop:
             data={**self.data.recorded(), **self.history.recorded()},
             optimizer=self.state(),
             initialised_from=self.ancestors,
+            learned=learned,
         )
-        if processes.is_first():
-            for old in store.checkpoints(self.out)[: -self.settings.keep]:
-                writing.remove(old)
-        self.tell(CheckpointSaved(self.out, self.step, self.folder))
+        for old in store.checkpoints(self.out)[: -self.settings.keep] if processes.is_first() else ():
+            writing.remove(old)
+        self.tell(events.CheckpointSaved(self.out, self.step, self.folder))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs besides the trained tensors, as tensors."""
@@ -363,14 +369,8 @@ class Loop:
         state |= resuming.random_states(self.assembly.device)
         state["passed_over"] = torch.tensor(self.passed_over)
         state["left_out"] = torch.tensor(sorted(self.data.unusable), dtype=torch.int64)
-        state["decays"] = self.decays()
-        return state | self.history.digest.tensors() | self.health.state()
-
-    def decays(self) -> Tensor:
-        """Whether weight decay falls on each trained parameter, in their order."""
-        import torch
-
-        return torch.tensor([decays(self.assembly.model, name) for name in self.stepper.parameters])
+        state["decays"] = resuming.decayed(self.stepper)
+        return state | self.history.digest.tensors() | self.health.state() | self.learning.state()
 
     def restore(self, saved: manifest.Manifest, start: Path, *, accept_data: bool) -> None:
         """Go on from a checkpoint: its step, optimizer, random numbers, health and log."""
@@ -378,7 +378,7 @@ class Loop:
 
         state = store.read_tensors(start / store.OPTIMIZER / "state.safetensors")
         if self.settings.weight_decay:
-            resuming.refuse_other_decay(state, self.decays(), start)
+            resuming.refuse_other_decay(state, resuming.decayed(self.stepper), start)
         self.step, self.ancestors = saved.step, saved.initialised_from
         self.passed_over = int(state.get("passed_over", 0))
         self.steps -= self.passed_over if self.settings.steps is None else 0
@@ -387,13 +387,13 @@ class Loop:
         torch.manual_seed(self.plan.run_context.seed + self.step + processes.rank())
         resuming.restore_random_states(state, self.assembly.device)
         self.health.restore(state)
+        self.learning.restore(state, self.step)
         if self.history.restore(saved, state, start, accept=accept_data):
             self.health.measurements.clear()  # They were of other records.
         elif "left_out" in state:
             self.data.leave_out_again(state["left_out"].tolist(), saved.data)
             self.data.validation_losses = [(step, loss) for step, loss in saved.data.get("validation_losses", ())]
-        if processes.is_first():
-            self.log = resuming.keep_log(self.out / LOG, self.step)
+        self.log.keep(self.step)
 
 
 LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")

@@ -1,8 +1,7 @@
-"""Resuming: whether a run may go on from a checkpoint, its random numbers, and which lines of its log stay."""
+"""Resuming: whether a run may go on from a checkpoint, its random numbers, and what weight decay falls on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork import processes
 from graftwork.checkpoint import manifest, store
 from graftwork.contracts.plan import Plan, RunContext
+from graftwork.contracts.stepper import Stepper, decays
 from graftwork.data.digest import STATE, digest_of
 from graftwork.data.training_data import TrainingData
 from graftwork.errors import CheckpointError
@@ -120,7 +120,17 @@ def comparable(plan: Plan, without: Sequence[str] = ()) -> dict[str, Any]:
             return {name: without_skipped(name, inner, skipped) for name, inner in value.items() if name not in skipped}
         return [without_skipped("", inner, skipped) for inner in value] if isinstance(value, list | tuple) else value
 
-    ignored = ("folder", "version", "attention", "evaluate", "candidates", "budget", "micro_batch_size", *without)
+    ignored = (
+        "folder",
+        "version",
+        "attention",
+        "evaluate",
+        "candidates",
+        "budget",
+        "micro_batch_size",
+        "allow_unreached",
+        *without,
+    )
     result: dict[str, Any] = without_skipped("", plan.to_json(), ignored)
     return result
 
@@ -132,22 +142,6 @@ def _differences(recorded: Any, current: Any, path: str = "") -> list[str]:
             d for key in keys for d in _differences(recorded.get(key), current.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if recorded == current else [f"{path}: {recorded!r} in the checkpoint, {current!r} now"]
-
-
-def keep_log(file: Path, step: int) -> list[dict[str, Any]]:
-    """Drop what a killed run logged after `step`; returns the lines that stay."""
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # The line that was being written when the run was killed.
-        if line["step"] <= step:
-            kept.append(line)
-    work = file.with_suffix(".unfinished")
-    work.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    work.replace(file)
-    return kept
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
@@ -173,6 +167,13 @@ def restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> 
 
 def _of_process(name: str, rank: int) -> str:
     return f"{name}/{rank}" if rank else name
+
+
+def decayed(stepper: Stepper) -> Tensor:
+    """Whether weight decay falls on each trained parameter, in their order."""
+    import torch
+
+    return torch.tensor([decays(stepper.assembly.model, name) for name in stepper.parameters])
 
 
 def refuse_other_decay(state: Mapping[str, Tensor], own: Tensor, start: Path) -> None:

@@ -67,6 +67,16 @@ class Engine(Stepper):
         self.engine.backward(loss * processes.count())
         return loss.detach()
 
+    def reached(self, batch: Batch) -> frozenset[str]:
+        # The engine fills in zeros where there is no gradient, so the values must tell.
+        self.accumulate(batch, 1.0)
+        self.gradient_norm()
+        self.clear()
+        return frozenset(name for name, norm in zip(self.parameters, self.norms.tolist(), strict=True) if norm)
+
+    def gradient_norms(self) -> Tensor:
+        return self.norms
+
     def gradient_norm(self) -> Tensor:
         import torch
         from deepspeed.utils import safe_get_full_grad
