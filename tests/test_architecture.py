@@ -277,7 +277,13 @@ def test_no_file_of_the_project_names_a_folder_of_somebodys_machine() -> None:
 FOR_CLI = ("click", "rich", "graftwork.cli", "graftwork.jobs", "graftwork.errors", "graftwork.processes")
 DRAWN_BY_CLI = {
     *("graftwork.__version__", "graftwork.config.sizes", "graftwork.contracts.events", "graftwork.contracts.kinds"),
-    *("graftwork.evaluate.scores", "graftwork.report.data_wording", "graftwork.report.wording", "graftwork_registry"),
+    *(
+        "graftwork.evaluate.scores",
+        "graftwork.report.data_wording",
+        "graftwork.report.learning_wording",
+        "graftwork.report.wording",
+        "graftwork_registry",
+    ),
 }
 """Besides: words and sizes as people read them, the events that are drawn, the names of kinds, the catalogue of a session."""
 

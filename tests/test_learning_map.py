@@ -28,7 +28,8 @@ from graftwork.data.training_data import load_training_data
 from graftwork.errors import AdapterError, CheckpointError, PlanRefused, RunFileError
 from graftwork.jobs.checkpoint import open as open_job
 from graftwork.jobs.importing import Inspected, inspect
-from graftwork.report.learning import findings, learning_map, role_lines, summary
+from graftwork.report.learning import learning_map
+from graftwork.report.learning_wording import findings, role_lines, summary
 from graftwork.train.feeding import Feed
 from graftwork.train.learning import Learning
 from graftwork.train.loop import train

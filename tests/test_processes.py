@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from process_runs import Runs, farthest
 
-from graftwork.checkpoint import manifest
+from graftwork.checkpoint import learning, manifest
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
 from graftwork.evaluate.evaluation import evaluate
 from graftwork.evaluate.scores import ADAPTER, BASE
@@ -55,6 +55,12 @@ def check_training(runs: Runs, name: str, changes: Sequence[str]) -> None:
     read = manifest.read(there)
     assert read.tensors == manifest.read(alone).tensors and read.counts == manifest.read(alone).counts
     assert read.data == manifest.read(alone).data and read.data["bad_in_all"] == 1
+    maps = [learning.read(folder) for folder in (there, alone)]
+    (found, expected) = ({m.name: m for m in each.modules} for each in maps if each)
+    assert found.keys() == expected.keys() and {module.status for module in found.values()} == {"learned"}
+    for module in found.values():
+        assert module.first == pytest.approx(expected[module.name].first, rel=1e-2)
+        assert module.moved == pytest.approx(expected[module.name].moved, rel=0.05)
     opened = open_checkpoint(there, runs.catalog, device="cpu")
     wanted = open_checkpoint(alone, runs.catalog, device="cpu").assembly.trained()
     for tensor, parameter in opened.assembly.trained().items():

@@ -157,7 +157,7 @@ def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json:
     """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
     with open_checkpoint(session, checkpoint, options) as found:
         opened = found.verify(against=against)
-    from graftwork.report.learning import summary
+    from graftwork.report.learning_wording import summary
 
     tensors, verification = opened.manifest.tensors, opened.verification
     shown = {"verified": verification.words, "undecided": verification.undecided, "compared": [*verification.compared]}

@@ -35,7 +35,7 @@ def print_scores(console: Console, result: Result) -> None:
 
 def print_learned(console: Console, learned: LearningMap) -> None:
     """What each role learned, a line each, and what did not."""
-    from graftwork.report.learning import findings, role_lines
+    from graftwork.report.learning_wording import findings, role_lines
 
     lines = [*role_lines(learned)]
     width = max(len(role) for role, _ in lines)

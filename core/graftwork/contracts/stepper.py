@@ -42,6 +42,8 @@ class Stepper:
 
     reduces_gradients: ClassVar[bool] = False
     """Whether gradients are summed over all processes, each of which accumulates its share of the records."""
+    zero_is_unreached: ClassVar[bool] = False
+    """Whether the engine cannot tell a gradient that is zero from one that never came (see `reached`)."""
     needs_equal_micro_batches: ClassVar[bool] = False
     """Whether all processes must accumulate equally many micro-batches, each with images if any record has some."""
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from graftwork.report.learning import findings, role_lines, summary
+from graftwork.report.learning_wording import findings, role_lines, summary
 from graftwork.report.wording import (
     SCORE_HEADERS,
     counts_sentence,

@@ -10,7 +10,8 @@ from graftwork.evaluate.comparison import Comparison, Flip
 from graftwork.evaluate.scores import ADAPTER, BASE, format_change, format_score
 from graftwork.report import elements
 from graftwork.report.charts import loss_curve, score_bars
-from graftwork.report.learning import findings, learning_map, summary
+from graftwork.report.learning import learning_map
+from graftwork.report.learning_wording import findings, summary
 from graftwork.report.markup import Markup, tag
 from graftwork.report.memory import memory_course
 from graftwork.report.wording import SCORE_HEADERS, counts_sentence, evidence, plan_facts, score_cells, text, words

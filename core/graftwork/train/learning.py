@@ -127,9 +127,8 @@ class Learning:
             f"{key} names '{role}', and nothing in it is trained, as train.allow_unreached allows"
             for role, key in frozen.items()
         ]
-        if single := [
-            name for name in self.names if name not in self.reached and self.modules[self.owners[name]].reached
-        ]:
+        single = [name for name in self.names if name not in self.reached and self.modules[self.owners[name]].reached]
+        if single and not self.stepper.zero_is_unreached:
             more = f" and {len(single) - 1} more parameters" if len(single) > 1 else ""
             said.append(f"no gradient can reach '{single[0]}'{more}, although others of the same module learn")
         if still := self.without_rate():

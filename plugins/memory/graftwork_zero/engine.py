@@ -30,6 +30,7 @@ class Engine(Stepper):
 
     reduces_gradients = True
     needs_equal_micro_batches = True
+    zero_is_unreached = True
 
     def __init__(self, assembly: Assembly, settings: TrainSettings, zero: ZeroSettings) -> None:
         import torch
@@ -57,6 +58,11 @@ class Engine(Stepper):
         assembly.run_forward = self.engine
 
     def accumulate(self, batch: Batch, num_label_tokens: float, *, last: bool = True) -> Tensor:
+        return self.backward(batch, num_label_tokens, last)
+
+    def backward(self, batch: Batch, num_label_tokens: float, last: bool) -> Tensor:
+        """Forward and backward by the engine; returns this process's share of the loss."""
+
         def compute() -> Tensor:
             with self.assembly.autocast():
                 return summed_loss(self.assembly.model, batch, self.assembly.cross_entropy) / (num_label_tokens or 1)
@@ -69,7 +75,7 @@ class Engine(Stepper):
 
     def reached(self, batch: Batch) -> frozenset[str]:
         # The engine fills in zeros where there is no gradient, so the values must tell.
-        self.accumulate(batch, 1.0)
+        self.backward(batch, 1.0, last=True)
         self.gradient_norm()
         self.clear()
         return frozenset(name for name, norm in zip(self.parameters, self.norms.tolist(), strict=True) if norm)
