@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import COMPONENTS, METHODS, Run, logits_of, plan_of
 
-from graftwork.checkpoint import manifest, store
+from graftwork.checkpoint import learning, manifest, store
 from graftwork.checkpoint.store import (
     GOLDEN_INPUTS,
     OPTIMIZER,
@@ -37,6 +37,7 @@ FILES = (
     f"{PROCESSOR}/tokenizer.json",
     f"{PROCESSOR}/tokenizer_config.json",
     f"{OPTIMIZER}/state.safetensors",
+    learning.FILE,
 )
 Tensors = dict[str, torch.Tensor]
 

@@ -66,7 +66,7 @@ def test_inspect_says_what_a_checkpoint_is(trained: Run, base: Path) -> None:
         "moves the golden inputs' logits by up to ",
         "sdpa ran in fp32 on the cpu",
         "24 records: circle (12), square (12)",
-        "All 5 files are as they were written. To verify that it works: graftwork verify",
+        "All 6 files are as they were written. To verify that it works: graftwork verify",
     ):
         assert fact in said, fact
 
@@ -118,7 +118,7 @@ def test_verify_rebuilds_a_checkpoint_from_another_working_directory(
     monkeypatch.chdir(tmp_path / "elsewhere")
     said = fine("verify", Path("..") / "copy")
     assert said.startswith("../copy: reopens as saved.\n")
-    assert "all 5 are as they were written" in said
+    assert "all 6 are as they were written" in said
     assert "56 of 56 expected ones were loaded, none is left over" in said
     assert "differ by 0 from those recorded" in said
     assert "has an effect: it moves the logits by up to " in said
