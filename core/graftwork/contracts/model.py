@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.packing import packed
 from graftwork.contracts.records import Record
 
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ class Processor(Protocol):
         ...
 
 
-def batch_of(processor: Processor, examples: Sequence[Encoded], *, side: str = "right") -> Batch:
-    """`collate`, and what the processor has to `complete` in the batch."""
-    return completed(processor, collate(examples, pad_id=processor.pad_id, side=side))
+def batch_of(
+    processor: Processor, examples: Sequence[Encoded], *, side: str = "right", rows: Sequence[int] = ()
+) -> Batch:
+    """`collate`, and what the processor has to `complete` in the batch; with `rows` then so many records in each row (see `packed`)."""
+    batch = completed(processor, collate(examples, pad_id=processor.pad_id, side=side))
+    return packed(batch, rows, processor.pad_id) if rows else batch
 
 
 def completed(processor: Processor, batch: Batch) -> Batch:

@@ -100,6 +100,10 @@ class TrainSettings:
     too_long: Literal["skip", "cut"] = setting(
         "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
     )
+    packing: bool = setting(
+        False,
+        "Put several records into each row, up to max_length tokens, instead of padding; micro_batch_size then counts rows",
+    )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     save_every: int | None = setting(None, "Steps between checkpoints; by default only the last is saved", minimum=1)
     keep: int = setting(2, "How many intermediate checkpoints are kept", minimum=1)

@@ -94,7 +94,8 @@ class Watched:
 
         self.tracker.phase = BATCH
         with self.tracker.paused(), unset_fake_temporarily():
-            batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
+            rows = (1,) * micro_batch if self.stepper.settings.packing else ()
+            batch = batch_of(self.assembly.processor, [self.example] * micro_batch, rows=rows)
         batch = with_numbers(batch)
         self.tracker.phase = FORWARD
         self.stepper.accumulate(

@@ -100,6 +100,12 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         built = config_from(config)
         return [self.site(name, part, built) for name, part in parts_of(built).items()]
 
+    def bars_packing(self, config: Mapping[str, Any]) -> str:
+        """Layers that are no attention carry a state from token to token."""
+        kinds = getattr(config_from(config).get_text_config(), "layer_types", None) or []
+        others = sorted({kind for kind in kinds if not kind.endswith("attention") or "linear" in kind})
+        return f"its layers of the kind {' and '.join(others)} carry a state from one to the next" if others else ""
+
     def site(self, name: str, part: Any, config: Any) -> AttentionSite:
         """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""
         causal = name == "language"
