@@ -189,7 +189,7 @@ def peaks(folder: Path) -> tuple[int, int]:
 def attention(folder: Path) -> list[str]:
     """Whose attention is computed at each site, and why it is not Graftwork's."""
     found = outline(resolve(parse_run(run_table(folder), Path.cwd()), LOOKUP), LOOKUP, Machine())
-    return [f"{row.site}: {row.chosen}" + "".join(f" ({why})" for _, why in row.refused) for row in found.kernels]
+    return [f"{row.site}: {row.kernel}" + "".join(f" ({why})" for _, why in row.passed_over) for row in found.kernels]
 
 
 def far(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -9,7 +9,6 @@ from contextlib import redirect_stdout
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ COUNTS = "image_tokens"
 """Among the pixels: how many tokens each image takes. It is the processor's, and transformers' models do not know it."""
 POSITIONS = "position_ids"
 """The token field with a model's three positions of each token, where it has three."""
-OF_EACH = ("last_hidden_state", "hidden_states", "attentions", "pooler_output", "deepstack_features")
-"""What transformers returns of each image, or nothing needs; whatever it returns besides is the same for all images."""
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")
+"""What transformers returns of images besides that no language model is given."""
+SAME = "same for all images"
 CONNECTOR = re.compile(r"(^|\.)\w*(merger|projector|connector|aligner|resampler|embed_vision)\w*")
 ATTENTION, MLP = re.compile(r"attn|attention"), re.compile(r"mlp|feed_forward|ffn|experts|moe")
 
@@ -46,13 +46,8 @@ class VisionLanguage:
         """The features of each image, as `mm_encoder_outputs` takes them."""
         seen = self.base_model.get_image_features(**without_counts(pixels), return_dict=True)
         counts = pixels[COUNTS].tolist()
-        pooled = split(seen.pooler_output, counts)
-        deepstack = [split(each, counts) for each in getattr(seen, "deepstack_features", None) or []]
-        shared = {name: value for name, value in seen.items() if name not in OF_EACH}
-        return [
-            {"pooled": own, "deepstack": [each[n] for each in deepstack], "shared": shared}
-            for n, own in enumerate(pooled)
-        ]
+        fields = {name: apart(value, counts) for name, value in seen.items() if name not in UNUSED}
+        return [{name: each[place] for name, each in fields.items()} for place in range(len(counts))]
 
     def forward(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`."""
@@ -60,7 +55,10 @@ class VisionLanguage:
         known = known_to(self.base_model)
         told = {name: value for name, value in batch.token_fields.items() if begins and name in known}
         told[POSITIONS] = self.positions(batch, cache, begins)
-        seen = {"mm_encoder_outputs": {"image": joined(features)}} if features else without_counts(batch.pixels)
+        seen: dict[str, Any] = without_counts(batch.pixels)
+        if features:
+            fields = {name: together([image[name] for image in features]) for name in features[0]}
+            seen = {"mm_encoder_outputs": {"image": Known(**fields)}}
         hidden: Tensor = self.base_model(
             input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
             attention_mask=batch.attention_mask,
@@ -92,7 +90,7 @@ class VisionLanguage:
         classes = type(self).__mro__
         kind: Any = classes[classes.index(VisionLanguage) + 1]
         head, rows = kind.__new__(kind), hidden.flatten(0, -2)[None]
-        modules = {**self.__dict__["_modules"], self.base_model_prefix: KnownHidden(rows)}
+        modules = {**self.__dict__["_modules"], self.base_model_prefix: KnownHidden(last_hidden_state=rows)}
         head.__dict__ = {**self.__dict__, "_modules": modules}
         found: Tensor = head.forward(inputs_embeds=rows, use_cache=False).logits
         return found.view(*hidden.shape[:-1], -1)
@@ -102,11 +100,18 @@ class VisionLanguage:
         return DynamicCache(config=self.config.get_text_config())
 
 
-class KnownHidden:
-    """Stands where the model below the head is, and answers with final hidden states that are known: the module and what it returns."""
+class Known:
+    """What a module of transformers' returns, where it is known before; what is not given is None."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.last_hidden_state = hidden
+    def __init__(self, **given: Any) -> None:
+        self.__dict__ |= given
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class KnownHidden(Known):
+    """Stands where the model below the head is, and answers with final hidden states that are known: the module and what it returns."""
 
     def __call__(self, *given: Any, **named: Any) -> KnownHidden:
         return self
@@ -114,35 +119,34 @@ class KnownHidden:
     def __getitem__(self, place: int) -> Tensor:
         return self.last_hidden_state
 
-    def __getattr__(self, name: str) -> None:
-        return None
-
 
 def without_counts(pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What transformers' model takes of the images."""
     return {name: value for name, value in pixels.items() if name != COUNTS}
 
 
-def split(features: Any, counts: Sequence[int]) -> list[Any]:
-    """The features of each image, of as many tokens as `counts` says; in a list where transformers gives a list or tuple."""
-    apart = isinstance(features, list | tuple)
-    whole = torch.cat(list(features)) if apart else features
-    each = whole.flatten(0, -2).split(list(counts))
-    return [[one] if apart else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+def apart(value: Any, counts: Sequence[int]) -> list[Any]:
+    """For each image, of as many tokens as `counts` says, what is its own of a value that transformers gives of all; under `SAME` what is
+    the same for all of them."""
+    one_each = isinstance(value, list | tuple) and all(isinstance(each, Tensor) for each in value)
+    whole = torch.cat(list(value)) if one_each and {each.shape[-1] for each in value} == {value[0].shape[-1]} else value
+    if isinstance(whole, Tensor) and whole.dim() > 1 and whole.shape[:-1].numel() == sum(counts):
+        each = whole.flatten(0, -2).split(list(counts))
+        return [[one] if one_each else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+    if isinstance(value, list | tuple):
+        parts = [apart(each, counts) for each in value]
+        return [[part[place] for part in parts] for place in range(len(counts))]
+    return [{SAME: value}] * len(counts)
 
 
-def joined(images: Sequence[Mapping[str, Any]]) -> Any:
-    """The features of all images, from those of each."""
-
-    def together(parts: Sequence[Any]) -> Any:
-        return (torch.cat([part[0] for part in parts]),) if isinstance(parts[0], list) else torch.cat(list(parts))
-
-    deep = range(len(images[0]["deepstack"]))
-    return SimpleNamespace(
-        pooler_output=together([image["pooled"] for image in images]),
-        deepstack_features=[together([image["deepstack"][level] for image in images]) for level in deep],
-        **images[0]["shared"],
-    )
+def together(parts: Sequence[Any]) -> Any:
+    """What `apart` took apart."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return first[SAME]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    return [together(each) for each in zip(*parts, strict=True)]
 
 
 def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
