@@ -112,6 +112,8 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         heads = next((value for key in HEADS if (value := getattr(part, key, None))), 0)
         width = next((value for key in WIDTHS if (value := getattr(part, key, None))), 0)
         why = "" if heads and width else "its configuration does not say how many heads it has"
+        if not causal and makes_masks(part):
+            why = "its images are one sequence, with a mask that it makes itself"
         if self.settings.attention == "own":
             why = "the run file asks for it"
         return AttentionSite(
@@ -231,6 +233,15 @@ def masks_of_its_own(text: Any, config: Any) -> bool:
     limited = any("sliding" in kind or "chunk" in kind for kind in kinds)
     together = getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config))
     return bool(limited or together or (not kinds and getattr(text, "sliding_window", None)))
+
+
+def makes_masks(part: Any) -> bool:
+    """Whether a model of this configuration makes masks for attention by code of its own, not by transformers' means for all models."""
+    from transformers import MODEL_MAPPING
+
+    home = inspect.getmodule(MODEL_MAPPING.get(type(part), None))
+    made = inspect.getmembers(home, inspect.isfunction) if home else []
+    return any("attention_mask" in name and home is inspect.getmodule(each) for name, each in made)
 
 
 def own_attention(config: Any) -> str:
