@@ -20,7 +20,7 @@ from transformers import MODEL_MAPPING
 from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
 from graftwork.data import image_size, load_image
 from graftwork.errors import DataError, WeightsError
-from graftwork_hf_vlm import image_token_id, model_class
+from graftwork_hf_vlm import HfVlmSettings, image_token_id, model_class, resolution
 from graftwork_hf_vlm.loading import load_processor, settings_in
 from graftwork_hf_vlm.model import COUNTS, POSITIONS
 
@@ -58,9 +58,12 @@ class Tokens:
 class HfProcessor:
     """Records to tokens, labels and pixels, and ids to text (see `graftwork.contracts.Processor`)."""
 
-    def __init__(self, folder: Path, config: Any) -> None:
+    def __init__(self, folder: Path, config: Any, settings: HfVlmSettings) -> None:
         self.folder, self.config = folder, config
         self.hf = load_processor(folder, config.model_type)
+        self.changes = resolution.told(self.hf, settings, config)
+        if self.changes:
+            resolution.configure(self.hf, folder, self.changes, settings)
         self.tokenizer = tokenizer = self.hf.tokenizer
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             raise WeightsError(
@@ -173,9 +176,8 @@ class HfProcessor:
     def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
         """What images of these sizes become in the text: transformers' image processor says so of blank ones."""
         blank = [[PILImage.new("RGB", size) for size in sizes]]
-        settings = self.hf._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs)["images_kwargs"]
         images, *_ = self.hf.prepare_inputs_layout(images=blank, text=[""])
-        found: list[str] = self.hf._process_images(images, **settings)[1]
+        found: list[str] = self.hf._process_images(images, **resolution.call_settings(self.hf))[1]
         return found
 
     def tokens(self, record: Record) -> tuple[Tokens, str]:
@@ -247,9 +249,11 @@ class HfProcessor:
         return text.strip()
 
     def save(self, folder: Path) -> None:
-        """Copy the files that it was read from."""
+        """Copy the files that it was read from, with the sizes of images that the run sets."""
         for file in {file for pattern in FILES for file in self.folder.glob(pattern)}:
             shutil.copyfile(file, folder / file.name)
+        if self.changes:
+            resolution.write_told(folder, self.changes)
 
 
 def overlaps(token: Span, spans: Sequence[Span]) -> bool:
