@@ -7,13 +7,12 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
-from PIL import Image as PILImage
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING
 
@@ -80,6 +79,7 @@ class HfProcessor:
         self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
         self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
         self.replacements = lru_cache(4096)(self._replacements)
+        self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
 
@@ -175,9 +175,7 @@ class HfProcessor:
 
     def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
         """What images of these sizes become in the text: transformers' image processor says so of blank ones."""
-        blank = [[PILImage.new("RGB", size) for size in sizes]]
-        images, *_ = self.hf.prepare_inputs_layout(images=blank, text=[""])
-        found: list[str] = self.hf._process_images(images, **resolution.call_settings(self.hf))[1]
+        found: list[str] = resolution.blank(self.hf, *sizes)[1]
         return found
 
     def tokens(self, record: Record) -> tuple[Tokens, str]:
@@ -232,6 +230,11 @@ class HfProcessor:
     def length(self, record: Record) -> int:
         """How many tokens `encode` makes."""
         return len(self.tokens(record)[0].ids)
+
+    def resized(self, record: Record) -> list[tuple[Span, Span]]:
+        """For each image its width and height, and those of the whole of it as the model gets it; CoordinatesRefused where it is cropped,
+        padded or cut into tiles."""
+        return [(size, self.resized_to(size)) for size in map(image_size, record.images)]
 
     def complete(self, batch: Batch) -> Batch:
         """The batch with the three positions of each token, of models that have three."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 from PIL import Image as PILImage
 
-from graftwork.errors import PlanRefused, WeightsError
+from graftwork.errors import CoordinatesRefused, PlanRefused, WeightsError
 from graftwork.weights import read_json
 from graftwork_hf_vlm import HfVlmSettings
 from graftwork_hf_vlm.loading import load_images
@@ -25,6 +25,8 @@ TILE_COUNTS = {"max_patches": "crop_to_patches", "pan_and_scan_max_num_crops": "
 """What image processors call the most tiles of an image, and what has to be on for it to count."""
 LARGEST_TRIED = 4096
 """The edge in pixels of the largest blank image on which a setting is tried, so that a huge one costs no minutes."""
+CUTS = ("do_center_crop", "do_pad", "do_image_splitting", PINPOINTS, *TILE_COUNTS.values())
+"""What makes of an image something else than the whole of it."""
 EDGES = ("shortest_edge", "longest_edge")
 
 
@@ -150,11 +152,36 @@ def tile_of(said: Mapping[str, Any]) -> int:
 
 def pixels_of(processor: Any, width: int, height: int) -> int:
     """How many pixels the model gets of an image, in all of its tiles."""
-    blank = [[PILImage.new("RGB", (width, height))]]
-    images, *_ = processor.prepare_inputs_layout(images=blank, text=[""])
-    made = processor._process_images(images, **call_settings(processor))[0]
+    made = blank(processor, (width, height))[0]
     frames = getattr(processor.image_processor, "temporal_patch_size", 1)
     return int(numpy.asarray(made["pixel_values"]).size) // (3 * frames)
+
+
+def resized(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """The width and height to which an image of this size is resized as a whole; CoordinatesRefused where it is none such."""
+    images = processor.image_processor
+    said = {**images.to_dict(), **call_settings(processor)}
+    made = blank(processor, size)[0]
+    if "image_grid_thw" in made and isinstance(patch := said.get("patch_size"), int):
+        _, rows, columns = numpy.asarray(made["image_grid_thw"])[0].tolist()
+        return columns * patch, rows * patch
+    tiles, *_, height, width = (1, *numpy.asarray(made["pixel_values"]).shape)[-4:]
+    bounds = said.get("size") or {}
+    whole = tiles == 1 and (bounds.get("height"), bounds.get("width")) == (height, width)
+    if whole and not any(map(said.get, CUTS)):
+        return width, height
+    raise CoordinatesRefused(
+        f"{type(images).__name__}, the image processor of this model, crops images, pads them or cuts them into tiles, so a box or point in "
+        'pixels has no place in what the model gets; write them as shares of the sides, and set coordinates = "relative"'
+    )
+
+
+def blank(processor: Any, *sizes: tuple[int, int]) -> tuple[Any, list[str]]:
+    """What blank images of these sizes become: the image processor's output, and the text of each."""
+    given = [[PILImage.new("RGB", size) for size in sizes]]
+    images, *_ = processor.prepare_inputs_layout(images=given, text=[""])
+    found: tuple[Any, list[str]] = processor._process_images(images, **call_settings(processor))[:2]
+    return found
 
 
 def write_told(folder: Path, changes: Mapping[str, Any]) -> None:
