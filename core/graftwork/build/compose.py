@@ -39,6 +39,7 @@ from graftwork.contracts.anatomy import (
     within,
 )
 from graftwork.contracts.assembly import Adaptation, Assembly
+from graftwork.contracts.coordinates import InView
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
@@ -197,7 +198,7 @@ def _processor(
     if choice.folder and not (folder and folder.is_dir()):
         folder = Path(choice.folder)
     try:
-        return architecture.processor(config_of(choice), folder, outputs)
+        return cast(Processor, InView(architecture.processor(config_of(choice), folder, outputs)))
     except WeightsError as error:
         if source.folder or not source.may_lack:
             raise

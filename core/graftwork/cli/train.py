@@ -96,6 +96,7 @@ def print_plan(console: Console, plan: Plan, beginning: str = "") -> None:
 
     def add(what: str, choice: Choice, more: Sequence[str] = ()) -> None:
         lines = [*more, *(f"{key} = {format_setting(value)}" for key, value in choice.settings.items())]
+        lines += [f"coordinates = {choice.coordinates}"] * bool(choice.coordinates)
         weights = choice.weights.path if choice.weights else None
         if choice.folder and choice.folder != weights:
             alone = not (weights or model_spec.model.weights)

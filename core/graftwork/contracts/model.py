@@ -42,6 +42,8 @@ class VisionLanguageModel(Protocol):
 class Processor(Protocol):
     """The only way from records to tensors and back.
 
+    A processor may have `resized(record)`: for each image its size in pixels, width and height, and the size in which the model gets
+    the whole of it, neither cropped nor padded; CoordinatesRefused where there is no such size. Boxes and points in pixels need it.
     A processor may also have `complete(batch)`, which returns a collated batch with what of it is computed on the host and from
     whole rows, such as positions: in `forward` it would make the host wait for the device at each step.
     """

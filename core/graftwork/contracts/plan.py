@@ -53,6 +53,8 @@ class Choice:
     """What `Weighted.configuration` returned; None for components that have no weights."""
     folder: str | None = None
     """The folder, absolute, that the configuration was read from: the one of the weights, or one of configurations."""
+    coordinates: str = ""
+    """Of a data source: what the numbers of its boxes and points count; empty where the run does not say it."""
 
     @property
     def label(self) -> str:

@@ -45,6 +45,17 @@ class HfVlmSettings:
     attention: Literal["auto", "own"] = setting(
         "auto", "Graftwork's kernels where they can (auto), or transformers' own attention everywhere"
     )
+    min_pixels: int | None = setting(
+        None, "The fewest pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_pixels: int | None = setting(
+        None, "The most pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_tiles: int | None = setting(
+        None,
+        "The most tiles that an image is cut into, the whole of it not counted; by default what the folder says",
+        minimum=1,
+    )
 
 
 class HfVlm(ModelArchitecture[HfVlmSettings]):
@@ -80,6 +91,10 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
                 f"'{folder}' holds a '{config.model_type}' model, {why}, so '{self.name}' cannot train it; name a model of another "
                 "family, or write a plugin for this one"
             )
+        if self.settings.max_tiles and (pinpoints := getattr(config, "image_grid_pinpoints", None)):
+            from graftwork_hf_vlm.resolution import fitting
+
+            config.image_grid_pinpoints = fitting(pinpoints, config.vision_config.image_size, self.settings.max_tiles)
         plain: Mapping[str, Any] = without_volatile(json.loads(config.to_json_string(use_diff=False)))
         return plain
 
@@ -162,7 +177,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
-        return HfProcessor(folder, config_from(config))
+        return HfProcessor(folder, config_from(config), self.settings)
 
     def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
         """None: how large an image gets is said by the files of a model's own processor alone."""

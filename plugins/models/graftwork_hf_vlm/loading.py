@@ -37,9 +37,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
         "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         ),
-        "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        ),
+        "image_processor": lambda: load_images(folder),
         "video_processor": VideoProcessorMixin,
     }
 
@@ -91,6 +89,13 @@ def constructed(kind: Any, parts: dict[str, Any], settings: dict[str, Any]) -> A
     except ImportError:
         ProcessorMixin.__init__(made, **parts)
     return made
+
+
+def load_images(folder: Path, **changes: Any) -> Any:
+    """transformers' image processor of a folder, as if its file said the changes too."""
+    return transformers.AutoImageProcessor.from_pretrained(
+        folder, backend="pil", local_files_only=True, trust_remote_code=False, **changes
+    )
 
 
 def settings_in(folder: Path, name: str) -> dict[str, Any]:
