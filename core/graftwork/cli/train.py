@@ -81,6 +81,10 @@ def plan(
         print_outline(console, planned.outline)
         if planned.search:
             print_search(console, planned.search)
+        if planned.unknown_images:
+            console.print(
+                f"\nThe images of the data are not known: {planned.unknown_images}", style="yellow", markup=False
+            )
         if planned.missing_files:
             console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
             for line in planned.missing_files:

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from graftwork.build import compose
 from graftwork.build.outline import Outline
 from graftwork.build.outline import outline as outline_of
 from graftwork.checkpoint import ancestry
@@ -15,10 +16,12 @@ from graftwork.checkpoint.manifest import Ancestor, told
 from graftwork.config.machine import detect_machine
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
-from graftwork.jobs.messages import Listener, Rehearsing, ignore
+from graftwork.errors import GraftworkError
+from graftwork.jobs.messages import Listener, Looking, Rehearsing, ignore
 from graftwork.jobs.run import Run, installed
-from graftwork.memory import budget
+from graftwork.memory import budget, images
 from graftwork.memory.budget import CandidateSearch
+from graftwork.memory.images import Shown
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Planned:
     missing_files: Sequence[str]
     """What is not there yet, and needed to train or evaluate: sentences."""
     out: Path
+    unknown_images: str = ""
+    """Why the images of the data are not known, so that others were rehearsed; empty where they are, or nothing was rehearsed."""
     ancestors: tuple[Ancestor, ...] = ()
     """What the run begins with, and what that began with, the oldest first; empty where everything begins anew."""
 
@@ -52,6 +57,7 @@ class Planned:
             "outline": asdict(self.outline),
             "memory": self.search.to_json() if self.search else None,
             "missing_files": [*self.missing_files],
+            "unknown_images": self.unknown_images,
             "out": str(self.out),
             "initialised_from": [asdict(ancestor) for ancestor in self.ancestors],
         }
@@ -78,18 +84,31 @@ def plan(
     outline = outline_of(resolved, lookup, machine)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
         missing_files.append(f"model: {outline.no_processor}")
-    search = None
+    search, unknown_images = None, ""
     if rehearse and outline.trained:
+        shown, unknown_images = images_of(resolved, lookup, on_event)
         search = budget.search_candidates(
             resolved,
             lookup,
             machine,
             device="cuda" if machine.cuda or allowed is not None else "cpu",
             budget=allowed,
+            shown=shown,
             processes=processes,
             listen=lambda strategies: on_event(Rehearsing(strategies)),
         )
-    return Planned(resolved, outline, search, missing_files, run.out, ancestors)
+    return Planned(resolved, outline, search, missing_files, run.out, unknown_images, ancestors)
+
+
+def images_of(plan: Plan, lookup: Lookup, listen: Listener) -> tuple[Shown | None, str]:
+    """The largest images of a plan's data, None where there are none; and why they are not known. Collective."""
+    if not plan.run_context.sources:
+        return None, ""
+    listen(Looking("the images of the data"))
+    try:
+        return images.of_data(plan, lookup, compose.processor_of(plan, lookup)), ""
+    except GraftworkError as error:
+        return None, error.sentence
 
 
 def ancestors_of(plan: Plan, lookup: Lookup, missing_files: list[str]) -> tuple[Ancestor, ...]:

@@ -171,9 +171,11 @@ class HfProcessor:
     # Tokens -------------------------------------------------------------------------------------------------------------
 
     def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
-        """What images of these sizes become in the text: transformers' image processor says so of blank ones."""
+        """What images of these sizes become in the text: transformers' image processor says so of blank ones, whose pixels do not
+        matter, so they are computed in the cheapest way."""
         blank = [[PILImage.new("RGB", size) for size in sizes]]
         settings = self.hf._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs)["images_kwargs"]
+        settings = {**settings, "resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
         images, *_ = self.hf.prepare_inputs_layout(images=blank, text=[""])
         found: list[str] = self.hf._process_images(images, **settings)[1]
         return found
