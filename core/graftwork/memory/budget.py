@@ -190,9 +190,9 @@ def counting(
     lookup: Lookup,
     machine: Machine,
     device: str,
-    longest: int | None,
-    processes: int,
-    shown: Shown | None,
+    longest: int | None = None,
+    processes: int = 1,
+    shown: Shown | None = None,
 ) -> Iterator[Counted]:
     """Build a plan's model for rehearsals with those of its memory strategies that can be rehearsed."""
     strategies = [
