@@ -49,7 +49,10 @@ class Step:
     @property
     def records(self) -> str:
         """What the records are, as people read it."""
-        return f"records of {self.tokens:,} tokens, {self.tokens - self.labels:,} of them {self.shown}'s and all others labelled"
+        whose = f"from {self.shown}" if self.shown.what else "an image's"
+        return (
+            f"records of {self.tokens:,} tokens, {self.tokens - self.labels:,} of them {whose} and all others labelled"
+        )
 
 
 class Watched:
