@@ -176,10 +176,12 @@ class HfProcessor:
     # Tokens -------------------------------------------------------------------------------------------------------------
 
     def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
-        """What images of these sizes become in the text: transformers' processor says so of blank ones in a question."""
+        """What images of these sizes become in the text: transformers' processor says so of blank ones in a question, whose pixels do not
+        matter, so they are computed in the cheapest way."""
         blank = [PILImage.new("RGB", size) for size in sizes]
         asked = self.render(Record("", (Turn("user", "<image>" * len(sizes) + "?"),)), 1, prompt=True)
-        made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True)
+        cheap = {"resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
+        made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True, **cheap)
         if "text_replacement_offsets" not in made:
             raise WeightsError(
                 f"transformers' {type(self.hf).__name__} does not say what text an image becomes, so '{HfVlm.name}' cannot train the model "
