@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,12 @@ from graftwork.errors import WeightsError
 from graftwork.weights import read_json
 
 TEMPLATE = "chat_template.jinja"
+SETTINGS = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+)
+"""What a processor is read from besides its tokenizer."""
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+"""Of which a tokenizer has one. transformers makes one without any words where there is none."""
 
 
 def load_processor(folder: Path, model_type: str) -> Any:
@@ -27,6 +36,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"'{folder}' names the processor '{name}' for a '{model_type}' model, and transformers {transformers.__version__} has none "
             "of that name; install a transformers that has it"
         )
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        raise WeightsError(f"'{folder}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there")
     makers: dict[str, Any] = {
         "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -47,7 +58,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
         left_out = {"processor_class", "auto_map", "chat_template", *kind.get_attributes()}
         settings = {key: value for key, value in own.items() if key not in left_out}
         parts = {part: makers.get(part, FeatureExtractionMixin)() for part in kind.get_attributes()}
-        made = type(kind.__name__, (kind,), members)(**parts, **settings)
+        with optional_packages_ignored(kind):
+            made = type(kind.__name__, (kind,), members)(**parts, **settings)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise WeightsError(
             f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0][:160]}); install what it names, or fetch its "
@@ -60,6 +72,19 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"'{TEMPLATE}' there"
         )
     return made
+
+
+@contextmanager
+def optional_packages_ignored(kind: type) -> Iterator[None]:
+    """Let a processor be made that asks at once for packages which its videos need: what could not be imported counts as there, until
+    the processor is made."""
+    module = vars(sys.modules[kind.__module__])
+    absent = [name for name, value in module.items() if value is None and not name.startswith("_")]
+    module.update(dict.fromkeys(absent, VideoProcessorMixin))
+    try:
+        yield
+    finally:
+        module.update(dict.fromkeys(absent))
 
 
 def settings_in(folder: Path, name: str) -> dict[str, Any]:
