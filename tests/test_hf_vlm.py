@@ -317,23 +317,6 @@ def test_a_model_that_cannot_be_had_this_way_is_named(
         HfVlm(HfVlmSettings()).configuration(tmp_path)
 
 
-def test_a_configuration_without_a_processor_is_planned_and_says_what_a_rehearsal_needs(
-    folder_of: Any, tmp_path: Path
-) -> None:
-    shutil.copyfile(folder_of("qwen2_5_vl") / "config.json", tmp_path / "config.json")
-    table = table_of(tmp_path) | {
-        "model": {"use": "hf-vlm", "config": str(tmp_path)},
-        "peft": {"also_train": ["vision"]},
-    }
-    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
-    assert "cannot be read" in outline(plan, LOOKUP, Machine()).no_processor
-    with (
-        pytest.raises(WeightsError, match=r"put the processor's files .* beside its configuration"),
-        rehearsing(plan, LOOKUP, Machine(), device="cpu"),
-    ):
-        pass
-
-
 def test_a_folder_without_a_chat_template_is_named(folder_of: Any, tmp_path: Path) -> None:
     shutil.copytree(folder_of("llava"), tmp_path / "silent")
     (tmp_path / "silent" / "chat_template.jinja").unlink()

@@ -206,9 +206,15 @@ class ModelArchitecture(Weighted[S]):
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
 
-    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
-        """A processor for a model of which configurations alone are there, with whatever tokenizer: what it makes of an image is to
-        have its sizes. By default that of the example, written into an empty `folder`."""
+    def stand_in(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        outputs: Mapping[str, TowerOutput],
+        source: Path | None = None,
+    ) -> Processor:
+        """A processor for a model of which configurations alone are there (in `source`), with whatever tokenizer: what it makes of an
+        image is to have its sizes. By default that of the example, written into an empty `folder`."""
         self.example(folder)
         return self.processor(config, folder, outputs)
 

@@ -232,9 +232,10 @@ def stand_in(assembly: Assembly) -> Processor:
 
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    architecture = assembly.architecture
+    choice = assembly.plan.model_spec.model
+    source = Path(choice.folder) if choice.folder else None
     with TemporaryDirectory() as folder, unset_fake_temporarily():
-        return architecture.stand_in(config_of(assembly.plan.model_spec.model), Path(folder), assembly.outputs)
+        return assembly.architecture.stand_in(config_of(choice), Path(folder), assembly.outputs, source)
 
 
 def longest_records(processor: Processor, longest: int, shown: Shown | None = None) -> dict[Shown, Encoded]:

@@ -179,12 +179,18 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
         return HfProcessor(folder, config_from(config), self.settings)
 
-    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
-        """None: how large an image gets is said by the files of a model's own processor alone."""
-        raise WeightsError(
-            f"what an image of a '{config['model_type']}' model takes is not known from its configuration; put the processor's files "
-            "(preprocessor_config.json, the tokenizer, the chat template) beside its configuration"
-        )
+    def stand_in(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        outputs: Mapping[str, TowerOutput],
+        source: Path | None = None,
+    ) -> Processor:
+        """The processor in `source`, with a tokenizer of bytes in place of its own (see `graftwork_hf_vlm.stand_in`)."""
+        from graftwork_hf_vlm.stand_in import write
+
+        write(source or folder, folder)
+        return self.processor(config, folder, outputs)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""

@@ -17,6 +17,12 @@ from graftwork.errors import WeightsError
 from graftwork.weights import read_json
 
 TEMPLATE = "chat_template.jinja"
+SETTINGS = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+)
+"""What a processor is read from besides its tokenizer."""
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+"""Of which a tokenizer has one. transformers makes one without any words where there is none."""
 
 
 def load_processor(folder: Path, model_type: str) -> Any:
@@ -33,6 +39,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"'{folder}' names the processor '{name}' for a '{model_type}' model, and transformers {transformers.__version__} has none "
             "of that name; install a transformers that has it"
         )
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        raise WeightsError(f"'{folder}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there")
     makers: dict[str, Any] = {
         "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

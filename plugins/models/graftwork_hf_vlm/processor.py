@@ -20,13 +20,13 @@ from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
 from graftwork.data import image_size, load_image
 from graftwork.errors import DataError, WeightsError
 from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, model_class, resolution
-from graftwork_hf_vlm.loading import load_processor, settings_in
+from graftwork_hf_vlm.loading import SETTINGS, load_processor, settings_in
 from graftwork_hf_vlm.model import COUNTS, POSITIONS
 
 PLACE = re.compile(r"[ \n]*<image>[ \n]*")
 """An image in a text. What space is around it is the template's business."""
 FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *SETTINGS,
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
