@@ -203,8 +203,9 @@ def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str
     if to in of_model:
         return merge(opened, out, lookup, precision=precision, write=of_model[to])
     if to not in adapter_formats:
-        known = ", ".join(sorted([*adapter_formats, *of_model])) or "none"
-        raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
+        known = ", ".join(sorted([*adapter_formats, *of_model]))
+        others = f", or export it to {known}" if known else ", which writes the whole model"
+        raise CheckpointError(f"this checkpoint has no format '{to}'; merge it{others}")
     with unfinished(out) as work:
         notes = adapter_formats[to](assembly, work) or ()
         read_back = _read_back(opened, work, lookup, notes)
@@ -219,7 +220,8 @@ def _read_back(opened: Opened, folder: Path, lookup: Lookup, notes: Sequence[str
     wanted, off = verification.golden_logits(assembly, golden)
     spec = replace(assembly.plan.model_spec, peft=None, on=(), also_train=())
     plain = compose.build(replace(assembly.plan, model_spec=spec), lookup, device="cpu", precision="fp32")
-    taken = Reference(plain.model, lambda batch: plain.model.logits(plain.model(batch)))
+    as_built = Reference(plain.model, lambda batch: plain.model.logits(plain.model(batch)))
+    taken = plain.architecture.reference(plain) or as_built
     reference = assembly.peft.open_elsewhere(taken, folder, ()) if assembly.peft else None
     reader = " and ".join(reference.readers) if reference else ""
     if reference and (odd := (*reference.unexpected, *reference.missing)):

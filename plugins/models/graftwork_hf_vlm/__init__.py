@@ -165,10 +165,9 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""
-        from graftwork_hf_vlm.model import save
+        from graftwork_hf_vlm.writing import write
 
-        save(assembly.model, folder)
-        assembly.processor.save(folder)
+        write(assembly, folder)
 
 
 def without_volatile(value: Any) -> Any:

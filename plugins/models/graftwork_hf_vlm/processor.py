@@ -27,7 +27,7 @@ from graftwork_hf_vlm.model import COUNTS, POSITIONS
 PLACE = re.compile(r"[ \n]*<image>[ \n]*")
 """An image in a text. What space is around it is the template's business."""
 FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("config.json", "generation_config.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
