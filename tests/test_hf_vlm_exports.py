@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from graftwork_ia3 import Ia3
 from graftwork_lora import Lora
 from graftwork_torch_attention import Eager, Sdpa
 
-LOOKUP = DictLookup(HfVlm, Sdpa, Eager, Lora, Full, Ia3, Shapes)
+COMPONENTS = (HfVlm, Sdpa, Eager, Lora, Full, Ia3, Shapes)
+LOOKUP = DictLookup(*COMPONENTS)
 LORA = {"use": "lora", "on": ["language.attention"], "rank": 4}
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5
 
@@ -45,12 +47,15 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made
 
 
-def trained(folder: Path, out: Path, method: dict[str, Any]) -> Opened:
+def trained(
+    folder: Path, out: Path, method: dict[str, Any], lookup: DictLookup = LOOKUP, memory: Sequence[str] = ()
+) -> Opened:
     """Two steps on drawn shapes, opened again as an export does."""
     table = table_of(folder) | {"peft": method, "data": {"source": [{"use": "shapes", "count": 8}]}}
     table["train"] |= {"steps": 2, "batch_size": 4, "learning_rate": 1e-2, "max_length": 512}
-    train(resolve(parse_run(table, Path.cwd()), LOOKUP), LOOKUP, out, device="cpu")
-    return open_checkpoint(out, LOOKUP, device="cpu", precision="fp32")
+    table["memory"] = {"use": [*memory]}
+    train(resolve(parse_run(table, Path.cwd()), lookup), lookup, out, device="cpu")
+    return open_checkpoint(out, lookup, device="cpu", precision="fp32")
 
 
 def logits_of(opened: Opened) -> tuple[dict[str, Any], torch.Tensor]:
@@ -173,3 +178,15 @@ def test_a_merged_folder_says_of_itself_what_its_base_says(
     assert found == config
     for file in files - {"model.safetensors"} - ({"config.json"} if precision else set()):
         assert (tmp_path / "merged" / file).read_bytes() == (base / file).read_bytes(), file
+
+
+def test_a_certificate_measures_what_the_base_that_nf4_had_rounded_would_give(folder_of: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from graftwork_nf4 import Nf4
+
+    lookup = DictLookup(*COMPONENTS, Nf4)
+    merge(trained(folder_of("qwen2_5_vl"), tmp_path / "out", LORA, lookup, ["nf4"]), tmp_path / "merged", lookup)
+    certificate = json.loads((tmp_path / "merged" / CERTIFICATE).read_text())
+    assert certificate["rounded_in_training"] == ["nf4"]
+    assert certificate["error"] < 1e-5 < 1e-3 < certificate["base_from_rounded"]
+    assert certificate["from_rounded"] > 1e-3
