@@ -52,7 +52,7 @@ class Certificate:
     """The share of its change that the median changed tensor has; None where the base has none of them."""
     weakest: str
     """The changed tensor that kept the smallest share of its change."""
-    rounded_in_training: tuple[str, ...] = ()
+    rounded_in_training: list[str] = field(default_factory=list)
     """The memory strategies that had rounded the base on which the adapter was trained, such as nf4."""
     from_rounded: float | None = None
     """The largest difference between a logit of the merged model and of the adapter on the base as they rounded it, both in fp32; None

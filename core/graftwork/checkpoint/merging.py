@@ -114,7 +114,7 @@ def merge(
             kept=kept_by_logits(wanted, off, got),
             weights_kept=weights_kept,
             weakest=weakest,
-            rounded_in_training=opened.manifest.golden.quantized,
+            rounded_in_training=[*opened.manifest.golden.quantized],
             from_rounded=float((got - rounded[0]).abs().max()) if rounded else None,
             base_from_rounded=float((off - rounded[1]).abs().max()) if rounded else None,
             carried=carried,

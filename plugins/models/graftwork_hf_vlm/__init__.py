@@ -73,7 +73,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kind, own = whole.get("model_type"), " without code of its own, which is never run" * ("auto_map" in whole)
             raise WeightsError(
                 f"transformers {transformers.__version__} cannot read the configuration of a '{kind}' model in '{folder}'{own} "
-                f"({str(error).splitlines()[0][:120]}); install a transformers that knows it, or name another folder"
+                f"({str(error).splitlines()[0].partition('. ')[0][:120]}); install a transformers that knows it, or name another folder"
             ) from None
         if why := lacking(config):
             raise WeightsError(

@@ -50,7 +50,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
         made = type(kind.__name__, (kind,), members)(**parts, **settings)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise WeightsError(
-            f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0][:160]}); install what it names, or fetch its "
+            f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0].partition('. ')[0][:160]}); install what it names, or fetch its "
             "files again; images are read without torchvision here, so a model that needs it cannot be trained"
         ) from None
     made.chat_template = template_in(folder) or getattr(parts["tokenizer"], "chat_template", None)
