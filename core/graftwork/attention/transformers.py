@@ -20,7 +20,7 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTN_IMPLEMENTATION, _transformers_attention)
-    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_padding)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_mask)
 
 
 def _transformers_attention(
@@ -35,9 +35,12 @@ def _transformers_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
+    whole = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.element_size() == 1
+    # A mask for each query and key has the window in it.
     unknown = [name for name in ("sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
-    if attention_mask is not None and attention_mask.dim() != 2:
-        unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)}")
+    unknown = [name for name in unknown if not (whole and name == "sliding_window")]
+    if attention_mask is not None and attention_mask.dim() != 2 and not whole:
+        unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)} in {attention_mask.dtype}")
     if unknown:
         raise _unsupported(", ".join(unknown))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -46,16 +49,17 @@ def _transformers_attention(
         query,
         key,
         value,
-        padding=attention_mask,
-        causal=causal,
+        padding=None if whole else attention_mask,
+        causal=causal and not whole,
         scale=scaling,
         dropout=dropout,
         softcap=others.get("softcap"),
+        mask=attention_mask if whole else None,
     )
     return output.transpose(1, 2).contiguous(), None
 
 
-def _transformers_padding(
+def _transformers_mask(
     *,
     q_length: int,
     kv_length: int,
@@ -65,17 +69,21 @@ def _transformers_padding(
     kv_offset: int = 0,
     **others: Any,
 ) -> Tensor | None:
-    """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`.
+    """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`, or, where a mask is
+    neither causal nor full, which keys each query sees, `[batch, 1, queries, keys]`.
 
     None where no real query can see padding. That is so without any padding, and where causal queries, as many as keys,
     are padded on the right: the padding lies in every real query's future.
     """
     from torch._subclasses.fake_tensor import FakeTensor
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     causal = mask_function is causal_mask_function
     if not causal and mask_function is not bidirectional_mask_function:
-        raise _unsupported("a mask of its own (a sliding window, blocks, or packed sequences)")
+        places = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
+        others |= {**places, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        seen: Tensor = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **others)
+        return seen
     if causal and q_offset + q_length != kv_offset + kv_length:
         raise _unsupported("a cache longer than what it holds (a static cache)")
     if attention_mask is None:
@@ -90,6 +98,6 @@ def _transformers_padding(
 
 def _unsupported(what: str) -> GraftworkError:
     return GraftworkError(
-        f"this model's attention uses {what}, and Graftwork's kernels know causal and full attention with padding only; "
+        f"this model's attention uses {what}, which Graftwork's kernels do not know; "
         "build the model with one of transformers' own attention implementations"
     )

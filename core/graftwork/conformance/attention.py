@@ -37,7 +37,7 @@ class Trial:
         return (
             f"{site.heads} heads over {site.kv_heads}, head_dim {site.head_dim}, {self.case.dtype} on {self.case.device}, "
             f"{self.lengths}, {self.padding} padding{', causal' * site.causal}{f', dropout {site.dropout}' * (site.dropout > 0)}"
-            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}"
+            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}{', masked' * site.mask}"
         )
 
 
@@ -53,9 +53,10 @@ def trial(
     dropout: float = 0.0,
     window: int | None = None,
     softcap: float | None = None,
+    mask: bool = False,
 ) -> Trial:
     """A trial with four heads."""
-    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap)
+    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap, mask)
     return Trial(AttentionCase(site, dtype, *device), lengths, padding)
 
 
@@ -77,7 +78,7 @@ def trials(kernel: AttentionKernel[Any]) -> list[Trial]:
         for dtype, kv_heads, causal, padding, lengths in product(DTYPES, (4, 2, 1), (False, True), PADDINGS, LENGTHS)
     ]
     expected += [trial(dtype, device, head_dim=head_dim) for dtype, head_dim in product(DTYPES, (16, 40, 128, 256))]
-    further: list[dict[str, Any]] = [{"window": 3}, {"softcap": 0.5}]
+    further: list[dict[str, Any]] = [{"window": 3}, {"softcap": 0.5}, {"mask": True}]
     expected += [
         trial(dtype, device, causal=causal, lengths=lengths, **each)
         for each in further
@@ -108,9 +109,20 @@ def inputs(of: Trial) -> tuple[list[Tensor], Tensor | None]:
     return tensors, (real if of.padding == "left" else real.flip(1)).to(of.case.device)
 
 
+def mask_of(of: Trial) -> Tensor:
+    """A mask that lets every query see its own key and every third one, `[batch, 1, queries, keys]`; the first sequence sees all."""
+    import torch
+
+    queries, keys = LENGTHS[of.lengths]
+    places, sequences = torch.arange(keys), torch.arange(BATCH)[:, None, None, None]
+    own = places[-queries:, None] == places
+    return (own | ((places + sequences) % 3 == 0) | (sequences == 0)).to(of.case.device)
+
+
 def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
-    """1 at the queries whose output is defined, being real themselves if attention is causal or has a window; 0 elsewhere."""
-    if padding is None or not (of.case.site.causal or of.case.site.window is not None):
+    """1 at the queries whose output is defined, being real themselves if attention is causal, has a window or a mask; 0 elsewhere."""
+    site = of.case.site
+    if padding is None or not (site.causal or site.window is not None or site.mask):
         return 1.0
     return padding[:, None, -LENGTHS[of.lengths][0] :, None].float()
 
@@ -118,7 +130,7 @@ def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
 def run(compute: Any, of: Trial, tensors: list[Tensor], padding: Tensor | None) -> Tensor:
     """What a kernel, or the definition, computes in a trial."""
     site = of.case.site
-    further = limits(site.window, site.softcap)
+    further = limits(site.window, site.softcap, mask_of(of) if site.mask else None)
     output: Tensor = compute(
         *tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout, **further
     )

@@ -22,7 +22,7 @@ def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
         """Attention by its definition, with a record of every case"""
 
         name = "conformance-recorder"
-        computes = frozenset({"window", "softcap"})
+        computes = frozenset({"window", "softcap", "mask"})
 
         def supports(self, case: AttentionCase) -> Support:
             cases.append(case)
@@ -44,6 +44,7 @@ def misfit(computed: AttentionSite, declared: Sequence[AttentionSite]) -> str:
             and computed.padding <= site.padding
             and computed.dropout <= site.dropout
             and (computed.window, computed.softcap) == (site.window, site.softcap)
+            and computed.mask <= site.mask
         ):
             return ""
     return f"{_described(computed)} is computed, and declared is {' or '.join(map(_described, declared))}"
@@ -55,4 +56,5 @@ def _described(site: AttentionSite) -> str:
     words += [
         f"{name} {value}" for name, value in (("window", site.window), ("softcap", site.softcap)) if value is not None
     ]
+    words += ["a mask of its own"] * site.mask
     return ", ".join(words)

@@ -82,7 +82,7 @@ class AttentionKernel(Component[S]):
     preference: ClassVar[int] = 0
     """Where a run file names none, kernels are tried from the highest preference down."""
     computes: ClassVar[frozenset[str]] = frozenset()
-    """Of `window`, `softcap` and `segments` (see `AttentionSite`) those that it computes. It is never asked for the others, and
+    """Of `window`, `softcap` and `mask` (see `AttentionSite`) those that it computes. It is never asked for the others, and
     gets those that a case has as further arguments of `forward`."""
 
     @abstractmethod
@@ -99,7 +99,8 @@ class AttentionKernel(Component[S]):
         divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
         `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
         no key at all, or that is padding itself, gets finite numbers, whatever they are. A kernel that `computes` more takes
-        `window: int | None` and `softcap: float | None` as well, None by default.
+        `window: int | None`, `softcap: float | None` and `mask` as well, None by default: a bool `[batch, 1, queries, keys]`, True where a
+        query sees a key, beside what the others say.
         """
 
 

@@ -43,7 +43,7 @@ class HfVlmSettings:
     """What the folder of a model does not say."""
 
     attention: Literal["auto", "own"] = setting(
-        "auto", "Graftwork's kernels where masks are causal or full (auto), or transformers' own attention everywhere"
+        "auto", "Graftwork's kernels where they can (auto), or transformers' own attention everywhere"
     )
 
 
@@ -106,7 +106,6 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         heads = next((value for key in HEADS if (value := getattr(part, key, None))), 0)
         width = next((value for key in WIDTHS if (value := getattr(part, key, None))), 0)
         why = "" if heads and width else "its configuration does not say how many heads it has"
-        why = why or (masks_of_its_own(part, config) if causal else "")
         if self.settings.attention == "own":
             why = "the run file asks for it"
         return AttentionSite(
@@ -116,6 +115,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kv_heads=getattr(part, "num_key_value_heads", None) or heads,
             causal=causal,
             padding=True,
+            mask=causal and masks_of_its_own(part, config),
             dropout=getattr(part, "attention_dropout", None) or 0.0,
             softcap=getattr(part, "attn_logit_softcapping", None),
             own=f"transformers' {own_attention(config)}" if why else "",
@@ -218,16 +218,12 @@ def parts_of(config: Any) -> dict[str, Any]:
     return {"language": config.get_text_config(), "vision": config.vision_config}
 
 
-def masks_of_its_own(text: Any, config: Any) -> str:
-    """Why the language model's masks are more than causal with padding, as a clause; empty where they are not."""
+def masks_of_its_own(text: Any, config: Any) -> bool:
+    """Whether the language model's masks are more than causal with padding: layers with a window, or images whose tokens see one another."""
     kinds = getattr(text, "layer_types", None) or []
-    if any("sliding" in kind or "chunk" in kind for kind in kinds) or (
-        not kinds and getattr(text, "sliding_window", None)
-    ):
-        return "some of its layers have a sliding window"
-    if getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config)):
-        return "the tokens of an image see one another"
-    return ""
+    limited = any("sliding" in kind or "chunk" in kind for kind in kinds)
+    together = getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config))
+    return bool(limited or together or (not kinds and getattr(text, "sliding_window", None)))
 
 
 def own_attention(config: Any) -> str:
