@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from vlm_folders import CHATML, LANGUAGE, PARTS, SIGLIP, TURNS, VISION, Family
+from vlm_folders import CHATML, LANGUAGE, PARTS, TURNS, VISION, Family
 
 ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 BLOCKS = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}

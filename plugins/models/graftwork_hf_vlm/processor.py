@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
+from PIL import Image as PILImage
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING
 
