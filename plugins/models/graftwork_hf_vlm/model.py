@@ -122,7 +122,7 @@ class KnownHidden(Known):
     def __call__(self, *given: Any, **named: Any) -> KnownHidden:
         return self
 
-    def __getitem__(self, place: int) -> Tensor:
+    def __getitem__(self, place: int) -> Any:
         return self.last_hidden_state
 
 
@@ -138,7 +138,7 @@ def apart(value: Any, counts: Sequence[int]) -> list[Any]:
     whole = torch.cat(list(value)) if one_each and {each.shape[-1] for each in value} == {value[0].shape[-1]} else value
     if isinstance(whole, Tensor) and whole.dim() > 1 and whole.shape[:-1].numel() == sum(counts):
         each = torch.split(whole.flatten(0, -2), list(counts))
-        return [[one] if one_each else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+        return [[one] if one_each else torch.unflatten(one, 0, (-1, *whole.shape[1:-1])) for one in each]
     if isinstance(value, list | tuple):
         parts = [apart(each, counts) for each in value]
         return [[part[place] for part in parts] for place in range(len(counts))]
