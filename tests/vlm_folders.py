@@ -65,6 +65,8 @@ class Family:
     """The configuration, given the id of a token."""
     processor: str
     images: str
+    labels: tuple[tuple[str, ...], ...]
+    """What is to be learned of each of `vlm_trial.READ`, as a person reads the template."""
     begins: str = ""
     named: dict[str, str] = field(default_factory=dict)
     """The tokens that the processor asks its tokenizer for by name."""

@@ -208,7 +208,6 @@ def roles_of(model: Any, language: str, vision: str, tied: Mapping[str, str]) ->
 def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTensor]:
     """Published tensors under the names of the built model; those that are joined, split or turned there are so when they are read."""
     rules = get_model_conversion_mapping(model)
-    model._weight_conversions = rules  # `save_pretrained` undoes them
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     state, found = model.state_dict(keep_vars=True), dict[str, LazyTensor]()
@@ -221,6 +220,7 @@ def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTens
             found[new] = weights[name]
         else:
             pieces.setdefault(new, []).append((name, pattern))
+    model._weight_conversions = [rule for rule in rules if rule.was_used()]  # `save_pretrained` undoes them
     for new, sources in pieces.items():
         converter = next(rule for rule in converters if sources[0][1] in rule.source_patterns)
         tensors = tuple(weights[name] for name, _ in sources)
