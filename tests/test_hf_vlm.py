@@ -23,7 +23,6 @@ from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
 from graftwork.contracts import Record, Turn
 from graftwork.errors import DataError, WeightsError
-from graftwork.memory.rehearsal import rehearsing
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
 
 
@@ -190,23 +189,6 @@ def test_a_model_that_cannot_be_had_this_way_is_named(
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(WeightsError, match=re.escape(said)):
         HfVlm(HfVlmSettings()).configuration(tmp_path)
-
-
-def test_a_configuration_without_a_processor_is_planned_and_says_what_a_rehearsal_needs(
-    folder_of: Any, tmp_path: Path
-) -> None:
-    shutil.copyfile(folder_of("qwen2_5_vl") / "config.json", tmp_path / "config.json")
-    table = run_table(tmp_path) | {
-        "model": {"use": "hf-vlm", "config": str(tmp_path)},
-        "peft": {"also_train": ["vision"]},
-    }
-    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
-    assert "cannot be read" in outline(plan, LOOKUP, Machine()).no_processor
-    with (
-        pytest.raises(WeightsError, match=r"put the processor's files .* beside its configuration"),
-        rehearsing(plan, LOOKUP, Machine(), device="cpu"),
-    ):
-        pass
 
 
 def test_a_folder_without_a_chat_template_is_named(folder_of: Any, tmp_path: Path) -> None:

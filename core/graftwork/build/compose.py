@@ -39,6 +39,7 @@ from graftwork.contracts.anatomy import (
     within,
 )
 from graftwork.contracts.assembly import Adaptation, Assembly
+from graftwork.contracts.coordinates import InView
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
@@ -175,6 +176,15 @@ def base_weights(assembly: Assembly, *, shapes_only: bool) -> tuple[BaseWeights,
     return base, roles_not_in(architecture, structure, base.tensors)
 
 
+def processor_of(plan: Plan, lookup: Lookup) -> Processor:
+    """A plan's processor, without its model; WeightsError where it is not there."""
+    choice = plan.model_spec.model
+    architecture = cast(ModelArchitecture[Any], restore_component(choice, lookup))
+    towers = {part: cast(VisionTower[Any], restore_component(c, lookup)) for part, c in plan.model_spec.parts.items()}
+    outputs = describe_towers(plan, architecture, towers)
+    return _processor(choice, architecture, ProcessorSource(None, may_lack=False), outputs)
+
+
 class NoProcessor:
     """Stands for the processor of a model of which configurations alone are there; any use raises the reason."""
 
@@ -197,7 +207,7 @@ def _processor(
     if choice.folder and not (folder and folder.is_dir()):
         folder = Path(choice.folder)
     try:
-        return architecture.processor(config_of(choice), folder, outputs)
+        return cast(Processor, InView(architecture.processor(config_of(choice), folder, outputs)))
     except WeightsError as error:
         if source.folder or not source.may_lack:
             raise

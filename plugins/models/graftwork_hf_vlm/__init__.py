@@ -45,6 +45,17 @@ class HfVlmSettings:
     attention: Literal["auto", "own"] = setting(
         "auto", "Graftwork's kernels where they can (auto), or transformers' own attention everywhere"
     )
+    min_pixels: int | None = setting(
+        None, "The fewest pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_pixels: int | None = setting(
+        None, "The most pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_tiles: int | None = setting(
+        None,
+        "The most tiles that an image is cut into, the whole of it not counted; by default what the folder says",
+        minimum=1,
+    )
 
 
 class HfVlm(ModelArchitecture[HfVlmSettings]):
@@ -80,6 +91,10 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
                 f"'{folder}' holds a '{config.model_type}' model, {why}, so '{self.name}' cannot train it; name a model of another "
                 "family, or write a plugin for this one"
             )
+        if self.settings.max_tiles and (pinpoints := getattr(config, "image_grid_pinpoints", None)):
+            from graftwork_hf_vlm.resolution import fitting
+
+            config.image_grid_pinpoints = fitting(pinpoints, config.vision_config.image_size, self.settings.max_tiles)
         plain: Mapping[str, Any] = without_volatile(json.loads(config.to_json_string(use_diff=False)))
         return plain
 
@@ -99,6 +114,12 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         """The language model's attention, and that of the image encoder where its heads are known."""
         built = config_from(config)
         return [self.site(name, part, built) for name, part in parts_of(built).items()]
+
+    def bars_packing(self, config: Mapping[str, Any]) -> str:
+        """Layers that are no attention carry a state from token to token."""
+        kinds = getattr(config_from(config).get_text_config(), "layer_types", None) or []
+        others = sorted({kind for kind in kinds if not kind.endswith("attention") or "linear" in kind})
+        return f"its layers of the kind {' and '.join(others)} carry a state from one to the next" if others else ""
 
     def site(self, name: str, part: Any, config: Any) -> AttentionSite:
         """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""
@@ -156,14 +177,20 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
-        return HfProcessor(folder, config_from(config))
+        return HfProcessor(folder, config_from(config), self.settings)
 
-    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
-        """None: how large an image gets is said by the files of a model's own processor alone."""
-        raise WeightsError(
-            f"what an image of a '{config['model_type']}' model takes is not known from its configuration; put the processor's files "
-            "(preprocessor_config.json, the tokenizer, the chat template) beside its configuration"
-        )
+    def stand_in(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        outputs: Mapping[str, TowerOutput],
+        source: Path | None = None,
+    ) -> Processor:
+        """The processor in `source`, with a tokenizer of bytes in place of its own (see `graftwork_hf_vlm.stand_in`)."""
+        from graftwork_hf_vlm.stand_in import write
+
+        write(source or folder, folder)
+        return self.processor(config, folder, outputs)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""

@@ -17,6 +17,12 @@ from graftwork.errors import WeightsError
 from graftwork.weights import read_json
 
 TEMPLATE = "chat_template.jinja"
+SETTINGS = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+)
+"""What a processor is read from besides its tokenizer."""
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+"""Of which a tokenizer has one. transformers makes one without any words where there is none."""
 
 
 def load_processor(folder: Path, model_type: str) -> Any:
@@ -33,13 +39,13 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"'{folder}' names the processor '{name}' for a '{model_type}' model, and transformers {transformers.__version__} has none "
             "of that name; install a transformers that has it"
         )
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        raise WeightsError(f"'{folder}' holds no tokenizer.json or tokenizer.model; copy the model's tokenizer there")
     makers: dict[str, Any] = {
         "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         ),
-        "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        ),
+        "image_processor": lambda: load_images(folder),
         "video_processor": VideoProcessorMixin,
     }
 
@@ -91,6 +97,13 @@ def constructed(kind: Any, parts: dict[str, Any], settings: dict[str, Any]) -> A
     except ImportError:
         ProcessorMixin.__init__(made, **parts)
     return made
+
+
+def load_images(folder: Path, **changes: Any) -> Any:
+    """transformers' image processor of a folder, as if its file said the changes too."""
+    return transformers.AutoImageProcessor.from_pretrained(
+        folder, backend="pil", local_files_only=True, trust_remote_code=False, **changes
+    )
 
 
 def settings_in(folder: Path, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from graftwork.attention import packing
 from graftwork.contracts import Batch, Structure
 from graftwork.weights import DerivedTensor, LazyTensor
 from graftwork_hf_vlm import HfVlm, image_token_id, known_to, own_attention, parts_of
@@ -55,24 +56,29 @@ class VisionLanguage:
         known = known_to(self.base_model)
         told = {name: value for name, value in batch.token_fields.items() if begins and name in known}
         told[POSITIONS] = self.positions(batch, cache, begins)
+        if batch.positions is not None and features is None and batch.pixels:
+            features = self.encode_images(batch.pixels)  # apart, as no record is packed in the image encoder
         seen: dict[str, Any] = without_counts(batch.pixels)
         if features:
             fields = {name: together([image[name] for image in features]) for name in features[0]}
             seen = {"mm_encoder_outputs": {"image": Known(**fields)}}
-        hidden: Tensor = self.base_model(
-            input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
-            attention_mask=batch.attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **told,
-            **seen,
-        ).last_hidden_state
+        with packing(batch):
+            hidden: Tensor = self.base_model(
+                input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
+                attention_mask=batch.attention_mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **told,
+                **seen,
+            ).last_hidden_state
         return hidden
 
     def positions(self, batch: Batch, cache: Any, begins: bool) -> Tensor:
         """`[rows, tokens]`; of a model with three positions for each token `[4, rows, tokens]`, the plain ones first."""
         mask = batch.attention_mask
-        plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
+        plain = batch.positions
+        if plain is None:
+            plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
         if not hasattr(self.base_model, "get_rope_index"):
             return plain
         three = plain.expand(3, -1, -1)

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from transformers import MODEL_MAPPING
 from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
 from graftwork.data import image_size, load_image
 from graftwork.errors import DataError, WeightsError
-from graftwork_hf_vlm import HfVlm, image_token_id, model_class
-from graftwork_hf_vlm.loading import load_processor, settings_in
+from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, model_class, resolution
+from graftwork_hf_vlm.loading import SETTINGS, load_processor, settings_in
 from graftwork_hf_vlm.model import COUNTS, POSITIONS
 
 PLACE = re.compile(r"[ \n]*<image>[ \n]*")
 """An image in a text. What space is around it is the template's business."""
 FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *SETTINGS,
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
@@ -58,9 +58,12 @@ class Tokens:
 class HfProcessor:
     """Records to tokens, labels and pixels, and ids to text (see `graftwork.contracts.Processor`)."""
 
-    def __init__(self, folder: Path, config: Any) -> None:
+    def __init__(self, folder: Path, config: Any, settings: HfVlmSettings) -> None:
         self.folder, self.config = folder, config
         self.hf = load_processor(folder, config.model_type)
+        self.changes = resolution.told(self.hf, settings, config)
+        if self.changes:
+            resolution.configure(self.hf, folder, self.changes, settings)
         self.tokenizer = tokenizer = self.hf.tokenizer
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             raise WeightsError(
@@ -79,6 +82,7 @@ class HfProcessor:
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
         self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
         self.replacements = lru_cache(4096)(self._replacements)
+        self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
 
@@ -173,10 +177,12 @@ class HfProcessor:
     # Tokens -------------------------------------------------------------------------------------------------------------
 
     def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
-        """What images of these sizes become in the text: transformers' processor says so of blank ones in a question."""
+        """What images of these sizes become in the text: transformers' processor says so of blank ones in a question, whose pixels do not
+        matter, so they are computed in the cheapest way."""
         blank = [PILImage.new("RGB", size) for size in sizes]
         asked = self.render(Record("", (Turn("user", "<image>" * len(sizes) + "?"),)), 1, prompt=True)
-        made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True)
+        cheap = {"resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
+        made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True, **cheap)
         if "text_replacement_offsets" not in made:
             raise WeightsError(
                 f"transformers' {type(self.hf).__name__} does not say what text an image becomes, so '{HfVlm.name}' cannot train the model "
@@ -245,6 +251,11 @@ class HfProcessor:
         """How many tokens `encode` makes."""
         return len(self.tokens(record)[0].ids)
 
+    def resized(self, record: Record) -> list[tuple[Span, Span]]:
+        """For each image its width and height, and those of the whole of it as the model gets it; CoordinatesRefused where it is cropped,
+        padded or cut into tiles."""
+        return [(size, self.resized_to(size)) for size in map(image_size, record.images)]
+
     def complete(self, batch: Batch) -> Batch:
         """The batch with the three positions of each token, of models that have three."""
         find, known = self.three_positions
@@ -261,9 +272,11 @@ class HfProcessor:
         return text.strip()
 
     def save(self, folder: Path) -> None:
-        """Copy the files that it was read from."""
+        """Copy the files that it was read from, with the sizes of images that the run sets."""
         for file in {file for pattern in FILES for file in self.folder.glob(pattern)}:
             shutil.copyfile(file, folder / file.name)
+        if self.changes:
+            resolution.write_told(folder, self.changes)
 
 
 def overlaps(token: Span, spans: Sequence[Span]) -> bool:
