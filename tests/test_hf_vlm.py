@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 import torch
 from vlm_families import CHATML, FAMILIES, PARTS, write
-from vlm_folders import UTTERANCES, write_family
-from vlm_trial import LOOKUP, RECORDS, built, labelled, logits_error, run_table, seen, theirs
+from vlm_folders import LANGUAGE, UTTERANCES, VISION, write_family
+from vlm_trial import LOOKUP, READ, RECORDS, built, labelled, logits_error, run_table, seen, theirs
 
 from graftwork.build import compose
 from graftwork.build.outline import KernelRow, outline
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
-from graftwork.contracts import Record, Turn
+from graftwork.contracts import DictLookup, Record, Turn
 from graftwork.errors import DataError, WeightsError
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
+from graftwork_torch_attention import Eager, Sdpa
 
 
 @pytest.fixture(scope="module")
@@ -150,21 +151,48 @@ def test_what_is_the_same_for_all_images_is_kept_whole() -> None:
     assert together([images[1], images[0], images[0]])[1].equal(torch.cat([pixels[2:], pixels[:2], pixels[:2]]))
 
 
-def test_a_processor_that_does_not_say_what_an_image_becomes_is_refused(folder_of: Any, tmp_path: Path) -> None:
-    llava = FAMILIES["llava"]
-    odd = replace(
-        llava,
-        special=(*llava.special, "<fake_token_around_image>"),
-        named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"},
-        template=UTTERANCES.replace("<|begin_of_text|>", ""),
-        processor="Idefics2Processor",
-        processing={},
-        images="Idefics2ImageProcessor",
-        resizing={"size": {"shortest_edge": 32, "longest_edge": 64}},
-    )
-    processor = built(write_family(odd, tmp_path)).processor
+IDEFICS2 = replace(
+    FAMILIES["idefics3"],
+    special=("<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+    begins="<s>",
+    ends=("</s>", "<end_of_utterance>"),
+    named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"},
+    template=UTTERANCES.replace("<|begin_of_text|>", "<s>"),
+    config="Idefics2Config",
+    table=lambda id: {
+        "text_config": {**LANGUAGE, "model_type": "mistral", "vocab_size": 320, "pad_token_id": 0},
+        "vision_config": {**VISION, "image_size": 64, "patch_size": 8},
+        "perceiver_config": {
+            "hidden_size": 64,
+            "resampler_n_latents": 4,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 16,
+            "num_key_value_heads": 1,
+        },
+        "image_token_id": id("<image>"),
+    },
+    processor="Idefics2Processor",
+    images="Idefics2ImageProcessor",
+    resizing={"size": {"shortest_edge": 32, "longest_edge": 64}},
+)
+
+
+def test_a_processor_that_does_not_say_what_an_image_becomes_is_refused_and_served_by_the_example_in_the_docs(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(WeightsError, match=r"Idefics2Processor does not say what text an image becomes"):
-        processor.encode(RECORDS[0])
+        built(write_family(IDEFICS2, tmp_path)).processor.encode(READ[1])
+    (page,) = (Path(__file__).parents[1] / "docs").glob("models.md")
+    example: dict[str, Any] = {}
+    exec(page.read_text().split("```python\n")[1].split("```")[0], example)
+    lookup = DictLookup(example["Idefics2"], Sdpa, Eager)
+    table = run_table(tmp_path)
+    table["model"]["use"] = "idefics2"
+    assembly = compose.build(resolve(parse_run(table, Path.cwd()), lookup), lookup, device="cpu")
+    assembly.model.eval()
+    assert logits_error(assembly, theirs(tmp_path), READ) < 1e-5
+    assert [tuple(labelled(assembly, each)) for each in READ] == list(IDEFICS2.labels)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -179,6 +207,10 @@ def test_a_processor_that_does_not_say_what_an_image_becomes_is_refused(folder_o
         ),
         ({"model_type": "llama"}, "'llama' model, which is none that reads images and text"),
         ({"model_type": "mllama"}, "which transformers gives no way to encode images apart"),
+        (
+            {"model_type": "paligemma", "text_config": {"model_type": "gemma"}},
+            "whose language model sees what comes after a token",
+        ),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantized by awq in 4 bits"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,14 @@ def inputs(assembly: Assembly, record: Record) -> Any:
         return processor.tokenizer([text], return_tensors="pt", add_special_tokens=False)
 
 
-def logits_error(assembly: Assembly, model: Any) -> float:
-    """The largest difference of a logit in a batch of records with one, two, three and no images."""
-    encoded = [assembly.processor.encode(each) for each in RECORDS]
-    assert [assembly.processor.length(each) for each in RECORDS] == [len(each.input_ids) for each in encoded]
+def logits_error(assembly: Assembly, model: Any, records: Sequence[Record] = RECORDS) -> float:
+    """The largest difference of a logit in one batch, such as of records with one, two, three and no images."""
+    encoded = [assembly.processor.encode(each) for each in records]
+    assert [assembly.processor.length(each) for each in records] == [len(each.input_ids) for each in encoded]
     worst = 0.0
     with torch.no_grad():
         hidden = assembly.model(batch_of(assembly.processor, encoded))
-        for row, each in enumerate(RECORDS):
+        for row, each in enumerate(records):
             wanted = model(**inputs(assembly, each)).logits[0]
             worst = max(worst, far(assembly.model.logits(hidden[row, : len(wanted)]), wanted))
     return worst

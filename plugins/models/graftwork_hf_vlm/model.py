@@ -112,7 +112,7 @@ class Known:
     def __init__(self, **given: Any) -> None:
         self.__dict__ |= given
 
-    def __getattr__(self, name: str) -> None:
+    def __getattr__(self, name: str) -> Any:
         return None
 
 
@@ -122,7 +122,7 @@ class KnownHidden(Known):
     def __call__(self, *given: Any, **named: Any) -> KnownHidden:
         return self
 
-    def __getitem__(self, place: int) -> Tensor:
+    def __getitem__(self, place: int) -> Any:
         return self.last_hidden_state
 
 
@@ -137,7 +137,8 @@ def apart(value: Any, counts: Sequence[int]) -> list[Any]:
     one_each = isinstance(value, list | tuple) and all(isinstance(each, Tensor) for each in value)
     whole = torch.cat(list(value)) if one_each and {each.shape[-1] for each in value} == {value[0].shape[-1]} else value
     if isinstance(whole, Tensor) and whole.dim() > 1 and whole.shape[:-1].numel() == sum(counts):
-        each = whole.flatten(0, -2).split(list(counts))
+        rows: Any = whole.flatten(0, -2)
+        each = rows.split(list(counts))
         return [[one] if one_each else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
     if isinstance(value, list | tuple):
         parts = [apart(each, counts) for each in value]
