@@ -65,11 +65,15 @@ class Family:
     """The configuration, given the id of a token."""
     processor: str
     images: str
+    labels: tuple[tuple[str, ...], ...]
+    """What is to be learned of each of `vlm_trial.READ`, as a person reads the template."""
     begins: str = ""
     named: dict[str, str] = field(default_factory=dict)
     """The tokens that the processor asks its tokenizer for by name."""
     processing: dict[str, Any] = field(default_factory=dict)
     resizing: dict[str, Any] = field(default_factory=dict)
+    unrehearsed: str = ""
+    """Why a step of it cannot be rehearsed, as its refusal says."""
 
 
 def write_family(family: Family, folder: Path) -> Path:

@@ -40,6 +40,11 @@ QWEN2 = Family(
         *("<|image_pad|>", "<|video_pad|>"),
     ),
     ends=("<|im_end|>", "<|endoftext|>"),
+    labels=(
+        ("yes<|im_end|>", "no thanks<|im_end|>"),
+        ("Two shapes: 1, 2<|im_end|>",),
+        ("Yes,\nyes.<|im_end|>",),
+    ),
     template=CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     config="Qwen2VLConfig",
     table=lambda id: {
@@ -87,6 +92,11 @@ GLM = Family(
     ),
     ends=("<|endoftext|>", "<|user|>"),
     named={"image_token": "<|image|>", "video_token": "<|video|>"},
+    labels=(
+        ("yes<|endoftext|>", "no thanks<|endoftext|>"),
+        ("Two shapes: 1, 2<|endoftext|>",),
+        ("Yes,\nyes.<|endoftext|>",),
+    ),
     template="[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n"
     + PARTS.replace("IMAGE", "<|begin_of_image|><|image|><|end_of_image|>")
     + "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
@@ -110,6 +120,11 @@ MISTRAL = Family(
     begins="<s>",
     ends=("</s>",),
     named={"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
+    labels=(
+        ("yes</s>", "no thanks</s>"),
+        ("Two shapes: 1, 2</s>",),
+        ("Yes,\nyes.</s>",),
+    ),
     template="{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     + PARTS
     + "</s>{% else %}[INST]"
@@ -143,6 +158,11 @@ ERNIE = Family(
         "video_start_token": "<|VIDEO_START|>",
         "video_end_token": "<|VIDEO_END|>",
     },
+    labels=(
+        ("yes</s>", "no thanks</s>"),
+        ("Two shapes: 1, 2</s>",),
+        ("Yes,\nyes.</s>",),
+    ),
     template="<s>{% for message in messages %}{{ message['role'] | capitalize }}: "
     + PARTS.replace("IMAGE", "Picture:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>")
     + "{% if message['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
@@ -168,6 +188,7 @@ ERNIE = Family(
     processor="Ernie4_5_VLMoeProcessor",
     images="Ernie4_5_VLMoeImageProcessor",
     resizing={"size": {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}},
+    unrehearsed="reads a number out of a tensor",
 )
 GEMMA4 = Family(
     special=(
@@ -184,6 +205,11 @@ GEMMA4 = Family(
         "boa_token": "<|audio>",
         "eoa_token": "<audio|>",
     },
+    labels=(
+        ("yes<turn|>", "no thanks<turn|>"),
+        ("Two shapes: 1, 2<turn|>",),
+        ("Yes,\nyes.<turn|>",),
+    ),
     template=TURNS.replace("<start_of_turn>", "<|turn>")
     .replace("<end_of_turn>", "<turn|>")
     .replace("<start_of_image>", "<|image|>"),
@@ -227,6 +253,11 @@ PADDLE = replace(
     special=("<unk>", "<s>", "</s>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|IMAGE_PLACEHOLDER|>", "<|video|>"),
     ends=("</s>",),
     named={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+    labels=(
+        ("yes</s>", "no thanks</s>"),
+        ("Two shapes: 1, 2</s>",),
+        ("Yes,\nyes.</s>",),
+    ),
     template=ERNIE.template.replace("Picture:", ""),
     config="PaddleOCRVLConfig",
     table=lambda id: {
@@ -337,6 +368,11 @@ GRIDS = {
         special=(*MISTRAL.special, "<|im_start|>", "<|im_end|>"),
         begins="",
         ends=("<|im_end|>",),
+        labels=(
+            ("yes<|im_end|>", "no thanks<|im_end|>"),
+            ("Two shapes: 1, 2<|im_end|>",),
+            ("Yes,\nyes.<|im_end|>",),
+        ),
         template=CHATML.replace("IMAGE", "[IMG]"),
         config="LightOnOcrConfig",
         table=lambda id: {

@@ -15,6 +15,11 @@ LLAVA = Family(
     begins="<s>",
     ends=("</s>",),
     named={"image_token": "<image>"},
+    labels=(
+        (" yes</s>", " no thanks</s>"),
+        (" Two shapes: 1, 2</s>",),
+        (" Yes,\nyes.</s>",),
+    ),
     template=ENDLESS,
     config="LlavaConfig",
     table=lambda id: {
@@ -45,6 +50,11 @@ INTERN = Family(
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     },
+    labels=(
+        ("yes<|im_end|>", "no thanks<|im_end|>"),
+        ("Two shapes: 1, 2<|im_end|>",),
+        ("Yes,\nyes.<|im_end|>",),
+    ),
     template=CHATML.replace("IMAGE", "<IMG_CONTEXT>"),
     config="InternVLConfig",
     table=lambda id: {
@@ -71,6 +81,11 @@ IDEFICS3 = Family(
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     },
+    labels=(
+        (" yes<end_of_utterance>", " no thanks<end_of_utterance>"),
+        (" Two shapes: 1, 2<end_of_utterance>",),
+        (" Yes,\nyes.<end_of_utterance>",),
+    ),
     template=UTTERANCES,
     config="Idefics3Config",
     table=lambda id: {
@@ -97,6 +112,11 @@ GEMMA3 = Family(
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     },
+    labels=(
+        ("yes<end_of_turn>", "no thanks<end_of_turn>"),
+        ("Two shapes: 1, 2<end_of_turn>",),
+        ("Yes,\nyes.<end_of_turn>",),
+    ),
     template=TURNS,
     config="Gemma3Config",
     table=lambda id: {
@@ -126,6 +146,11 @@ OVIS2 = Family(
     ),
     ends=("<|im_end|>",),
     named={"image_token": "<image>"},
+    labels=(
+        ("yes<|im_end|>", "no thanks<|im_end|>"),
+        ("Two shapes: 1, 2<|im_end|>",),
+        ("Yes,\nyes.<|im_end|>",),
+    ),
     template=CHATML.replace("IMAGE", "<image>"),
     config="Ovis2Config",
     table=lambda id: {
@@ -153,6 +178,11 @@ ARIA = Family(
     special=("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|img|>"),
     ends=("<|im_end|>",),
     named={"image_token": "<|img|>"},
+    labels=(
+        ("yes<|im_end|>", "no thanks<|im_end|>"),
+        ("Two shapes: 1, 2<|im_end|>",),
+        ("Yes,\nyes.<|im_end|>",),
+    ),
     template=CHATML.replace("IMAGE", "<|img|>"),
     config="AriaConfig",
     table=lambda id: {
@@ -191,6 +221,11 @@ TILES = {
         special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
         begins="",
         ends=("<|im_end|>",),
+        labels=(
+            ("yes<|im_end|>", "no thanks<|im_end|>"),
+            ("Two shapes: 1, 2<|im_end|>",),
+            ("Yes,\nyes.<|im_end|>",),
+        ),
         template=CHATML.replace("IMAGE", "<image>"),
         config="LlavaOnevisionConfig",
         table=lambda id: {
@@ -277,6 +312,11 @@ TILES = {
         begins="<BOS_TOKEN>",
         ends=("<|END_OF_TURN_TOKEN|>",),
         named={},
+        labels=(
+            ("yes<|END_OF_TURN_TOKEN|>", "no thanks<|END_OF_TURN_TOKEN|>"),
+            ("Two shapes: 1, 2<|END_OF_TURN_TOKEN|>",),
+            ("Yes,\nyes.<|END_OF_TURN_TOKEN|>",),
+        ),
         template=CHATML.replace("IMAGE", "<image>")
         .replace("<|im_start|>", "<|START_OF_TURN_TOKEN|>")
         .replace("<|im_end|>", "<|END_OF_TURN_TOKEN|>"),
@@ -294,31 +334,6 @@ TILES = {
         },
         processor="AyaVisionProcessor",
         processing={"patch_size": 14, "img_size": 56, "downsample_factor": 2},
-    ),
-    "idefics2": replace(
-        IDEFICS3,
-        special=("<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
-        begins="<s>",
-        ends=("</s>", "<end_of_utterance>"),
-        named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"},
-        template=UTTERANCES.replace("<|begin_of_text|>", "<s>"),
-        config="Idefics2Config",
-        table=lambda id: {
-            "text_config": {**LANGUAGE, "model_type": "mistral", "vocab_size": 320, "pad_token_id": 0},
-            "vision_config": {**VISION, "image_size": 64, "patch_size": 8},
-            "perceiver_config": {
-                "hidden_size": 64,
-                "resampler_n_latents": 4,
-                "resampler_depth": 1,
-                "resampler_n_heads": 2,
-                "resampler_head_dim": 16,
-                "num_key_value_heads": 1,
-            },
-            "image_token_id": id("<image>"),
-        },
-        processor="Idefics2Processor",
-        images="Idefics2ImageProcessor",
-        resizing={"size": {"shortest_edge": 32, "longest_edge": 64}},
     ),
     "idefics3": IDEFICS3,
     "smolvlm": replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ RECORDS = (
     ),
 )
 
+READ = (
+    RECORDS[0],
+    Record(
+        "between",
+        (Turn("user", "What is in <image> and <image>?"), Turn("assistant", "Two shapes: 1, 2")),
+        RECORDS[1].images,
+    ),
+    Record("lines", (Turn("user", "Say yes\ntwice."), Turn("assistant", "Yes,\nyes."))),
+)
+"""Records whose labels are written out for each family."""
+
 
 def run_table(folder: Path) -> dict[str, Any]:
     """A run file's table for a model in a folder."""
@@ -104,14 +115,14 @@ def inputs(assembly: Assembly, record: Record) -> Any:
         return processor.tokenizer([text], return_tensors="pt", add_special_tokens=False)
 
 
-def logits_error(assembly: Assembly, model: Any) -> float:
-    """The largest difference of a logit in a batch of records with one, two, three and no images."""
-    encoded = [assembly.processor.encode(each) for each in RECORDS]
-    assert [assembly.processor.length(each) for each in RECORDS] == [len(each.input_ids) for each in encoded]
+def logits_error(assembly: Assembly, model: Any, records: Sequence[Record] = RECORDS) -> float:
+    """The largest difference of a logit in one batch, such as of records with one, two, three and no images."""
+    encoded = [assembly.processor.encode(each) for each in records]
+    assert [assembly.processor.length(each) for each in records] == [len(each.input_ids) for each in encoded]
     worst = 0.0
     with torch.no_grad():
         hidden = assembly.model(batch_of(assembly.processor, encoded))
-        for row, each in enumerate(RECORDS):
+        for row, each in enumerate(records):
             wanted = model(**inputs(assembly, each)).logits[0]
             worst = max(worst, far(assembly.model.logits(hidden[row, : len(wanted)]), wanted))
     return worst
@@ -148,6 +159,7 @@ def trained(folder: Path, out: Path) -> Opened:
     facts = verify_in_fresh_process(newest(out), LOOKUP)
     opened = open_checkpoint(out, LOOKUP, device="cpu", precision="fp32")
     assert opened.verification.error < 1e-5 and opened.verification.distance > 1e-4, facts
+    assert opened.assembly.changes_image_features
     return opened
 
 
@@ -160,7 +172,7 @@ def base_error(opened: Opened, model: Any) -> float:
         return far(found, model(**inputs(opened.assembly, each)).logits)
 
 
-def exports_error(opened: Opened, model: Any, work: Path) -> tuple[float, float]:
+def exports_error(opened: Opened, model: Any, folder: Path, work: Path) -> tuple[float, float]:
     """How far the logits of plain transformers with a merged folder, and of plain peft, are from those of the checkpoint."""
     each = RECORDS[1]
     given = inputs(opened.assembly, each)
@@ -170,6 +182,8 @@ def exports_error(opened: Opened, model: Any, work: Path) -> tuple[float, float]
         export(opened, "peft", work / "peft", LOOKUP)
         merge(opened, work / "merged", LOOKUP)
         merged = far(theirs(work / "merged")(**given).logits, learned)
+        for file in {file.name for file in folder.iterdir()} - {"model.safetensors"}:
+            assert (work / "merged" / file).read_bytes() == (folder / file).read_bytes(), file
         plain = peft.PeftModel.from_pretrained(model, work / "peft").eval()
         return merged, far(plain(**given).logits, learned)
 

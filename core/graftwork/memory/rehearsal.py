@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,7 @@ def rehearsing(
     record can hold.
     """
     import torch
+    from torch import _meta_registrations as meta
     from torch._subclasses import fake_tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -183,6 +185,8 @@ def rehearsing(
         # What no weight enters keeps its numbers beside it, whatever its size: models decide by grids, counts and masks.
         stack.callback(setattr, fake_tensor, "CONSTANT_NUMEL_LIMIT", fake_tensor.CONSTANT_NUMEL_LIMIT)
         fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT
+        stack.callback(setattr, meta, "_meta_grouped_mm_common", meta._meta_grouped_mm_common)
+        meta._meta_grouped_mm_common = partial(grouped_products, meta._meta_grouped_mm_common)
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
@@ -199,6 +203,17 @@ def rehearsing(
         gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
         stack.callback(gc.unfreeze)
         yield watched
+
+
+def grouped_products(known: Any, one: Any, other: Any, **given: Any) -> Any:
+    """What a model's experts compute, in the precisions that torch computes but knows no fake tensors for."""
+    import torch
+    from torch import _meta_registrations as meta
+
+    if given["scale_a"] is not None or one.dtype == torch.bfloat16:
+        return known(one, other, **given)
+    empty: Any = meta._create_grouped_mm_output_tensor
+    return empty(one, other, given["offs"], given["out_dtype"])
 
 
 def answer(phase: str) -> float:

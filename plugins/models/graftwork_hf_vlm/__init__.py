@@ -228,6 +228,8 @@ def lacking(config: Any) -> str:
         return "which transformers gives no way to encode images apart"
     if getattr(config, "vision_config", None) is None or image_token_id(config) is None:
         return "whose configuration names no image encoder or no image token"
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        return "whose language model sees what comes after a token, and so the answer before it gives it"
     return ""
 
 

@@ -137,8 +137,9 @@ def apart(value: Any, counts: Sequence[int]) -> list[Any]:
     one_each = isinstance(value, list | tuple) and all(isinstance(each, Tensor) for each in value)
     whole = torch.cat(list(value)) if one_each and {each.shape[-1] for each in value} == {value[0].shape[-1]} else value
     if isinstance(whole, Tensor) and whole.dim() > 1 and whole.shape[:-1].numel() == sum(counts):
-        each = torch.split(whole.flatten(0, -2), list(counts))
-        return [[one] if one_each else torch.unflatten(one, 0, (-1, *whole.shape[1:-1])) for one in each]
+        rows: Any = whole.flatten(0, -2)
+        each = rows.split(list(counts))
+        return [[one] if one_each else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
     if isinstance(value, list | tuple):
         parts = [apart(each, counts) for each in value]
         return [[part[place] for part in parts] for place in range(len(counts))]
@@ -214,7 +215,6 @@ def roles_of(model: Any, language: str, vision: str, tied: Mapping[str, str]) ->
 def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTensor]:
     """Published tensors under the names of the built model; those that are joined, split or turned there are so when they are read."""
     rules = get_model_conversion_mapping(model)
-    model._weight_conversions = rules  # `save_pretrained` undoes them
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     state, found = model.state_dict(keep_vars=True), dict[str, LazyTensor]()
@@ -227,6 +227,7 @@ def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTens
             found[new] = weights[name]
         else:
             pieces.setdefault(new, []).append((name, pattern))
+    model._weight_conversions = [rule for rule in rules if rule.was_used()]  # `save_pretrained` undoes them
     for new, sources in pieces.items():
         converter = next(rule for rule in converters if sources[0][1] in rule.source_patterns)
         tensors = tuple(weights[name] for name, _ in sources)

@@ -81,7 +81,7 @@ class HfProcessor:
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
         self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
-        self.replacements = lru_cache(4096)(self._replacements)
+        self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
@@ -176,7 +176,7 @@ class HfProcessor:
 
     # Tokens -------------------------------------------------------------------------------------------------------------
 
-    def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
+    def replacements_of(self, sizes: tuple[Span, ...]) -> list[str]:
         """What images of these sizes become in the text: transformers' processor says so of blank ones in a question, whose pixels do not
         matter, so they are computed in the cheapest way."""
         blank = [PILImage.new("RGB", size) for size in sizes]
