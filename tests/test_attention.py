@@ -242,19 +242,35 @@ def test_clip_sees_all_patches_with_transformers_own_result() -> None:
     assert bound.ran == {"unpadded": 2}
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sliding_window_of_transformers_reaches_the_kernels_as_a_mask(side: str) -> None:
+    from transformers import DynamicCache, MistralConfig, MistralModel
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, sliding_window=3)
+    ids = torch.randint(50, (2, 9), generator=torch.manual_seed(0))
+    real = torch.arange(9).expand(2, -1) >= torch.tensor([[0], [2]])
+    real = real if side == "left" else real.flip(1)
+    results = []
+    for implementation in ("eager", ATTN_IMPLEMENTATION):
+        torch.manual_seed(0)
+        model = MistralModel._from_config(config, attn_implementation=implementation)
+        bound = binding(Unpadded, Sdpa)
+        bind(model.modules(), bound)
+        cache = DynamicCache(config=config)
+        first = model(ids[:, :6], attention_mask=real[:, :6], past_key_values=cache).last_hidden_state
+        then = model(ids[:, 6:], attention_mask=real, past_key_values=cache).last_hidden_state
+        results.append(torch.cat([first, then], 1)[real])
+    torch.testing.assert_close(*results)
+    assert bound.ran == {"sdpa": 4} and "unpadded passed over" in bound.fallbacks[0]
+
+
 def test_what_the_kernels_cannot_express_is_refused_in_words() -> None:
-    from transformers import MistralConfig, MistralModel, StaticCache
+    from transformers import StaticCache
 
     ids = torch.ones(1, 4, dtype=torch.int64)
-    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, sliding_window=2)
-    sliding = MistralModel._from_config(config, attn_implementation=ATTN_IMPLEMENTATION)
-    with pytest.raises(GraftworkError, match="this model's attention uses a mask of its own"):
-        sliding(ids)
     model, _ = gemma(ATTN_IMPLEMENTATION)
-    with pytest.raises(
-        GraftworkError, match=r"uses attention_mask of shape \(1, 1, 4, 4\), and Graftwork's kernels know"
-    ):
+    with pytest.raises(GraftworkError, match=r"uses attention_mask of shape \(1, 1, 4, 4\) in torch.float32, which"):
         model(ids, attention_mask=torch.zeros(1, 1, 4, 4))
     with pytest.raises(GraftworkError, match="a static cache"):
         model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=9))
@@ -295,14 +311,14 @@ def test_a_soft_cap_bends_the_scores() -> None:
 
 
 def test_a_kernel_is_not_asked_for_what_it_does_not_say_that_it_computes() -> None:
-    site = replace(SITE, window=4, softcap=30.0, segments=True)
+    site = replace(SITE, window=4, softcap=30.0, mask=True)
     chosen = choose(AttentionCase(site, "float32", "cpu"), [("sdpa", Sdpa(NoSettings()))])
     assert (chosen.name, chosen.passed_over) == (
         None,
         (
             (
                 "sdpa",
-                "it does not compute scores capped at 30 and segments that do not see one another",
+                "it does not compute scores capped at 30",
             ),
         ),
     )

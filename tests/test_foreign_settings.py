@@ -198,7 +198,9 @@ def test_quantized_weights_are_called_so(tmp_path: Path, how: dict[str, Any], sa
     for reader, source in ((MgmGemma(MgmSettings()), "full"), (CLIP, "clip")):
         with pytest.raises(WeightsError, match=said):
             reader.configuration(config_folder(tmp_path, source, quantization_config=how))
-    refuse_quantized(tmp_path, {"quantization_config": None})
+    with pytest.raises(WeightsError, match=said):
+        refuse_quantized(tmp_path, {"text_config": {"quantization_config": how}})
+    refuse_quantized(tmp_path, {"quantization_config": None, "text_config": {"quantization_config": None}})
 
 
 def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_an_adapter_learns_is_verified_and_comes_out_for_transformers_and_peft(
         assert (plain(**given).logits - learned).abs().max() < 1e-5
     merge(opened, tmp_path / "merged", LOOKUP)
     with torch.no_grad():
-        assert (theirs(tmp_path / "merged")(**given).logits - learned).abs().max() < 1e-4
+        assert (theirs(tmp_path / "merged")(**given).logits - learned).abs().max() < 1e-5
     kept = {file.name for file in folder_of(name).iterdir()} - {"model.safetensors"}
     for file in kept:
         assert (tmp_path / "merged" / file).read_bytes() == (folder_of(name) / file).read_bytes()
@@ -271,11 +271,7 @@ def test_a_single_parameter_of_the_connector_is_trained(folder_of: Any) -> None:
         ("llava", KernelRow("language", "sdpa", ())),
         (
             "gemma3",
-            KernelRow(
-                "language",
-                "transformers' sdpa (the model's own)",
-                (("kernels", "some of its layers have a sliding window"),),
-            ),
+            KernelRow("language", "sdpa", ()),
         ),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import attend
@@ -10,9 +13,29 @@ from graftwork.errors import GraftworkError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from graftwork.contracts.batch import Batch
+
 
 ATTN_IMPLEMENTATION = "graftwork"
 """The `attn_implementation` under which transformers' models find Graftwork's kernels, once `register` was called."""
+
+
+SEGMENTS: ContextVar[Tensor | None] = ContextVar("segments", default=None)
+"""Within `packing`: the number of each token's record in its row, `[rows, tokens]`, 0 at padding."""
+
+
+@contextmanager
+def packing(batch: Batch) -> Iterator[None]:
+    """Entered around the call of transformers' language model on a batch of Graftwork's: its kernels keep the records of a row apart, where
+    there are several."""
+    positions, segments = batch.positions, None
+    if positions is not None:
+        segments = (positions == 0).cumsum(-1) * batch.attention_mask
+    token = SEGMENTS.set(segments)
+    try:
+        yield
+    finally:
+        SEGMENTS.reset(token)
 
 
 def register() -> None:
@@ -20,7 +43,7 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTN_IMPLEMENTATION, _transformers_attention)
-    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_padding)
+    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_mask)
 
 
 def _transformers_attention(
@@ -35,9 +58,14 @@ def _transformers_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
+    dims, boolean = (0, True) if attention_mask is None else (attention_mask.dim(), attention_mask.element_size() == 1)
+    whole, two = dims == 4 and boolean, dims == 2
+    packed = two and not boolean
+    # A mask for each query and key has the window in it.
     unknown = [name for name in ("sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
-    if attention_mask is not None and attention_mask.dim() != 2:
-        unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)}")
+    unknown = [name for name in unknown if not (whole and name == "sliding_window")]
+    if attention_mask is not None and not (whole or two):
+        unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)} in {attention_mask.dtype}")
     if unknown:
         raise _unsupported(", ".join(unknown))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -46,16 +74,18 @@ def _transformers_attention(
         query,
         key,
         value,
-        padding=attention_mask,
-        causal=causal,
+        padding=attention_mask if two and not packed else None,
+        causal=causal and not whole,
         scale=scaling,
         dropout=dropout,
         softcap=others.get("softcap"),
+        mask=attention_mask if whole else None,
+        segments=attention_mask if packed else None,
     )
     return output.transpose(1, 2).contiguous(), None
 
 
-def _transformers_padding(
+def _transformers_mask(
     *,
     q_length: int,
     kv_length: int,
@@ -65,17 +95,23 @@ def _transformers_padding(
     kv_offset: int = 0,
     **others: Any,
 ) -> Tensor | None:
-    """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`.
+    """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`, or, where a mask is
+    neither causal nor full, which keys each query sees, `[batch, 1, queries, keys]`. Within `packing` the real keys have the numbers of their records.
 
     None where no real query can see padding. That is so without any padding, and where causal queries, as many as keys,
     are padded on the right: the padding lies in every real query's future.
     """
     from torch._subclasses.fake_tensor import FakeTensor
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-    causal = mask_function is causal_mask_function
+    causal, segments = mask_function is causal_mask_function, SEGMENTS.get()
+    if causal and segments is not None:
+        return segments
     if not causal and mask_function is not bidirectional_mask_function:
-        raise _unsupported("a mask of its own (a sliding window, blocks, or packed sequences)")
+        places = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
+        others |= {**places, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        seen: Tensor = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **others)
+        return seen if segments is None else seen & (segments[:, None, :, None] == segments[:, None, None, :])
     if causal and q_offset + q_length != kv_offset + kv_length:
         raise _unsupported("a cache longer than what it holds (a static cache)")
     if attention_mask is None:
@@ -90,6 +126,6 @@ def _transformers_padding(
 
 def _unsupported(what: str) -> GraftworkError:
     return GraftworkError(
-        f"this model's attention uses {what}, and Graftwork's kernels know causal and full attention with padding only; "
+        f"this model's attention uses {what}, which Graftwork's kernels do not know; "
         "build the model with one of transformers' own attention implementations"
     )

@@ -37,7 +37,7 @@ class Trial:
         return (
             f"{site.heads} heads over {site.kv_heads}, head_dim {site.head_dim}, {self.case.dtype} on {self.case.device}, "
             f"{self.lengths}, {self.padding} padding{', causal' * site.causal}{f', dropout {site.dropout}' * (site.dropout > 0)}"
-            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}"
+            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}{', masked' * site.mask}{', packed' * site.segments}"
         )
 
 
@@ -53,9 +53,13 @@ def trial(
     dropout: float = 0.0,
     window: int | None = None,
     softcap: float | None = None,
+    mask: bool = False,
+    segments: bool = False,
 ) -> Trial:
     """A trial with four heads."""
-    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap)
+    site = AttentionSite(
+        "site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap, mask, segments
+    )
     return Trial(AttentionCase(site, dtype, *device), lengths, padding)
 
 
@@ -77,13 +81,18 @@ def trials(kernel: AttentionKernel[Any]) -> list[Trial]:
         for dtype, kv_heads, causal, padding, lengths in product(DTYPES, (4, 2, 1), (False, True), PADDINGS, LENGTHS)
     ]
     expected += [trial(dtype, device, head_dim=head_dim) for dtype, head_dim in product(DTYPES, (16, 40, 128, 256))]
-    further: list[dict[str, Any]] = [{"window": 3}, {"softcap": 0.5}]
+    further: list[dict[str, Any]] = [{"window": 3}, {"softcap": 0.5}, {"mask": True}]
     expected += [
         trial(dtype, device, causal=causal, lengths=lengths, **each)
         for each in further
         if kernel.computes.issuperset(each)
         for dtype, causal, lengths in product(DTYPES, (False, True), LENGTHS)
     ]
+    if "segments" in kernel.computes:
+        expected += [
+            trial(dtype, device, causal=causal, padding=padding, segments=True)
+            for dtype, causal, padding in product(DTYPES, (False, True), ("left", "right"))
+        ]
     forward_only = [replace(each, case=replace(each.case, backward=False)) for each in expected]
     found = [each for each in expected if kernel.supports(each.case)]
     found = found or [each for each in forward_only if kernel.supports(each.case)]
@@ -108,9 +117,26 @@ def inputs(of: Trial) -> tuple[list[Tensor], Tensor | None]:
     return tensors, (real if of.padding == "left" else real.flip(1)).to(of.case.device)
 
 
+def mask_of(of: Trial) -> Tensor:
+    """A mask that lets every query see its own key and every third one, `[batch, 1, queries, keys]`; the first sequence sees all."""
+    import torch
+
+    queries, keys = LENGTHS[of.lengths]
+    places, sequences = torch.arange(keys), torch.arange(BATCH)[:, None, None, None]
+    own = places[-queries:, None] == places
+    return (own | ((places + sequences) % 3 == 0) | (sequences == 0)).to(of.case.device)
+
+
+def segments_of(padding: Tensor) -> Tensor:
+    """Two records a row, the first of two tokens or what is real."""
+    numbers: Tensor = (padding.cumsum(-1) > 2) + 1
+    return numbers * padding
+
+
 def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
-    """1 at the queries whose output is defined, being real themselves if attention is causal or has a window; 0 elsewhere."""
-    if padding is None or not (of.case.site.causal or of.case.site.window is not None):
+    """1 at the queries whose output is defined, being real themselves if attention is causal, has a window, a mask or segments; 0 elsewhere."""
+    site = of.case.site
+    if padding is None or not (site.causal or site.window is not None or site.mask or site.segments):
         return 1.0
     return padding[:, None, -LENGTHS[of.lengths][0] :, None].float()
 
@@ -118,7 +144,12 @@ def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
 def run(compute: Any, of: Trial, tensors: list[Tensor], padding: Tensor | None) -> Tensor:
     """What a kernel, or the definition, computes in a trial."""
     site = of.case.site
-    further = limits(site.window, site.softcap)
+    mask, segments = (
+        mask_of(of) if site.mask else None,
+        segments_of(padding) if site.segments and padding is not None else None,
+    )
+    further = limits(site.window, site.softcap, mask, segments)
+    padding = None if site.segments else padding
     output: Tensor = compute(
         *tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout, **further
     )

@@ -27,8 +27,11 @@ class AttentionSite:
     """A sliding window: a query sees the keys that lie nearer to it than this, its own included; None where it sees all."""
     softcap: float | None = None
     """Scores are bent to `softcap * tanh(score / softcap)`; None where they are not."""
+    mask: bool = False
+    """Whether the model says itself which keys a query sees, with the tensors: where the tokens of an image see one another, where only
+    some layers have a window."""
     segments: bool = False
-    """Whether queries see the keys of their own segment alone: of one of several packed sequences, or of one image."""
+    """Whether a row may hold several records, whose tokens see those of their own record alone (packing)."""
     own: str = ""
     """Where the model's own attention computes the site and no kernel is bound: whose it is, such as `transformers' sdpa`."""
     why_own: str = ""

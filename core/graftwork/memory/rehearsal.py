@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor, batch_of
 from graftwork.contracts.plan import Choice, Plan, config_of
-from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
-from graftwork.memory import cuda
+from graftwork.memory import cuda, images
+from graftwork.memory.images import AN_IMAGE, SMALL_IMAGE, Shown
 from graftwork.memory.timeline import BATCH, BUILD, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.memory.tracking import Tracker
 
@@ -43,41 +43,62 @@ class Step:
     footprint: Footprint
     flops: int
     """Floating-point operations of matrix products and convolutions for each record."""
+    shown: Shown = AN_IMAGE
+    """The images of each record."""
+
+    @property
+    def records(self) -> str:
+        """What the records are, as people read it."""
+        whose = f"from {self.shown}" if self.shown.what else "an image's"
+        return (
+            f"records of {self.tokens:,} tokens, {self.tokens - self.labels:,} of them {whose} and all others labelled"
+        )
 
 
 class Watched:
     """An assembly, on real tensors or on fake ones, whose steps are tracked."""
 
     def __init__(
-        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, block_bytes: int = 1
+        self,
+        assembly: Assembly,
+        stepper: Stepper,
+        tracker: Tracker,
+        examples: Mapping[Shown, Encoded],
+        block_bytes: int = 1,
     ) -> None:
-        """`example` is the record that the batches are made of; sizes are rounded up to multiples of `block_bytes`."""
-        self.assembly, self.stepper, self.tracker, self.example, self.block_bytes = (
+        """`examples` are the records of which batches are made, by their images; sizes are rounded up to multiples of `block_bytes`."""
+        self.assembly, self.stepper, self.tracker, self.examples, self.block_bytes = (
             assembly,
             stepper,
             tracker,
-            example,
+            examples,
             block_bytes,
         )
 
     def take(self, micro_batch: int) -> Step:
+        """The step of equal records that needs the most: large images leave less text, whose labels may need more."""
+        steps = [self.step([example] * micro_batch, shown) for shown, example in self.examples.items()]
+        return max(steps, key=lambda step: step.footprint.peak)
+
+    def step(self, examples: Sequence[Encoded], shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
         """Measure a step from its last micro-batch on, when all that a step can hold is allocated: the optimizer's state,
-        and, where a batch has several micro-batches, the gradients of earlier ones."""
-        stepper, tracker = self.stepper, self.tracker
+        and, unless the micro-batch is `alone`, by default where it is a whole batch, the gradients of earlier ones."""
+        stepper, tracker, count = self.stepper, self.tracker, len(examples)
         if not stepper.optimizer.state:
             self._first_update()
-        if micro_batch == stepper.settings.batch_size:
+        if count == stepper.settings.batch_size if alone is None else alone:
             stepper.clear()
         since, flops_at_start = tracker.timeline.now + 1, tracker.flops
-        self._accumulate(micro_batch)
+        self._accumulate(examples)
         flops = tracker.flops - flops_at_start
         self._update()
         return Step(
-            micro_batch,
-            len(self.example.input_ids),
-            self.example.num_label_tokens,
+            count,
+            max(len(example.input_ids) for example in examples),
+            max(example.num_label_tokens for example in examples),
             tracker.timeline.footprint(since, self.block_bytes),
-            flops // micro_batch,
+            flops // count,
+            shown,
         )
 
     def _first_update(self) -> None:
@@ -89,17 +110,17 @@ class Watched:
             self.tracker.name_gradient(name, parameter)
         self._update()
 
-    def _accumulate(self, micro_batch: int) -> None:
+    def _accumulate(self, examples: Sequence[Encoded]) -> None:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         self.tracker.phase = BATCH
         with self.tracker.paused(), unset_fake_temporarily():
-            batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
+            rows = (1,) * len(examples) if self.stepper.settings.packing else ()
+            batch = batch_of(self.assembly.processor, examples, rows=rows)
         batch = with_numbers(batch)
         self.tracker.phase = FORWARD
-        self.stepper.accumulate(
-            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.num_label_tokens
-        )
+        labels = sum(example.num_label_tokens for example in examples)
+        self.stepper.accumulate(batch.to(self.assembly.device), self.stepper.settings.batch_size * labels)
 
     def _update(self) -> None:
         self.tracker.phase = UPDATE
@@ -122,7 +143,9 @@ def with_numbers(batch: Batch) -> Batch:
 
 
 @contextmanager
-def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bool = False) -> Iterator[Watched]:
+def watching(
+    plan: Plan, lookup: Lookup, *, longest: int | None = None, shown: Shown | None = None, fake: bool = False
+) -> Iterator[Watched]:
     """Build a plan's model on the CPU and track its memory; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
@@ -136,19 +159,20 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
         tracker.phase = PREPARATION
         stepper = stepper_for(assembly, plan.run_context.train)
         tracker.name_optimizer_state(stepper)
-        with tracker.paused():  # the record that batches are made of is in main memory
-            example = longest_record(assembly, longest or plan.run_context.train.max_length)
-        yield Watched(assembly, stepper, tracker, example)
+        with tracker.paused():  # the records that batches are made of are in main memory
+            examples = longest_records(assembly.processor, longest or plan.run_context.train.max_length, shown)
+        yield Watched(assembly, stepper, tracker, examples)
 
 
 @contextmanager
 def rehearsing(
-    plan: Plan, lookup: Lookup, machine: Machine, *, device: str, longest: int | None = None
+    plan: Plan, lookup: Lookup, machine: Machine, *, device: str, longest: int | None = None, shown: Shown | None = None
 ) -> Iterator[Watched]:
     """Build a plan's model on fake tensors; no weight is read, and nothing is allocated.
 
     `device` is `cuda` or `cpu`, whether it is here or not. `longest` is the length of the records in tokens, by default
-    the longest that the plan allows; every token outside an image is a label.
+    the longest that the plan allows; every token outside an image is a label. `shown` are their images, by default the largest that such a
+    record can hold.
     """
     import torch
     from torch._subclasses import fake_tensor
@@ -162,7 +186,7 @@ def rehearsing(
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
-        watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))
+        watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, shown=shown, fake=True))
         # Scaling the loss for fp16 changes no size, but reads whether a number is finite.
         watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if device == "cuda":
@@ -214,21 +238,22 @@ def stand_in(assembly: Assembly) -> Processor:
         return assembly.architecture.stand_in(config_of(choice), Path(folder), assembly.outputs, source)
 
 
-def longest_record(assembly: Assembly, longest: int) -> Encoded:
-    """A record with an image and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
-    from io import BytesIO
-
-    from PIL import Image as PILImage
+def longest_records(processor: Processor, longest: int, shown: Shown | None = None) -> dict[Shown, Encoded]:
+    """Records with images and as many labelled text tokens as fit into `longest`: with what is `shown`, by default the largest image that
+    fits, and with a small image where that takes less."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    file = BytesIO()
-    PILImage.new("RGB", (64, 64)).save(file, "PNG")
-    turns = (Turn("user", "<image>\nWhat is this?"), Turn("assistant", "no"))
     with unset_fake_temporarily():
-        example = assembly.processor.encode(Record("rehearsal", turns, (Image(data=file.getvalue()),)))
+        shown = shown or images.largest_allowed(processor, longest)
+        return {each: filled(processor, each, longest) for each in ((shown, SMALL_IMAGE) if shown.what else (shown,))}
+
+
+def filled(processor: Processor, shown: Shown, longest: int) -> Encoded:
+    """A record with these images and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
+    example = processor.encode(images.blank_record(shown.sizes))
     if len(example.input_ids) > longest:
         raise GraftworkError(
-            f"train.max_length is {longest}, and an image with a short question already takes "
+            f"train.max_length is {longest}, and {shown} with a short question already takes "
             f"{len(example.input_ids)} tokens; allow more"
         )
     filler = longest - len(example.input_ids)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from graftwork import processes
 from graftwork.build import compose
 from graftwork.checkpoint import ancestry, manifest, store, verification, writing
-from graftwork.contracts.batch import Encoded
 from graftwork.contracts.events import CheckpointSaved, Event, MemoryRanOut, RunEnded, RunStarted, RunStopped, StepTaken
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import batch_of
+from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import decays, stepper_for
 from graftwork.contracts.verdict import Verdict
@@ -31,6 +31,7 @@ from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
 from graftwork.train.interrupting import Signals
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
+from graftwork.train.packing import try_packing
 from graftwork.train.progress import Measurement
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
@@ -114,8 +115,7 @@ def attempt(
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
     data = load_training_data(plan, lookup, assembly.processor)
-    records = data.sampler(plan.run_context).records
-    steps = steps_for(records, settings.batch_size, settings.epochs, settings.steps)
+    steps = steps_for(data.sampler(plan.run_context).records, settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
         raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
     loop = Loop(plan, assembly, data, steps, out, lookup, listen)
@@ -168,6 +168,7 @@ class Loop:
 
         notes = [(strategy.name, strategy.note(self.assembly)) for strategy in self.assembly.strategies]
         messages = tuple(f"{name}: {note}" for name, note in notes if note)
+        messages += try_packing(self.assembly, self.feed, self.steps)
         self.tell(RunStarted(self.out, self.step, self.steps, self.plan, messages, self.history.messages))
         self.assembly.model.train()
         # Dropout starts from the seed, differs between processes, and goes on from the saved state when resuming.
@@ -295,17 +296,17 @@ class Loop:
         return learning_rate_factor(step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
 
     def take_step(
-        self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
+        self, micro_batches: Sequence[MicroBatch], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
         factor = self.rate_factor(self.step)
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
-        loss = 0.0
-        for number, examples in enumerate(micro_batches, 1):
-            batch, last = batch_of(self.assembly.processor, examples), number == len(micro_batches)
-            loss += float(self.stepper.accumulate(batch.to(self.assembly.device), totals.loss_weight, last=last))
+        loss, device = 0.0, self.assembly.device
+        for number, each in enumerate(micro_batches, 1):
+            batch = batch_of(self.assembly.processor, each.examples, rows=each.rows).to(device)
+            loss += float(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
         loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))

@@ -43,7 +43,18 @@ class HfVlmSettings:
     """What the folder of a model does not say."""
 
     attention: Literal["auto", "own"] = setting(
-        "auto", "Graftwork's kernels where masks are causal or full (auto), or transformers' own attention everywhere"
+        "auto", "Graftwork's kernels where they can (auto), or transformers' own attention everywhere"
+    )
+    min_pixels: int | None = setting(
+        None, "The fewest pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_pixels: int | None = setting(
+        None, "The most pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_tiles: int | None = setting(
+        None,
+        "The most tiles that an image is cut into, the whole of it not counted; by default what the folder says",
+        minimum=1,
     )
 
 
@@ -73,13 +84,17 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kind, own = whole.get("model_type"), " without code of its own, which is never run" * ("auto_map" in whole)
             raise WeightsError(
                 f"transformers {transformers.__version__} cannot read the configuration of a '{kind}' model in '{folder}'{own} "
-                f"({str(error).splitlines()[0][:120]}); install a transformers that knows it, or name another folder"
+                f"({str(error).splitlines()[0].partition('. ')[0][:120]}); install a transformers that knows it, or name another folder"
             ) from None
         if why := lacking(config):
             raise WeightsError(
                 f"'{folder}' holds a '{config.model_type}' model, {why}, so '{self.name}' cannot train it; name a model of another "
                 "family, or write a plugin for this one"
             )
+        if self.settings.max_tiles and (pinpoints := getattr(config, "image_grid_pinpoints", None)):
+            from graftwork_hf_vlm.resolution import fitting
+
+            config.image_grid_pinpoints = fitting(pinpoints, config.vision_config.image_size, self.settings.max_tiles)
         plain: Mapping[str, Any] = without_volatile(json.loads(config.to_json_string(use_diff=False)))
         return plain
 
@@ -100,13 +115,20 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         built = config_from(config)
         return [self.site(name, part, built) for name, part in parts_of(built).items()]
 
+    def bars_packing(self, config: Mapping[str, Any]) -> str:
+        """Layers that are no attention carry a state from token to token."""
+        kinds = getattr(config_from(config).get_text_config(), "layer_types", None) or []
+        others = sorted({kind for kind in kinds if not kind.endswith("attention") or "linear" in kind})
+        return f"its layers of the kind {' and '.join(others)} carry a state from one to the next" if others else ""
+
     def site(self, name: str, part: Any, config: Any) -> AttentionSite:
         """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""
         causal = name == "language"
         heads = next((value for key in HEADS if (value := getattr(part, key, None))), 0)
         width = next((value for key in WIDTHS if (value := getattr(part, key, None))), 0)
         why = "" if heads and width else "its configuration does not say how many heads it has"
-        why = why or (masks_of_its_own(part, config) if causal else "")
+        if not causal and makes_masks(part):
+            why = "its images are one sequence, with a mask that it makes itself"
         if self.settings.attention == "own":
             why = "the run file asks for it"
         return AttentionSite(
@@ -116,6 +138,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kv_heads=getattr(part, "num_key_value_heads", None) or heads,
             causal=causal,
             padding=True,
+            mask=causal and masks_of_its_own(part, config),
             dropout=getattr(part, "attention_dropout", None) or 0.0,
             softcap=getattr(part, "attn_logit_softcapping", None),
             own=f"transformers' {own_attention(config)}" if why else "",
@@ -154,7 +177,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
-        return HfProcessor(folder, config_from(config))
+        return HfProcessor(folder, config_from(config), self.settings)
 
     def stand_in(
         self,
@@ -171,10 +194,9 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""
-        from graftwork_hf_vlm.model import save
+        from graftwork_hf_vlm.writing import write
 
-        save(assembly.model, folder)
-        assembly.processor.save(folder)
+        write(assembly, folder)
 
 
 def without_volatile(value: Any) -> Any:
@@ -225,16 +247,21 @@ def parts_of(config: Any) -> dict[str, Any]:
     return {"language": config.get_text_config(), "vision": config.vision_config}
 
 
-def masks_of_its_own(text: Any, config: Any) -> str:
-    """Why the language model's masks are more than causal with padding, as a clause; empty where they are not."""
+def masks_of_its_own(text: Any, config: Any) -> bool:
+    """Whether the language model's masks are more than causal with padding: layers with a window, or images whose tokens see one another."""
     kinds = getattr(text, "layer_types", None) or []
-    if any("sliding" in kind or "chunk" in kind for kind in kinds) or (
-        not kinds and getattr(text, "sliding_window", None)
-    ):
-        return "some of its layers have a sliding window"
-    if getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config)):
-        return "the tokens of an image see one another"
-    return ""
+    limited = any("sliding" in kind or "chunk" in kind for kind in kinds)
+    together = getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config))
+    return bool(limited or together or (not kinds and getattr(text, "sliding_window", None)))
+
+
+def makes_masks(part: Any) -> bool:
+    """Whether a model of this configuration makes masks for attention by code of its own, not by transformers' means for all models."""
+    from transformers import MODEL_MAPPING
+
+    home = inspect.getmodule(MODEL_MAPPING.get(type(part), None))
+    made = inspect.getmembers(home, inspect.isfunction) if home else []
+    return any("attention_mask" in name and home is inspect.getmodule(each) for name, each in made)
 
 
 def own_attention(config: Any) -> str:
