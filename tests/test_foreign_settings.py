@@ -15,9 +15,9 @@ from mgm_folders import GOLDEN, config_folder
 from graftwork import NoSettings, weights
 from graftwork.contracts import refuse_quantized, unknown_settings
 from graftwork.errors import WeightsError
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
 from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
+from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_lora.peft_folders import Reading, plain
 from graftwork_mgm import MgmGemma, MgmLlama, MgmSettings
 from graftwork_mgm.processor import load_tokenizer
