@@ -13,9 +13,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_hf_vlm import RECORDS, inputs, table_of, theirs
 from tiny_runs import Shapes
 from vlm_families import write
+from vlm_trial import RECORDS, inputs, run_table, theirs
 
 from graftwork import weights
 from graftwork.build import compose
@@ -51,7 +51,7 @@ def trained(
     folder: Path, out: Path, method: dict[str, Any], lookup: DictLookup = LOOKUP, memory: Sequence[str] = ()
 ) -> Opened:
     """Two steps on drawn shapes, opened again as an export does."""
-    table = table_of(folder) | {"peft": method, "data": {"source": [{"use": "shapes", "count": 8}]}}
+    table = run_table(folder) | {"peft": method, "data": {"source": [{"use": "shapes", "count": 8}]}}
     table["train"] |= {"steps": 2, "batch_size": 4, "learning_rate": 1e-2, "max_length": 512}
     table["memory"] = {"use": [*memory]}
     train(resolve(parse_run(table, Path.cwd()), lookup), lookup, out, device="cpu")
@@ -137,7 +137,7 @@ def test_a_method_that_peft_has_not_is_merged(method: dict[str, Any], folder_of:
 
 
 def test_a_head_that_is_the_embeddings_is_no_role_to_train(folder_of: Any) -> None:
-    table = table_of(folder_of("qwen2_5_vl")) | {"peft": LORA | {"also_train": ["language.head"]}}
+    table = run_table(folder_of("qwen2_5_vl")) | {"peft": LORA | {"also_train": ["language.head"]}}
     with pytest.raises(
         AdapterError,
         match=r"^peft.also_train: this model has nothing in the role 'language.head' \(from hidden states to tokens, where it is not "

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from hub_stand_in import Hub
-from test_hf_vlm import LOOKUP, table_of
 from vlm_families import write
+from vlm_trial import LOOKUP, run_table
 
 from graftwork.build import compose
 from graftwork.config.resolve import resolve
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refusal(weights: str, folder: Path) -> str:
     """What a run on these weights is refused with."""
-    table = table_of(Path(weights)) | {"peft": LORA}
+    table = run_table(Path(weights)) | {"peft": LORA}
     with pytest.raises(GraftworkError) as caught:
         compose.build(resolve(parse_run(table, folder), LOOKUP), LOOKUP, device="cpu")
     said, *others = (*caught.value.details, caught.value.sentence)
