@@ -66,7 +66,7 @@ def test_a_template_that_rewrites_earlier_answers_trains_the_last_one_alone(fold
     (tmp_path / "thinking" / "chat_template.jinja").write_text(THINKING)
     assembly = built(tmp_path / "thinking")
     first, answered, *others = RECORDS[0].turns
-    with pytest.raises(DataError, match=r"train on the last one only \(data.train_on = 'last'\)"):
+    with pytest.raises(DataError, match=r"a record can train the last one only"):
         assembly.processor.encode(RECORDS[0])
     last = replace(RECORDS[0], turns=(first, replace(answered, trained=False), *others))
     assert labelled(assembly, last) == ["<think>\n\n</think>\n\nno thanks<|im_end|>"]

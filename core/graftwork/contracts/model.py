@@ -46,6 +46,9 @@ class Processor(Protocol):
     the whole of it, neither cropped nor padded; CoordinatesRefused where there is no such size. Boxes and points in pixels need it.
     A processor may also have `complete(batch)`, which returns a collated batch with what of it is computed on the host and from
     whole rows, such as positions: in `forward` it would make the host wait for the device at each step.
+
+    With a true `trains_last_answer_only` a run gives it a sample for each answer, which is the last of its sample: for a template that
+    writes answers otherwise once others follow, such as one that leaves out what a model thought before.
     """
 
     pad_id: int

@@ -14,6 +14,7 @@ from graftwork.contracts.plan import Plan, RunContext
 from graftwork.data import cache, pipeline
 from graftwork.data.measuring import has_same_images, image_states, keep_image_states, kept_image_states
 from graftwork.data.pipeline import PipelineResult
+from graftwork.data.samples import SampleOfEachAnswer, SampleSettings
 from graftwork.data.store import Array
 from graftwork.errors import NoRoom
 
@@ -56,11 +57,14 @@ class Reading:
         return compute()
 
 
-def read(plan: Plan, lookup: Lookup) -> Reading:
-    """Read the records of a plan; those of an earlier command where nothing has changed since."""
+def read(plan: Plan, lookup: Lookup, *, sample_each_answer: bool = False) -> Reading:
+    """Read the records of a plan; those of an earlier command where nothing has changed since. With `sample_each_answer` a record becomes
+    a sample for each answer that is trained on."""
     run_context = plan.run_context
     sources: list[Any] = [restore_component(choice, lookup) for choice in run_context.sources]
     operators: list[Any] = [restore_component(choice, lookup) for choice in run_context.operators]
+    if sample_each_answer:
+        operators.append(SampleOfEachAnswer(SampleSettings(run_context.train_on)))
 
     def into(folder: Path | None) -> PipelineResult:
         return pipeline.read_records(
@@ -72,7 +76,7 @@ def read(plan: Plan, lookup: Lookup) -> Reading:
         keep_image_states(folder)
 
     try:
-        if (key := key_of(run_context, [*sources, *operators])) is not None:
+        if (key := key_of(run_context, [*sources, *operators], sample_each_answer)) is not None:
             result = into(cache.entry(key, keep, has_same_images))
             return Reading(result, kept_image_states(result.folder), key)
     except (OSError, NoRoom):
@@ -81,11 +85,12 @@ def read(plan: Plan, lookup: Lookup) -> Reading:
     return Reading(result, image_states(result.folders[0]), None)
 
 
-def key_of(run_context: RunContext, components: Sequence[Any]) -> str | None:
+def key_of(run_context: RunContext, components: Sequence[Any], sample_each_answer: bool = False) -> str | None:
     """The hash of all that records depend on but their images; None where that is not known."""
     files = [each.files() for each in components]
     if None in files:
         return None
     choices = [asdict(choice) for choice in (*run_context.sources, *run_context.operators)]
     hashes = cache.known_hashes(file for each in files for file in each)
-    return cache.key_of(choices, hashes, run_context.seed, run_context.strict_data)
+    samples = [run_context.train_on] * sample_each_answer
+    return cache.key_of(choices, hashes, run_context.seed, run_context.strict_data, *samples)

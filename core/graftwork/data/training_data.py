@@ -13,7 +13,7 @@ from graftwork import processes
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.plan import Plan, RunContext, TrainOn
+from graftwork.contracts.plan import Plan, RunContext
 from graftwork.contracts.records import Record, RecordCounts
 from graftwork.data import reading, splitting
 from graftwork.data.digest import RECORD_FIELDS, image_hash
@@ -26,6 +26,7 @@ from graftwork.data.measuring import (
     processor_files,
 )
 from graftwork.data.pipeline import PipelineResult, StageCount
+from graftwork.data.samples import marked
 from graftwork.data.sampling import Sampler
 from graftwork.data.store import Array, Joined, Mapped
 from graftwork.errors import DataError
@@ -169,7 +170,7 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
 
 def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tuple[PipelineResult, Measured]:
     """The records of a plan, and what is known of them, new or kept from an earlier run."""
-    read = reading.read(plan, lookup)
+    read = reading.read(plan, lookup, sample_each_answer=getattr(processor, "trains_last_answer_only", False))
     with tempfile.TemporaryDirectory() as folder:
         files = processor_files(processor, Path(folder))
     choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]
@@ -267,19 +268,6 @@ def _split(
             f"{len(held_out)} to validate, as records about the same image stay together; change the share, or set it to 0"
         )
     return train, held_out
-
-
-def marked(record: Record, train_on: TrainOn) -> Record:
-    """The record whose answers are marked by what a run trains on; what the data excludes is never trained on."""
-    answers = [place for place, turn in enumerate(record.turns) if turn.role == "assistant"]
-    if train_on == "all" or not answers:
-        return record
-    chosen = answers[-1:] if train_on == "last" else [place for place in answers if record.turns[place].trained]
-    turns = (
-        replace(turn, trained=place in chosen and turn.trained is not False) if turn.role == "assistant" else turn
-        for place, turn in enumerate(record.turns)
-    )
-    return replace(record, turns=tuple(turns))
 
 
 def _dropped_line(dropped: Any) -> str:

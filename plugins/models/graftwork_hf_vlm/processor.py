@@ -81,6 +81,7 @@ class HfProcessor:
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
         self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
+        self.trains_last_answer_only = self._rewrites()
         self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
@@ -109,6 +110,19 @@ class HfProcessor:
             ) from None
         return text if text.startswith(self.first) else self.first + text
 
+    def _rewrites(self) -> bool:
+        """Whether the template writes an answer otherwise once another follows it."""
+        for thought in ("", "<think>\n1\n</think>\n\n"):
+            said = [("user", "A?"), ("assistant", f"{thought}B"), ("user", "C?"), ("assistant", "D")]
+            record = Record("", tuple(Turn(role, text) for role, text in said))  # type: ignore[arg-type]
+            try:
+                whole, first = (self.render(record, count, prompt=False) for count in (4, 2))
+            except DataError:
+                continue  # It takes no such conversation, and says so where a record is one.
+            if not whole.startswith(first.rstrip()):
+                return True
+        return False
+
     def written(self, record: Record) -> Written:
         """The conversation as text. Turn by turn, so that no marker has to say where answers are."""
         self._check(record)
@@ -125,8 +139,8 @@ class HfProcessor:
                 if turn.trained is False or asks:
                     continue
                 raise DataError(
-                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; train on the last "
-                    "one only (data.train_on = 'last'), or split it into records of one answer"
+                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; a record can "
+                    "train the last one only: make one for each answer, as a run does"
                 )
             at = len(head)
             for piece in filter(None, (piece.strip() for piece in PLACE.split(turn.text))):
@@ -169,7 +183,10 @@ class HfProcessor:
 
     def _check_written(self, record: Record, whole: str) -> None:
         """DataError where the template leaves out a turn or an image."""
-        lost = [piece for turn in record.turns for piece in PLACE.split(turn.text) if piece.strip() not in whole]
+        kept = [
+            turn for turn in record.turns if not (self.trains_last_answer_only and turn.trained is False)
+        ]  # what a model thought is left out of earlier answers
+        lost = [piece for turn in kept for piece in PLACE.split(turn.text) if piece.strip() not in whole]
         if lost or whole.count(self.place) != len(record.images):
             what = f"'{lost[0][:40]}'" if lost else "an image"
             raise DataError(f"the model's chat template leaves out {what} of record '{record.id}'; change its turns")
