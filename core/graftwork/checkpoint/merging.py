@@ -221,7 +221,9 @@ def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str
         others = f", or export it to {known}" if known else ", which writes the whole model"
         raise CheckpointError(f"this checkpoint has no format '{to}'; merge it{others}")
     with unfinished(out) as work:
-        notes = adapter_formats[to](assembly, work) or ()
+        notes = [*(adapter_formats[to](assembly, work) or ())]
+        if (beside := getattr(assembly.processor, "save_beside_adapter", None)) and (note := beside(work)):
+            notes.append(note)
         read_back = _read_back(opened, work, lookup, notes)
         put_in_place(work, out)
     return read_back
