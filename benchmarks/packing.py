@@ -69,8 +69,7 @@ def records(assembly: Assembly) -> list[Encoded]:
 
 def row_lengths(micro_batch: MicroBatch) -> list[int]:
     """The tokens of each of its rows."""
-    lengths = iter([len(each.input_ids) for each in micro_batch.examples])
-    return [sum(next(lengths) for _ in range(count)) for count in micro_batch.rows]
+    return [sum(len(each.input_ids) for each in row) for row in micro_batch.by_row()]
 
 
 def step(assembly: Assembly, cut: list[MicroBatch]) -> tuple[float, float]:

@@ -14,12 +14,14 @@ from vlm_families import write
 from vlm_trial import LOOKUP, RECORDS, run_table
 
 from graftwork.build import compose
+from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
 from graftwork.contracts import IGNORED, Assembly, Batch, DictLookup, Encoded, batch_of, collate, summed_loss
 from graftwork.contracts.events import Event, RunStarted
 from graftwork.contracts.packing import MicroBatch, micro_batches, packed, rows_of
 from graftwork.errors import PlanRefused
+from graftwork.memory.rehearsal import rehearsing, watching
 from graftwork.train.loop import train
 from graftwork.train.packing import check_packing, padded_size
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
@@ -142,3 +144,18 @@ def test_attention_of_the_models_own_and_layers_with_a_state_are_refused_before_
     assert HfVlm(HfVlmSettings()).bars_packing(config) == (
         "its layers of the kind linear_attention carry a state from one to the next"
     )
+
+
+def test_a_packed_step_takes_what_was_rehearsed(tmp_path: Path) -> None:
+    table = run_table(write("llava_next", tmp_path))
+    table["train"] |= {"packing": True, "batch_size": 4, "micro_batch_size": 2, "max_length": 400}
+    table["peft"] = {"use": "lora", "on": ["language.attention", "vision"], "rank": 4}
+    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
+    with rehearsing(plan, LOOKUP, Machine(), device="cpu") as watched:
+        predicted = watched.take(2)
+    with watching(plan, LOOKUP) as watched:
+        found = watched.take(2)
+    assert predicted.tokens == 400 and predicted.shown.what
+    assert predicted.footprint.peak == pytest.approx(found.footprint.peak, rel=0.01)
+    (records,) = {len(row) for shown, row in watched.examples.items() if shown == predicted.shown}
+    assert records > 1 and sum(len(each.input_ids) for each in watched.examples[predicted.shown]) == 400

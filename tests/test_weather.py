@@ -17,6 +17,7 @@ from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
 from graftwork.contracts import DataSource, DictLookup, Image, Plan, Record, Turn, setting
+from graftwork.contracts.packing import micro_batches
 from graftwork.data.training_data import encode, load_training_data
 from graftwork.memory import budget, images
 from graftwork.memory.images import AN_IMAGE, Shown
@@ -93,7 +94,9 @@ def measured(plan: Plan) -> Iterator[int]:
         for number in range(sampler.records // train.batch_size):
             with watched.tracker.paused():
                 batch = [encode(data.records[place], processor, train.max_length) for place in sampler.batch(number)]
-            yield watched.step(batch).footprint.peak
+            limit = train.max_length if train.packing else None
+            peaks = [watched.step(cut).footprint.peak for cut in micro_batches(batch, train.micro_batch_size, limit)]
+            yield max(peaks)
 
 
 def told(plan: Plan, room: int) -> Weather:
@@ -135,6 +138,16 @@ def test_a_smaller_micro_batch_helps_where_images_cannot_be_smaller(tmp_path: Pa
         max(measured(plan_for(tmp_path / "model", sizes, tmp_path, max_length=1024, batch_size=1, micro_batch_size=1)))
         <= room
     )
+
+
+def test_packed_rows_are_told_as_they_come(qwen: Path, tmp_path: Path) -> None:
+    sizes = [(LARGE if number in (1, 6) else SMALL,) for number in range(16)]
+    plan = plan_for(qwen, sizes, tmp_path, packing=True, batch_size=4, group_by_length=False)
+    peaks = [*measured(plan)]
+    room = (min(peaks) + max(peaks)) // 2
+    found = told(plan, room)
+    assert 0 < len(found.too_large) < 4
+    assert found.too_large == tuple(number for number, peak in enumerate(peaks, 1) if peak > room)
 
 
 def test_where_all_fit_nothing_is_to_be_done(qwen: Path, tmp_path: Path) -> None:

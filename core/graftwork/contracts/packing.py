@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from graftwork.contracts.batch import IGNORED, Batch, Encoded, find_label_positions
@@ -19,6 +20,11 @@ class MicroBatch:
     examples: Sequence[Encoded]
     rows: Sequence[int] = ()
     """How many of the records, in order, share each row; empty where each has its own."""
+
+    def by_row(self) -> list[list[Encoded]]:
+        """The records of each row."""
+        examples = iter(self.examples)
+        return [[*islice(examples, count)] for count in self.rows or [1] * len(self.examples)]
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -17,6 +17,7 @@ from graftwork.config.sites import attention_sites, kernels_on
 from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor, batch_of
+from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Choice, Plan, config_of
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
@@ -64,10 +65,11 @@ class Watched:
         assembly: Assembly,
         stepper: Stepper,
         tracker: Tracker,
-        examples: Mapping[Shown, Encoded],
+        examples: Mapping[Shown, Sequence[Encoded]],
         block_bytes: int = 1,
     ) -> None:
-        """`examples` are the records of which batches are made, by their images; sizes are rounded up to multiples of `block_bytes`."""
+        """`examples` are the records of a row, one unless records are packed, by their images; sizes are rounded up to multiples of
+        `block_bytes`."""
         self.assembly, self.stepper, self.tracker, self.examples, self.block_bytes = (
             assembly,
             stepper,
@@ -77,26 +79,31 @@ class Watched:
         )
 
     def take(self, micro_batch: int) -> Step:
-        """The step of equal records that needs the most: large images leave less text, whose labels may need more."""
-        steps = [self.step([example] * micro_batch, shown) for shown, example in self.examples.items()]
+        """The step of equal rows that needs the most: large images leave less text, whose labels may need more."""
+        packing = self.stepper.settings.packing
+        steps = [
+            self.step(MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ()), shown)
+            for shown, row in self.examples.items()
+        ]
         return max(steps, key=lambda step: step.footprint.peak)
 
-    def step(self, examples: Sequence[Encoded], shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
+    def step(self, cut: MicroBatch, shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
         """Measure a step from its last micro-batch on, when all that a step can hold is allocated: the optimizer's state,
         and, unless the micro-batch is `alone`, by default where it is a whole batch, the gradients of earlier ones."""
-        stepper, tracker, count = self.stepper, self.tracker, len(examples)
+        stepper, tracker, rows = self.stepper, self.tracker, cut.by_row()
+        count = len(rows)
         if not stepper.optimizer.state:
             self._first_update()
         if count == stepper.settings.batch_size if alone is None else alone:
             stepper.clear()
         since, flops_at_start = tracker.timeline.now + 1, tracker.flops
-        self._accumulate(examples)
+        self._accumulate(cut)
         flops = tracker.flops - flops_at_start
         self._update()
         return Step(
             count,
-            max(len(example.input_ids) for example in examples),
-            max(example.num_label_tokens for example in examples),
+            max(sum(len(example.input_ids) for example in row) for row in rows),
+            max(sum(example.num_label_tokens for example in row) for row in rows),
             tracker.timeline.footprint(since, self.block_bytes),
             flops // count,
             shown,
@@ -111,16 +118,15 @@ class Watched:
             self.tracker.name_gradient(name, parameter)
         self._update()
 
-    def _accumulate(self, examples: Sequence[Encoded]) -> None:
+    def _accumulate(self, cut: MicroBatch) -> None:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         self.tracker.phase = BATCH
         with self.tracker.paused(), unset_fake_temporarily():
-            rows = (1,) * len(examples) if self.stepper.settings.packing else ()
-            batch = batch_of(self.assembly.processor, examples, rows=rows)
+            batch = batch_of(self.assembly.processor, cut.examples, rows=cut.rows)
         batch = with_numbers(batch)
         self.tracker.phase = FORWARD
-        labels = sum(example.num_label_tokens for example in examples)
+        labels = sum(example.num_label_tokens for example in cut.examples)
         self.stepper.accumulate(batch.to(self.assembly.device), self.stepper.settings.batch_size * labels)
 
     def _update(self) -> None:
@@ -161,7 +167,8 @@ def watching(
         stepper = stepper_for(assembly, plan.run_context.train)
         tracker.name_optimizer_state(stepper)
         with tracker.paused():  # the records that batches are made of are in main memory
-            examples = longest_records(assembly.processor, longest or plan.run_context.train.max_length, shown)
+            settings = plan.run_context.train
+            examples = longest_rows(assembly.processor, longest or settings.max_length, shown, packing=settings.packing)
         yield Watched(assembly, stepper, tracker, examples)
 
 
@@ -253,27 +260,31 @@ def stand_in(assembly: Assembly) -> Processor:
         return assembly.architecture.stand_in(config_of(choice), Path(folder), assembly.outputs, source)
 
 
-def longest_records(processor: Processor, longest: int, shown: Shown | None = None) -> dict[Shown, Encoded]:
-    """Records with images and as many labelled text tokens as fit into `longest`: with what is `shown`, by default the largest image that
-    fits, and with a small image where that takes less."""
+def longest_rows(
+    processor: Processor, longest: int, shown: Shown | None = None, *, packing: bool = False
+) -> dict[Shown, list[Encoded]]:
+    """The records of a row of `longest` tokens, with images and labelled text: with what is `shown`, by default the largest image that
+    fits, and with a small image where that takes less. One record, or with `packing` as many as fit, for each brings images."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
         shown = shown or images.largest_allowed(processor, longest)
-        return {each: filled(processor, each, longest) for each in ((shown, SMALL_IMAGE) if shown.what else (shown,))}
+        tried = (shown, SMALL_IMAGE) if shown.what else (shown,)
+        return {each: filled(processor, each, longest, packing) for each in tried}
 
 
-def filled(processor: Processor, shown: Shown, longest: int) -> Encoded:
-    """A record with these images and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
+def filled(processor: Processor, shown: Shown, longest: int, packing: bool) -> list[Encoded]:
+    """A row of records with these images, the last with as many labelled text tokens as still fit into `longest`."""
     example = processor.encode(images.blank_record(shown.sizes))
     if len(example.input_ids) > longest:
         raise GraftworkError(
             f"train.max_length is {longest}, and {shown} with a short question already takes "
             f"{len(example.input_ids)} tokens; allow more"
         )
-    filler = longest - len(example.input_ids)
+    short = [example] * (longest // len(example.input_ids) - 1 if packing else 0)
+    filler = longest - len(example.input_ids) * (len(short) + 1)
     ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
     image_token_mask = [*example.image_token_mask, *[False] * filler]
     labels = [IGNORED if is_image else token for is_image, token in zip(image_token_mask, ids, strict=True)]
     told = {name: [*values, *[0] * filler] for name, values in example.token_fields.items()}
-    return Encoded(ids, image_token_mask, labels, example.pixels, token_fields=told)
+    return [*short, Encoded(ids, image_token_mask, labels, example.pixels, token_fields=told)]

@@ -9,9 +9,9 @@ from typing import Any
 
 from graftwork.build import compose
 from graftwork.config.sizes import format_size
-from graftwork.contracts.batch import Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
+from graftwork.contracts.packing import MicroBatch, rows_of
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.records import Record
 from graftwork.data.image_sizes import UNKNOWN, Size, sizes_of
@@ -125,24 +125,28 @@ class Course:
     processor: Processor
     records: Sequence[Record]
     sizes: Sequence[tuple[Size, ...]]
-    members: Sequence[Sequence[int]]
-    """The records of each micro-batch, by their places."""
+    members: Sequence[Sequence[Sequence[int]]]
+    """The rows of each micro-batch: the records of each, by their places."""
     steps: Array
     """Which batch each belongs to, counted from 0."""
     points: Array
-    """What each has: padded tokens, the tokens of its longest record, those of its images, those of its largest image, labels, and whether gradients
+    """What each has: padded tokens, the tokens of its longest row, those of its images, those of its largest image, labels, and whether gradients
     are there before it; `[micro-batches, 6]`."""
     batches: int
     max_length: int
+    packing: bool
     alone: bool
     """Whether each is a whole batch."""
 
-    def examples(self, number: int) -> list[Encoded]:
-        """The records of a micro-batch with black images in the place of their own."""
-        return [
+    def micro_batch(self, number: int) -> MicroBatch:
+        """A micro-batch with black images in the place of its own."""
+        rows = self.members[number]
+        examples = [
             encode(with_blanks(self.records[place], self.sizes[place]), self.processor, self.max_length)
-            for place in self.members[number]
+            for row in rows
+            for place in row
         ]
+        return MicroBatch(examples, [len(row) for row in rows] if self.packing else ())
 
     def names(self, number: int) -> tuple[str, ...]:
         """Some records of a micro-batch, those with the largest images first."""
@@ -150,7 +154,7 @@ class Course:
         def pixels(place: int) -> int:
             return sum(width * height for width, height in self.sizes[place])
 
-        places = sorted(dict.fromkeys(self.members[number]), key=pixels, reverse=True)
+        places = sorted(dict.fromkeys(place for row in self.members[number] for place in row), key=pixels, reverse=True)
         sizes = [", ".join(f"{w} x {h}" for w, h in self.sizes[place][:NAMED]) for place in places]
         named = [
             f"{self.records[place].place} ({each})" if each else self.records[place].place
@@ -232,8 +236,8 @@ class Forecast:
         """What a micro-batch needs, rehearsed."""
         self.listen(f"batch {int(course.steps[number]) + 1:,} of {course.batches:,}")
         with self.on_real_tensors():
-            examples = course.examples(number)
-        step = self.counted.whole(self.counted.watched.step(examples, alone=course.alone))
+            cut = course.micro_batch(number)
+        step = self.counted.whole(self.counted.watched.step(cut, alone=course.alone))
         self.rehearsals += 1
         self.known.points.append(course.points[number])
         self.known.peaks.append(step.footprint.peak)
@@ -304,22 +308,37 @@ class Forecast:
         batches = steps_for(sampler.records, settings.batch_size, settings.epochs, settings.steps)
         tokens, largest = image_tokens(processor, sizes)
         labels = numpy.array([self.labels_of(processor, record) for record in data.records])
-        members: list[list[int]] = []
+        members: list[list[list[int]]] = []
         steps: list[int] = []
         for step in range(batches):
             for share in self.shares([place for place in sampler.batch(step) if UNKNOWN not in sizes[place]]):
-                members += [share[start : start + per_step] for start in range(0, len(share), per_step)]
+                rows = [[place] for place in share]
+                if settings.packing:
+                    rows = [
+                        [share[n] for n in row] for row in rows_of(data.lengths[share].tolist(), settings.max_length)
+                    ]
+                members += [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
                 steps += [step] * (len(members) - len(steps))
         alone = -(-settings.batch_size // self.counted.processes) <= per_step
 
-        def point(places: list[int]) -> tuple[int, ...]:
-            longest = int(data.lengths[places].max())
+        def point(rows: list[list[int]]) -> tuple[int, ...]:
+            places = [place for row in rows for place in row]
+            longest = max(int(data.lengths[row].sum()) for row in rows)
             seen = int(tokens[places].sum()), int(largest[places].max()), int(labels[places].sum())
-            return (len(places) * longest, longest, *seen, int(not alone))
+            return (len(rows) * longest, longest, *seen, int(not alone))
 
-        points = numpy.array([point(places) for places in members], dtype=numpy.int64)
+        points = numpy.array([point(rows) for rows in members], dtype=numpy.int64)
         return Course(
-            processor, data.records, sizes, members, numpy.array(steps), points, batches, settings.max_length, alone
+            processor,
+            data.records,
+            sizes,
+            members,
+            numpy.array(steps),
+            points,
+            batches,
+            settings.max_length,
+            settings.packing,
+            alone,
         )
 
     def shares(self, places: list[int]) -> Iterator[list[int]]:
