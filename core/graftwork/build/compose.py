@@ -204,12 +204,15 @@ def _processor(
     outputs: Mapping[str, TowerOutput],
 ) -> Processor:
     """The processor of a checkpoint, or else the one beside the base weights, or beside the configuration while there are
-    no weights."""
+    no weights. In a rehearsal too it is the host's, which may look at numbers."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     folder = source.folder or folder_of(choice)
     if choice.folder and not (folder and folder.is_dir()):
         folder = Path(choice.folder)
     try:
-        return cast(Processor, InView(architecture.processor(config_of(choice), folder, outputs)))
+        with unset_fake_temporarily():
+            return cast(Processor, InView(architecture.processor(config_of(choice), folder, outputs)))
     except WeightsError as error:
         if source.folder or not source.may_lack:
             raise
