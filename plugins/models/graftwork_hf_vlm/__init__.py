@@ -27,6 +27,8 @@ from graftwork.weights import LazyTensor
 if TYPE_CHECKING:
     from torch import nn
 
+    from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, Reference
+
 VOLATILE = frozenset(
     {
         *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"),
@@ -191,6 +193,29 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
         write(source or folder, folder)
         return self.processor(config, folder, outputs)
+
+    def import_from(
+        self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> ImportPlan | None:
+        """A whole model of transformers, or its configuration beside an adapter."""
+        if "vision_config" not in folder.json("config.json"):
+            return None  # before transformers is imported
+        from graftwork_hf_vlm.external import read
+
+        return read(self, folder, adapter)
+
+    def reference(self, assembly: Assembly) -> Reference:
+        """The assembled model as it is, which is of transformers' class."""
+        from graftwork_hf_vlm.external import around
+
+        model = assembly.model
+        return around(model, model.config, lambda batch: model.logits(model(batch)))
+
+    def open_elsewhere(self, folder: Path) -> Reference:
+        """The model in a folder, by transformers."""
+        from graftwork_hf_vlm.external import opened_by_transformers
+
+        return opened_by_transformers(folder)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""

@@ -88,8 +88,7 @@ def whole_modules(model: nn.Module, besides: Collection[str]) -> list[str]:
 
 def notes(assembly: Assembly, layers: Collection[str]) -> Iterator[str]:
     """Of which layers another program's model has other names: a vision tower of Graftwork's is published under others."""
-    towers = [module for part in assembly.towers for module in assembly.structure.roles[f"vision.{part}"]]
-    if vision := [name for name in layers if within(name, towers)]:
+    if vision := [name for name in layers if within(name, assembly.tower_modules)]:
         yield (
             f"{len(vision)} of its {len(layers)} layers lie in vision towers, under their names in Graftwork's model: peft finds them "
             "there, and not in another program's"
