@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ def script() -> Any:
     spec = importlib.util.spec_from_file_location("rehearse", RECIPES / "rehearse.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 
