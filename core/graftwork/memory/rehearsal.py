@@ -29,8 +29,8 @@ from graftwork.memory.tracking import Tracker
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
-LARGEST_CONSTANT = 1 << 26
-"""Of how many numbers a tensor may be that keeps them in a rehearsal."""
+LARGEST_CONSTANT = 1 << 28
+"""Of how many numbers a tensor may be that keeps them in a rehearsal: the tiles of 16 images are more than 1 << 26."""
 
 
 @dataclass(frozen=True)
