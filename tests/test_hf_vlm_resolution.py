@@ -14,7 +14,8 @@ from tiny_runs import Shapes
 from vlm_families import write
 
 from graftwork.build.outline import outline
-from graftwork.checkpoint.merging import merge
+from graftwork.checkpoint.ancestry import beginning
+from graftwork.checkpoint.merging import export, merge
 from graftwork.checkpoint.store import open_checkpoint
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
@@ -22,7 +23,7 @@ from graftwork.config.runfile import parse_run
 from graftwork.conformance import specimens
 from graftwork.contracts import DictLookup, Record, Turn
 from graftwork.data import load_image
-from graftwork.errors import PlanRefused
+from graftwork.errors import CheckpointError, PlanRefused
 from graftwork.train.loop import train
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
 from graftwork_hf_vlm.resolution import pixels_of
@@ -36,7 +37,12 @@ FOLLOWED = [
     ("qwen2_5_vl", {"min_pixels": 30000, "max_pixels": 40000}, 30000, 40000),
     ("llava_next", {"max_tiles": 2}, 2 * 56**2, 3 * 56**2),
     ("idefics3", {"max_tiles": 1}, 64**2, 64**2),
+    ("internvl", {"max_tiles": 2}, 2 * 56**2, 3 * 56**2),
+    ("ovis2", {"max_tiles": 2}, 2 * 56**2, 3 * 56**2),
+    ("glm4v", {"min_pixels": 30000, "max_pixels": 40000}, 30000, 40000),
+    ("mistral3", {"max_pixels": 6400}, 3136, 6400),
 ]
+"""A family, settings, and the least and the most pixels that an image of 300 x 200 has then."""
 
 
 def processor_of(folder: Path, settings: dict[str, Any]) -> Any:
@@ -54,6 +60,7 @@ def table_of(folder: Path, **settings: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' GLM-4V, in numpy 2
 @pytest.mark.parametrize(("name", "settings", "least", "most"), FOLLOWED)
 def test_a_setting_is_followed_and_written_so_that_transformers_makes_the_same_pixels(
     name: str, settings: dict[str, Any], least: int, most: int, tmp_path: Path
@@ -119,8 +126,16 @@ def test_a_checkpoint_and_what_is_merged_from_it_see_images_as_the_run_did(
     opened = open_checkpoint(tmp_path / "out", LOOKUP, device="cpu", precision="fp32")
     pixels = opened.assembly.processor.encode(LARGE).pixels["pixel_values"]
     assert least <= pixels_of(opened.assembly.processor.hf, 300, 200) <= most  # type: ignore[attr-defined]
+    notes = export(opened, "peft", tmp_path / "peft", LOOKUP).notes
+    assert notes[-1].startswith("the adapter was trained on images of other sizes than the base's folder says")
     merge(opened, tmp_path / "merged", LOOKUP)
-    plain = transformers.AutoImageProcessor.from_pretrained(tmp_path / "merged", backend="pil")
-    assert torch.equal(plain([[load_image(LARGE.images[0])]], return_tensors="pt")["pixel_values"], pixels)
+    for written in ("peft", "merged"):
+        plain = transformers.AutoImageProcessor.from_pretrained(tmp_path / written, backend="pil")
+        assert torch.equal(plain([[load_image(LARGE.images[0])]], return_tensors="pt")["pixel_values"], pixels)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config.get("image_grid_pinpoints") == (plan.model_spec.model.config or {}).get("image_grid_pinpoints")
+
+    others = table_of(folder, **{name: value + 1 for name, value in settings.items()})
+    others["peft"] |= {"init_from": str(tmp_path / "out")}
+    with pytest.raises(CheckpointError, match=rf"model.{next(iter(settings))} is \d+ there, and \d+ here"):
+        beginning(resolve(parse_run(others, Path.cwd()), LOOKUP), LOOKUP)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_hf_vlm import LOOKUP, RECORDS, table_of
 from tiny_runs import PlanOf, Shapes, ShapesSettings, plan_of
 from torch import Tensor
 from vlm_families import write
+from vlm_trial import LOOKUP, RECORDS, run_table
 
 from graftwork.build import compose
 from graftwork.config.resolve import resolve
@@ -85,7 +85,7 @@ def equals_unpacked(assembly: Assembly, encoded: list[Encoded], limit: int) -> l
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "idefics3", "gemma3"])
 def test_a_model_of_transformers_learns_the_same(name: str, tmp_path: Path) -> None:
-    plan = resolve(parse_run(table_of(write(name, tmp_path)), Path.cwd()), LOOKUP)
+    plan = resolve(parse_run(run_table(write(name, tmp_path)), Path.cwd()), LOOKUP)
     assembly = compose.build(plan, LOOKUP, device="cpu")
     encoded = [assembly.processor.encode(record) for record in RECORDS]
     assert max(equals_unpacked(assembly, encoded, 420)) > 1
@@ -128,7 +128,7 @@ def test_a_model_that_mixes_the_records_of_a_row_is_refused(base: Path, lookup: 
 def test_attention_of_the_models_own_and_layers_with_a_state_are_refused_before_anything_is_built(
     tmp_path: Path,
 ) -> None:
-    table = table_of(write("llava_next", tmp_path))
+    table = run_table(write("llava_next", tmp_path))
     table["model"]["attention"] = "own"
     table["train"]["packing"] = True
     with pytest.raises(PlanRefused) as caught:

@@ -76,6 +76,8 @@ def build(
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
     base, newly_initialised = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
+    if trained is None:
+        refuse_empty_roles(assembly)
     assembly.base_files = account_for(base, structure, model_spec)
     available = base.tensors
     check_complete(model_spec, structure, available, newly_initialised, trained or {})
@@ -281,6 +283,18 @@ def adapt(
         },
     )
     return names
+
+
+def refuse_empty_roles(assembly: Assembly) -> None:
+    """AdapterError for a role to train that this model has nothing in, such as the head of a model that has tied it."""
+    spec, roles = assembly.plan.model_spec, assembly.structure.roles
+    for key, wanted in (("on", spec.on), ("also_train", spec.also_train)):
+        if empty := [role for role in wanted if not modules_of(roles, [role])]:
+            what = assembly.architecture.roles.get(empty[0], "")
+            raise AdapterError(
+                f"peft.{key}: this model has nothing in the role '{empty[0]}'{f' ({what})' if what else ''}; choose among "
+                f"{', '.join(role for role in roles if roles[role])}"
+            )
 
 
 def prepare(assembly: Assembly) -> None:

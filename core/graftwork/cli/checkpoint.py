@@ -205,6 +205,8 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     )
     if certificate.share:
         console.print(f"  kept      {certificate.share}", soft_wrap=True)
+    if certificate.rounded:
+        console.print(f"  rounded   {certificate.rounded}", soft_wrap=True)
     if certificate.carried:
         console.print(f"  carried   {', '.join(certificate.carried)}, from the base", soft_wrap=True)
     if certificate.not_carried:

@@ -59,6 +59,8 @@ class PixelSettings:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resample: int = 3
+    """The filter by which images are scaled, as Pillow numbers them; 3 is bicubic."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Processor(Protocol):
 
     A processor may have `resized(record)`: for each image its size in pixels, width and height, and the size in which the model gets
     the whole of it, neither cropped nor padded; CoordinatesRefused where there is no such size. Boxes and points in pixels need it.
+    A processor may have `save_beside_adapter(folder)`, which writes into the folder of an exported adapter what of it is not as the
+    base's folder has it, and returns a sentence about that; empty for nothing.
     A processor may also have `complete(batch)`, which returns a collated batch with what of it is computed on the host and from
     whole rows, such as positions: in `forward` it would make the host wait for the device at each step.
 

@@ -21,7 +21,7 @@ from graftwork.jobs.messages import Listener, Looking, Rehearsing, ignore
 from graftwork.jobs.run import Run, installed
 from graftwork.memory import budget, images
 from graftwork.memory.budget import CandidateSearch
-from graftwork.memory.images import Shown
+from graftwork.memory.images import AN_IMAGE, Shown
 from graftwork.memory.weather import Forecast, Weather
 
 
@@ -90,9 +90,10 @@ def plan(
     outline = outline_of(resolved, lookup, machine)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):
         missing_files.append(f"model: {outline.no_processor}")
-    search, unknown_images = None, ""
+    search, shown, unknown_images = None, None, ""
     if rehearse and outline.trained:
-        shown, unknown_images = images_of(resolved, lookup, on_event)
+        if not outline.no_processor:
+            shown, unknown_images = images_of(resolved, lookup, on_event)
         search = budget.search_candidates(
             resolved,
             lookup,
@@ -120,8 +121,8 @@ def weather_of(
     memory = (plan.run_context.candidates or [plan.run_context.memory])[search.candidates.index(search.best)]
     chosen = budget.with_candidate(plan, memory, search.best.steps[-1].micro_batch)
     listen(Looking("the batches of the data"))
-    with budget.counting(chosen, lookup, machine, search.device, processes=processes) as counted:
-        return Forecast(chosen, lookup, counted, search.budget).weather()
+    with budget.counting(chosen, lookup, machine, search.device, processes=processes, shown=AN_IMAGE) as counted:
+        return Forecast(chosen, lookup, counted, search.budget, lambda what: listen(Looking(what))).weather()
 
 
 def images_of(plan: Plan, lookup: Lookup, listen: Listener) -> tuple[Shown | None, str]:

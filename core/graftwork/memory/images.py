@@ -22,8 +22,9 @@ UNEQUAL = ((1024, 1024), (2048, 512), (512, 2048))
 """Sizes that all take as many tokens as a small image where a processor gives every image the same."""
 ASPECTS = (1.0, 4 / 3, 3 / 4, 2.0, 1 / 2)
 """Width to height of the images that are tried, the first of those that take the most tokens is shown."""
-LARGEST = 1 << 24
-"""The pixels of the largest image that is tried."""
+LARGE, LARGEST = 1 << 20, 1 << 24
+"""The pixels from which on an image that takes no more tokens than one of a quarter shows that none takes more, and of the largest that is
+tried."""
 TRIED = 32
 """The records of how many sizes are tried, of those with the most pixels, with the longest short sides, and with the most images."""
 MAX_RECORDS = 64
@@ -94,15 +95,20 @@ def largest_allowed(processor: Processor, max_length: int) -> Shown:
     def fits(pixels: float, aspect: float) -> bool:
         return length_of(processor, [sized(pixels, aspect)]) <= max_length
 
-    found: list[tuple[float, float, float]] = []
-    for aspect in ASPECTS:
-        pixels = float(math.prod(SMALL))
-        while pixels < LARGEST and fits(4 * pixels, aspect):
-            pixels *= 4
-        found.append((length_of(processor, [sized(pixels, aspect)]), -pixels, aspect))
-    length, pixels, aspect = max(found, key=lambda each: (each[0] <= max_length, each[0]))
-    pixels = -pixels
-    if pixels >= LARGEST:
+    def grown(aspect: float) -> tuple[float, float, float, bool]:
+        """The tokens of the largest image of a shape that was tried and fits, its pixels, its shape, and whether a larger one fits too."""
+        pixels, length = float(math.prod(SMALL)), length_of(processor, [sized(math.prod(SMALL), aspect)])
+        while pixels < LARGEST:
+            larger = length_of(processor, [sized(4 * pixels, aspect)])
+            if larger > max_length:
+                return length, pixels, aspect, False
+            if larger == length and pixels >= LARGE:
+                break  # Images have long been scaled down to the same.
+            pixels, length = 4 * pixels, larger
+        return length, pixels, aspect, True
+
+    length, pixels, aspect, is_full = max(map(grown, ASPECTS), key=lambda each: (each[0] <= max_length, each[0]))
+    if is_full:
         smaller = last(lambda power: length_of(processor, [sized(pixels / 4**power, aspect)]) == length, range(1, 7))
         return Shown((sized(pixels / 4**smaller, aspect),), "an image at the model's full resolution")
     growth = last(lambda step: fits(pixels * 4 ** (step / 32), aspect), range(1, 32))

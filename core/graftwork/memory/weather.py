@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -162,11 +162,20 @@ class Course:
 class Forecast:
     """Tells the weather of a plan by rehearsals of some of its micro-batches on one model."""
 
-    def __init__(self, plan: Plan, lookup: Lookup, counted: Counted, budget: int) -> None:
-        self.plan, self.lookup, self.counted, self.budget = plan, lookup, counted, budget
+    def __init__(
+        self,
+        plan: Plan,
+        lookup: Lookup,
+        counted: Counted,
+        budget: int,
+        listen: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """`counted` is the plan's model; `listen` is called with what is looked at before it takes a while."""
+        self.plan, self.lookup, self.counted, self.budget, self.listen = plan, lookup, counted, budget, listen
         self.known, self.rehearsals = Known(), 0
         self.labels: dict[str, int] = {}
-        """Of each record, by its id."""
+        """Of each record, by its id, as the sizes of its images."""
+        self.sizes: dict[str, tuple[Size, ...]] = {}
 
     def weather(self) -> Weather:
         """The weather of the plan, and what clears it up."""
@@ -221,6 +230,7 @@ class Forecast:
 
     def peak(self, course: Course, number: int) -> int:
         """What a micro-batch needs, rehearsed."""
+        self.listen(f"batch {int(course.steps[number]) + 1:,} of {course.batches:,}")
         with self.on_real_tensors():
             examples = course.examples(number)
         step = self.counted.whole(self.counted.watched.step(examples, alone=course.alone))
@@ -237,6 +247,10 @@ class Forecast:
             return None, None
         area = max((width * height for each in course.sizes for width, height in each), default=0)
         low, high = 0, int(min(area, settings[PIXELS] or area) ** 0.5 / SIDE)
+        try:
+            compose.processor_of(with_pixels(self.plan, area), self.lookup)
+        except GraftworkError:
+            return None, None  # The model has the setting, and its processor does not follow it.
         peak = None
         while low < high:
             middle = (low + high + 1) // 2
@@ -283,7 +297,9 @@ class Forecast:
 
         settings, processor = plan.run_context.train, compose.processor_of(plan, self.lookup)
         data = load_training_data(plan, self.lookup, processor)
-        sizes = sizes_of(data.records).of_records()
+        new = [record for record in data.records if record.id not in self.sizes]
+        self.sizes |= zip((record.id for record in new), sizes_of(new).of_records(), strict=True)
+        sizes = [self.sizes[record.id] for record in data.records]
         sampler, per_step = data.sampler(plan.run_context), micro_batch_of(plan)
         batches = steps_for(sampler.records, settings.batch_size, settings.epochs, settings.steps)
         tokens, largest = image_tokens(processor, sizes)

@@ -84,7 +84,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kind, own = whole.get("model_type"), " without code of its own, which is never run" * ("auto_map" in whole)
             raise WeightsError(
                 f"transformers {transformers.__version__} cannot read the configuration of a '{kind}' model in '{folder}'{own} "
-                f"({str(error).splitlines()[0][:120]}); install a transformers that knows it, or name another folder"
+                f"({str(error).splitlines()[0].partition('. ')[0][:120]}); install a transformers that knows it, or name another folder"
             ) from None
         if why := lacking(config):
             raise WeightsError(
@@ -194,10 +194,9 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""
-        from graftwork_hf_vlm.model import save
+        from graftwork_hf_vlm.writing import write
 
-        save(assembly.model, folder)
-        assembly.processor.save(folder)
+        write(assembly, folder)
 
 
 def without_volatile(value: Any) -> Any:

@@ -18,7 +18,7 @@ from graftwork.weights import read_json
 
 TEMPLATE = "chat_template.jinja"
 SETTINGS = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *("config.json", "generation_config.json", "*preprocessor_config.json", "processor_config.json", "chat_template.*"),
 )
 """What a processor is read from besides its tokenizer."""
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
@@ -62,7 +62,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
         made = constructed(type(kind.__name__, (kind,), members), parts, settings)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise WeightsError(
-            f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0][:160]}); install what it names, or fetch its "
+            f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0].partition('. ')[0][:160]}); install what it names, or fetch its "
             "files again; images are read without torchvision here, so a model that needs it cannot be trained"
         ) from None
     made.chat_template = template_in(folder) or getattr(parts["tokenizer"], "chat_template", None)

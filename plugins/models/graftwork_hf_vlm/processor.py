@@ -293,7 +293,14 @@ class HfProcessor:
         for file in {file for pattern in FILES for file in self.folder.glob(pattern)}:
             shutil.copyfile(file, folder / file.name)
         if self.changes:
-            resolution.write_told(folder, self.changes)
+            resolution.write_told(self.folder, self.changes, folder)
+
+    def save_beside_adapter(self, folder: Path) -> str:
+        """Write the files that say the sizes of images where they are not those of the base's folder, and say so; else nothing."""
+        if not self.changes:
+            return ""
+        names = resolution.write_told(self.folder, self.changes, folder)
+        return f"the adapter was trained on images of other sizes than the base's folder says: use it with {' and '.join(names)} of this one"
 
 
 def overlaps(token: Span, spans: Sequence[Span]) -> bool:

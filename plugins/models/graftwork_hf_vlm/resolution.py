@@ -178,21 +178,24 @@ def resized(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 def blank(processor: Any, size: tuple[int, int]) -> Any:
     """What the image processor makes of a blank image of this size."""
-    images, *_ = processor.prepare_inputs_layout(images=[[PILImage.new("RGB", size)]], text=[""])
-    return processor._process_images(images, **call_settings(processor))[0]
+    images = processor.image_processor
+    known = {
+        name: value for name, value in call_settings(processor).items() if name in images.valid_kwargs.__annotations__
+    }
+    return images([[PILImage.new("RGB", size)]], **{**known, "return_tensors": "pt"})
 
 
-def write_told(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Say it in the files that transformers reads an image processor, and a model's configuration, from."""
-    own = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+def write_told(source: Path, changes: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write the files of `source` in which transformers reads an image processor, and a model's configuration, with the changes; their
+    names."""
+    own = read_json(source / PROCESSOR) if (source / PROCESSOR).is_file() else {}
     if "image_processor" in own:
-        rewrite(folder / PROCESSOR, {**own, "image_processor": {**own["image_processor"], **changes}})
+        files = {PROCESSOR: {**own, "image_processor": {**own["image_processor"], **changes}}}
     else:
-        rewrite(folder / IMAGES, {**read_json(folder / IMAGES), **changes})
+        files = {IMAGES: {**read_json(source / IMAGES), **changes}}
     if PINPOINTS in changes:
-        rewrite(folder / "config.json", {**read_json(folder / "config.json"), PINPOINTS: changes[PINPOINTS]})
-
-
-def rewrite(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as transformers does."""
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        files["config.json"] = {**read_json(source / "config.json"), PINPOINTS: changes[PINPOINTS]}
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    return [*files]
