@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from vlm_families import CHATML, FAMILIES, PARTS, write
 from vlm_folders import LANGUAGE, UTTERANCES, VISION, write_family
+from vlm_grids import ERNIE
 from vlm_trial import LOOKUP, READ, RECORDS, built, labelled, logits_error, run_table, seen, theirs
 
 from graftwork.build import compose
@@ -138,6 +140,18 @@ def test_a_processor_is_read_whose_videos_or_module_ask_for_more(name: str, fold
 @pytest.mark.parametrize("name", ["aya_vision", "hyperclovax_vision_v2"])
 def test_logits_are_scaled_as_transformers_does(name: str, folder_of: Any) -> None:
     assert logits_error(built(folder_of(name)), theirs(folder_of(name))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of transformers, with numpy 2
+def test_experts_that_are_parted_between_text_and_images_are_read_and_written_under_published_names(
+    tmp_path: Path,
+) -> None:
+    assembly = built(write_family(ERNIE, tmp_path / "ernie"))
+    assert logits_error(assembly, theirs(tmp_path / "ernie")) < 1e-5
+    assembly.architecture.write(assembly, tmp_path / "again")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("ernie", "again"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    assert any(re.search(r"experts\.\d+\.gate_proj", name) for name in one)
 
 
 def test_what_is_the_same_for_all_images_is_kept_whole() -> None:

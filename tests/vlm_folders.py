@@ -72,8 +72,6 @@ class Family:
     """The tokens that the processor asks its tokenizer for by name."""
     processing: dict[str, Any] = field(default_factory=dict)
     resizing: dict[str, Any] = field(default_factory=dict)
-    unrehearsed: str = ""
-    """Why a step of it cannot be rehearsed, as its refusal says."""
 
 
 def write_family(family: Family, folder: Path) -> Path:

@@ -188,7 +188,6 @@ ERNIE = Family(
     processor="Ernie4_5_VLMoeProcessor",
     images="Ernie4_5_VLMoeImageProcessor",
     resizing={"size": {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}},
-    unrehearsed="reads a number out of a tensor",
 )
 GEMMA4 = Family(
     special=(
@@ -346,21 +345,6 @@ GRIDS = {
         processor="Glm46VProcessor",
         images="Glm46VImageProcessor",
     ),
-    "glm4v_moe": replace(
-        GLM,
-        config="Glm4vMoeConfig",
-        table=lambda id: {
-            **GLM.table(id),
-            "text_config": {
-                **GLM.table(id)["text_config"],
-                "moe_intermediate_size": 32,
-                "num_experts_per_tok": 2,
-                "n_routed_experts": 4,
-                "first_k_dense_replace": 1,
-            },
-        },
-    ),
-    "ernie4_5_vl_moe": ERNIE,
     "paddleocr_vl": PADDLE,
     "mistral3": MISTRAL,
     "lighton_ocr": replace(

@@ -192,7 +192,7 @@ def peaks(folder: Path) -> tuple[int, int]:
     """The peak of a step in bytes, rehearsed on fake tensors and tracked on real ones."""
     table = run_table(folder)
     table["peft"] = {"use": "lora", "on": ["language.attention", "vision"], "rank": 4}
-    table["train"] |= {"batch_size": 2, "max_length": 256}
+    table["train"] |= {"batch_size": 2, "max_length": 512}
     plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
     with rehearsing(plan, LOOKUP, Machine(), device="cpu") as watched:
         predicted = watched.take(2).footprint.peak
