@@ -118,8 +118,6 @@ def weather_of(
         raise GraftworkError("weather needs to know the memory; set memory.budget, or give --device-memory")
     if not plan.run_context.sources:
         raise GraftworkError("weather needs data; name a source in data.source")
-    if plan.run_context.train.packing:
-        raise GraftworkError("the weather of packed rows is not known; set train.packing to false")
     memory = (plan.run_context.candidates or [plan.run_context.memory])[search.candidates.index(search.best)]
     chosen = budget.with_candidate(plan, memory, search.best.steps[-1].micro_batch)
     listen(Looking("the batches of the data"))
