@@ -151,14 +151,14 @@ def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     """Predicted, and measured by the CUDA allocator."""
     from graftwork.build import compose
     from graftwork.contracts import collate, stepper_for
-    from graftwork.memory.rehearsal import longest_record
+    from graftwork.memory.rehearsal import longest_records
 
     with rehearsing(plan, catalog, detect_machine(), device="cuda") as watched:
         predicted = watched.take(micro_batch).footprint.peak
     assembly = compose.build(plan, catalog, device="cuda")
     assembly.model.train()
     stepper = stepper_for(assembly, plan.run_context.train)
-    example = longest_record(assembly, plan.run_context.train.max_length)
+    (example,) = longest_records(assembly.processor, plan.run_context.train.max_length).values()
     micro_batches = 1 if plan.run_context.train.batch_size == micro_batch else 2
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()

@@ -25,8 +25,8 @@ from graftwork.contracts import (
 from graftwork.foreign.diagnosis import diagnose
 from graftwork.foreign.importing import import_folder
 from graftwork.weights import LazyTensor, open_weights
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
+from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_mgm import TOWERS, MgmGemma, MgmSettings
 from graftwork_mgm.processor import MgmProcessor
 

@@ -365,6 +365,7 @@ def test_the_report_draws_a_step_and_says_what_was_predicted_and_measured() -> N
     search = budget.CandidateSearch("cuda", None, (budget.Candidate((), (Step(1, 8, 4, found, 7),)),), 0, "it fits")
     assert memory_facts(search, 3 << 30) == {
         "rehearsed": "it fits",
+        "rehearsed with": "records of 8 tokens, 4 of them an image's and all others labelled",
         "predicted peak": "3.0 GiB",
         "measured peak": "3.0 GiB",
     }

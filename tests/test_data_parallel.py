@@ -15,6 +15,7 @@ from graftwork import processes
 from graftwork.build import compose
 from graftwork.cli import main
 from graftwork.contracts import IGNORED, DictLookup, Encoded, stepper_for
+from graftwork.contracts.packing import MicroBatch
 from graftwork.errors import CheckpointError, GraftworkError, PlanRefused
 from graftwork.evaluate import questions
 from graftwork.jobs import launching
@@ -32,7 +33,8 @@ def test_alone_a_process_has_everything() -> None:
     assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
     assert processes.all_gather_object("thing") == ["thing"]
     assert data_parallel.strided_slice([4, 2, 9]) == [4, 2, 9]
-    share = data_parallel.Share([[example(3, images=4), example(4)], [example(5)]], images=2)
+    examples = [MicroBatch([example(3, images=4), example(4)]), MicroBatch([example(5)])]
+    share = data_parallel.Share(examples, images=2)
     assert data_parallel.tally(share) == data_parallel.Tally(3, 3, 2, 12, 2)
 
 
@@ -48,14 +50,18 @@ def test_records_are_shared_so_that_each_has_one_owner(monkeypatch: pytest.Monke
 
 
 def test_in_step_every_micro_batch_has_images_and_none_has_more_labels() -> None:
-    mine = [[example(3, images=1)], [example(4)]]
+    mine = [MicroBatch([example(3, images=1)]), MicroBatch([example(4)])]
     filled = data_parallel.pad_micro_batches(mine, data_parallel.Tally(5, 5, 2, 20, 3), example(2, images=1))
-    assert [len(micro_batch) for micro_batch in filled] == [1, 2, 1]
-    assert all(any(each.pixels for each in micro_batch) for micro_batch in filled)
-    assert [sum(each.num_label_tokens for each in micro_batch) for micro_batch in filled] == [1, 1, 0]
-    assert [len(micro_batch) for micro_batch in mine] == [1, 1]
+    assert [len(micro_batch.examples) for micro_batch in filled] == [1, 2, 1]
+    assert all(any(each.pixels for each in micro_batch.examples) for micro_batch in filled)
+    assert [sum(each.num_label_tokens for each in micro_batch.examples) for micro_batch in filled] == [1, 1, 0]
+    assert [len(micro_batch.examples) for micro_batch in mine] == [1, 1]
+    packed = data_parallel.pad_micro_batches(
+        [MicroBatch([example(4)] * 3, (2, 1))], data_parallel.Tally(5, 5, 2, 20, 2), example(2, images=1)
+    )
+    assert [each.rows for each in packed] == [(2, 1, 1), ()]
     without = data_parallel.pad_micro_batches(mine[1:], data_parallel.Tally(5, 5, 2, 20, 2), example(2))
-    assert [len(micro_batch) for micro_batch in without] == [1, 1]
+    assert [len(micro_batch.examples) for micro_batch in without] == [1, 1]
 
 
 def joined(

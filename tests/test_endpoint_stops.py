@@ -14,8 +14,8 @@ import pytest
 from chat_server import Act, Body, ChatServer, ask, asked, completion, echo, failure, prompt, source_of, writer_of
 
 from graftwork.contracts import Reply
-from graftwork.data.cache import cache_folder
 from graftwork.errors import DataError, NoRoom
+from graftwork.processes import cache_folder
 from graftwork.writers import attempts
 from graftwork.writers.endpoint import EndpointSource
 from graftwork.writers.replies import FILE

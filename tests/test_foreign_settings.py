@@ -15,9 +15,9 @@ from mgm_folders import GOLDEN, config_folder
 from graftwork import NoSettings, weights
 from graftwork.contracts import refuse_quantized, unknown_settings
 from graftwork.errors import WeightsError
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
 from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
+from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_lora.peft_folders import Reading, plain
 from graftwork_mgm import MgmGemma, MgmLlama, MgmSettings
 from graftwork_mgm.processor import load_tokenizer
@@ -198,7 +198,9 @@ def test_quantized_weights_are_called_so(tmp_path: Path, how: dict[str, Any], sa
     for reader, source in ((MgmGemma(MgmSettings()), "full"), (CLIP, "clip")):
         with pytest.raises(WeightsError, match=said):
             reader.configuration(config_folder(tmp_path, source, quantization_config=how))
-    refuse_quantized(tmp_path, {"quantization_config": None})
+    with pytest.raises(WeightsError, match=said):
+        refuse_quantized(tmp_path, {"text_config": {"quantization_config": how}})
+    refuse_quantized(tmp_path, {"quantization_config": None, "text_config": {"quantization_config": None}})
 
 
 def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -11,34 +10,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-import transformers
-from tiny_runs import Shapes
+from safetensors.torch import load_file
 from vlm_families import CHATML, FAMILIES, PARTS, write
+from vlm_folders import LANGUAGE, UTTERANCES, VISION, write_family
+from vlm_grids import ERNIE
+from vlm_trial import LOOKUP, READ, RECORDS, built, labelled, logits_error, run_table, seen, theirs
 
 from graftwork.build import compose
 from graftwork.build.outline import KernelRow, outline
-from graftwork.checkpoint.merging import export, merge
-from graftwork.checkpoint.store import open_checkpoint
 from graftwork.config.machine import Machine
 from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
-from graftwork.conformance import specimens
-from graftwork.contracts import IGNORED, Assembly, DictLookup, Image, Record, Turn, batch_of
-from graftwork.data import load_image
+from graftwork.contracts import DictLookup, Record, Turn
 from graftwork.errors import DataError, WeightsError
-from graftwork.evaluate.evaluation import image_features
-from graftwork.evaluate.generation import answer
-from graftwork.memory.rehearsal import rehearsing, watching
-from graftwork.train.loop import train
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
-from graftwork_lora import Lora
 from graftwork_torch_attention import Eager, Sdpa
-
-LOOKUP = DictLookup(HfVlm, Sdpa, Eager, Lora, Shapes)
-NAMES = tuple(FAMILIES)
 
 
 @pytest.fixture(scope="module")
@@ -50,115 +38,14 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made
 
 
-def table_of(folder: Path) -> dict[str, Any]:
-    return {
-        "model": {"use": "hf-vlm", "weights": str(folder)},
-        "attention": {"prefer": ["sdpa"]},
-        "train": {"precision": "fp32"},
-    }
-
-
-def built(folder: Path) -> Assembly:
-    assembly = compose.build(resolve(parse_run(table_of(folder), Path.cwd()), LOOKUP), LOOKUP, device="cpu")
-    assembly.model.eval()
-    return assembly
-
-
-def theirs(folder: Path) -> Any:
-    model, found = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
-    )
-    assert not any(found.values()), found
-    return model.eval()
-
-
-def record(name: str, asked: str, *images: Image, answers: tuple[str, ...] = ("yes", "no thanks")) -> Record:
-    turns = (
-        Turn("user", asked),
-        Turn("assistant", answers[0]),
-        Turn("user", "And now?"),
-        Turn("assistant", answers[1]),
-    )
-    return Record(name, turns, images)
-
-
-def seen(colour: str, *size: int) -> Image:
-    return specimens.image(colour, (size[0], size[1]))
-
-
-RECORDS = (
-    record("one", "<image>\nWhat colour is it?", seen("red", 64, 64)),
-    record("wide and tall", "<image><image>\nAre they the same?", seen("blue", 150, 70), seen("lime", 60, 130)),
-    record("text", "Say yes."),
-    record(
-        "three",
-        "Are <image> and <image> as <image>?",
-        seen("red", 40, 32),
-        seen("teal", 120, 120),
-        seen("pink", 99, 64),
-    ),
-)
-
-
-def inputs(assembly: Assembly, record: Record) -> Any:
-    """What transformers' own processor makes of what the template writes."""
-    processor: Any = assembly.processor
-    images = [[load_image(image) for image in record.images]] if record.images else None
-    text = processor.written(record).text
-    return processor.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_and_answers_of_a_mixed_batch_are_those_of_transformers(name: str, folder_of: Any) -> None:
-    assembly, model = built(folder_of(name)), theirs(folder_of(name))
-    encoded = [assembly.processor.encode(each) for each in RECORDS]
-    assert [assembly.processor.length(each) for each in RECORDS] == [len(each.input_ids) for each in encoded]
-    with torch.no_grad():
-        hidden = assembly.model(batch_of(assembly.processor, encoded))
-        for row, each in enumerate(RECORDS):
-            wanted = model(**inputs(assembly, each)).logits[0]
-            found = assembly.model.logits(hidden[row, : len(wanted)])
-            assert (found - wanted).abs().max() < 1e-5, each.id
-    prompts = [(each, assembly.processor.encode(each.without_answer())) for each in (*RECORDS, RECORDS[0])]
-    only = [prompt for _, prompt in prompts]
-    answers = answer(assembly, only, max_new_tokens=8, features=image_features(assembly, prompts))
-    assert answers == answer(assembly, only, max_new_tokens=8)
-    for (each, _), ids in zip(prompts, answers.token_ids, strict=True):
-        given = inputs(assembly, each.without_answer())
-        made = model.generate(**given, max_new_tokens=8, do_sample=False)[0, given["input_ids"].shape[1] :].tolist()
-        end = next((place for place, token in enumerate(made) if token in assembly.processor.stop_ids), len(made))
-        assert list(ids) == made[:end], each.id
-
-
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 
-def labelled(assembly: Assembly, record: Record) -> list[str]:
-    """Each stretch of labels as text, special tokens included."""
-    encoded, found = assembly.processor.encode(record), [list[int]()]
-    for label in encoded.labels:
-        if label != IGNORED:
-            found[-1].append(label)
-        elif found[-1]:
-            found.append([])
-    return [assembly.processor.tokenizer.decode(ids) for ids in found if ids]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("name", "labels"),
-    [
-        ("llava", [" yes</s>", " no thanks</s>"]),
-        ("qwen2_5_vl", ["yes<|im_end|>", "no thanks<|im_end|>"]),
-        ("idefics3", [" yes<end_of_utterance>", " no thanks<end_of_utterance>"]),
-        ("gemma3", ["yes<end_of_turn>", "no thanks<end_of_turn>"]),
-    ],
-)
-def test_labels_are_the_answers_each_with_the_token_that_ends_it(name: str, labels: list[str], folder_of: Any) -> None:
-    assembly = built(folder_of(name))
+def test_answers_that_are_not_to_be_trained_on_have_no_labels(folder_of: Any) -> None:
+    assembly = built(folder_of("qwen2_5_vl"))
     for each in RECORDS:
-        assert labelled(assembly, each) == labels
         only_last = replace(each, turns=(each.turns[0], replace(each.turns[1], trained=False), *each.turns[2:]))
-        assert labelled(assembly, only_last) == labels[1:]
+        assert labelled(assembly, only_last) == ["no thanks<|im_end|>"]
         assert labelled(assembly, each.without_answer()) == []
 
 
@@ -181,7 +68,7 @@ def test_a_template_that_rewrites_earlier_answers_trains_the_last_one_alone(fold
     (tmp_path / "thinking" / "chat_template.jinja").write_text(THINKING)
     assembly = built(tmp_path / "thinking")
     first, answered, *others = RECORDS[0].turns
-    with pytest.raises(DataError, match=r"train on the last one only \(data.train_on = 'last'\)"):
+    with pytest.raises(DataError, match=r"a record can train the last one only"):
         assembly.processor.encode(RECORDS[0])
     last = replace(RECORDS[0], turns=(first, replace(answered, trained=False), *others))
     assert labelled(assembly, last) == ["<think>\n\n</think>\n\nno thanks<|im_end|>"]
@@ -219,53 +106,8 @@ def test_a_system_turn_that_the_template_loses_is_refused(folder_of: Any, tmp_pa
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-NOT_TRAINED = {"llava_next": ["model.vision_tower.encoder.layers.1"], "gemma3": ["connector"]}
-"""What LoRA does not train of these although it is asked to: the layer after the one that is read, and a connector without linear layers."""
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5 for it
-@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "gemma3"])
-def test_an_adapter_learns_is_verified_and_comes_out_for_transformers_and_peft(
-    name: str, folder_of: Any, tmp_path: Path
-) -> None:
-    table = table_of(folder_of(name))
-    table["peft"] = {"use": "lora", "on": ["language.attention", "vision", "connector"], "rank": 4}
-    table["data"] = {"source": [{"use": "shapes", "count": 8}]}
-    table["train"] |= {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "max_length": 512}
-    table["train"]["allow_unreached"] = NOT_TRAINED.get(name, [])
-    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
-    outcome = train(plan, LOOKUP, tmp_path / "out", device="cpu")
-    opened = open_checkpoint(tmp_path / "out", LOOKUP, device="cpu", precision="fp32")
-    assert opened.verification.error < 1e-5 and opened.verification.distance > 1e-3
-    assert all(math.isfinite(line["loss"]) for line in outcome.log)
-    assert all(p.grad is None or p.grad.isfinite().all() for p in opened.assembly.model.parameters())
-
-    base, each = theirs(folder_of(name)), RECORDS[1]
-    given, batch = (
-        inputs(opened.assembly, each),
-        batch_of(opened.assembly.processor, [opened.assembly.processor.encode(each)]),
-    )
-    model = opened.assembly.model
-    with torch.no_grad():
-        learned = model.logits(model(batch))
-        with opened.assembly.disable_adapter():
-            assert (model.logits(model(batch)) - base(**given).logits).abs().max() < 1e-5
-        assert opened.assembly.changes_image_features
-
-    export(opened, "peft", tmp_path / "peft", LOOKUP)
-    plain = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    with torch.no_grad():
-        assert (plain(**given).logits - learned).abs().max() < 1e-5
-    merge(opened, tmp_path / "merged", LOOKUP)
-    with torch.no_grad():
-        assert (theirs(tmp_path / "merged")(**given).logits - learned).abs().max() < 1e-4
-    kept = {file.name for file in folder_of(name).iterdir()} - {"model.safetensors"}
-    for file in kept:
-        assert (tmp_path / "merged" / file).read_bytes() == (folder_of(name) / file).read_bytes()
-
-
 def test_a_single_parameter_of_the_connector_is_trained(folder_of: Any) -> None:
-    table = table_of(folder_of("llava_next")) | {"peft": {"also_train": ["connector"]}}
+    table = run_table(folder_of("llava_next")) | {"peft": {"also_train": ["connector"]}}
     assembly = compose.build(resolve(parse_run(table, Path.cwd()), LOOKUP), LOOKUP, device="cpu")
     assert "model.image_newline" in assembly.trained()
 
@@ -281,21 +123,90 @@ def test_a_single_parameter_of_the_connector_is_trained(folder_of: Any) -> None:
     ],
 )
 def test_a_plan_says_whose_attention_is_computed(name: str, language: KernelRow, folder_of: Any) -> None:
-    found = outline(resolve(parse_run(table_of(folder_of(name)), Path.cwd()), LOOKUP), LOOKUP, Machine())
+    found = outline(resolve(parse_run(run_table(folder_of(name)), Path.cwd()), LOOKUP), LOOKUP, Machine())
     assert found.kernels == (language, KernelRow("vision", "sdpa", ()))
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3"])
-def test_a_step_takes_what_was_rehearsed(name: str, folder_of: Any) -> None:
-    table = table_of(folder_of(name))
-    table["peft"] = {"use": "lora", "on": ["language.attention", "vision"], "rank": 4}
-    table["train"] |= {"batch_size": 2, "max_length": 256}
-    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
-    with rehearsing(plan, LOOKUP, Machine(), device="cpu") as watched:
-        predicted = watched.take(2).footprint
-    with watching(plan, LOOKUP) as watched:
-        found = watched.take(2).footprint
-    assert predicted.peak == pytest.approx(found.peak, rel=0.01)
+# Processors and weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "mistral3"])
+def test_a_processor_is_read_whose_videos_or_module_ask_for_more(name: str, folder_of: Any) -> None:
+    processor: Any = built(folder_of(name)).processor
+    assert type(processor.hf).__name__ == FAMILIES[name].processor
+    assert processor.length(RECORDS[1]) == len(processor.encode(RECORDS[1]).input_ids)
+
+
+@pytest.mark.parametrize("name", ["aya_vision", "hyperclovax_vision_v2"])
+def test_logits_are_scaled_as_transformers_does(name: str, folder_of: Any) -> None:
+    assert logits_error(built(folder_of(name)), theirs(folder_of(name))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of transformers, with numpy 2
+def test_experts_that_are_parted_between_text_and_images_are_read_and_written_under_published_names(
+    tmp_path: Path,
+) -> None:
+    assembly = built(write_family(ERNIE, tmp_path / "ernie"))
+    assert logits_error(assembly, theirs(tmp_path / "ernie")) < 1e-5
+    assembly.architecture.write(assembly, tmp_path / "again")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("ernie", "again"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    assert any(re.search(r"experts\.\d+\.gate_proj", name) for name in one)
+
+
+def test_what_is_the_same_for_all_images_is_kept_whole() -> None:
+    from graftwork_hf_vlm.model import apart, together
+
+    table, pixels = torch.rand(3, 4), torch.rand(5, 4)
+    given = [table, pixels, (2, [pixels[:2], pixels[2:]])]
+    images = apart(given, [2, 3])
+    whole = together(images)
+    assert whole[0] is table and whole[2][0] == 2 and torch.cat(whole[2][1]).equal(pixels)
+    assert together([images[1], images[0], images[0]])[1].equal(torch.cat([pixels[2:], pixels[:2], pixels[:2]]))
+
+
+IDEFICS2 = replace(
+    FAMILIES["idefics3"],
+    special=("<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+    begins="<s>",
+    ends=("</s>", "<end_of_utterance>"),
+    named={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"},
+    template=UTTERANCES.replace("<|begin_of_text|>", "<s>"),
+    config="Idefics2Config",
+    table=lambda id: {
+        "text_config": {**LANGUAGE, "model_type": "mistral", "vocab_size": 320, "pad_token_id": 0},
+        "vision_config": {**VISION, "image_size": 64, "patch_size": 8},
+        "perceiver_config": {
+            "hidden_size": 64,
+            "resampler_n_latents": 4,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 16,
+            "num_key_value_heads": 1,
+        },
+        "image_token_id": id("<image>"),
+    },
+    processor="Idefics2Processor",
+    images="Idefics2ImageProcessor",
+    resizing={"size": {"shortest_edge": 32, "longest_edge": 64}},
+)
+
+
+def test_a_processor_that_does_not_say_what_an_image_becomes_is_refused_and_served_by_the_example_in_the_docs(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(WeightsError, match=r"Idefics2Processor does not say what text an image becomes"):
+        built(write_family(IDEFICS2, tmp_path)).processor.encode(READ[1])
+    (page,) = (Path(__file__).parents[1] / "docs").glob("models.md")
+    example: dict[str, Any] = {}
+    exec(page.read_text().split("```python\n")[1].split("```")[0], example)
+    lookup = DictLookup(example["Idefics2"], Sdpa, Eager)
+    table = run_table(tmp_path)
+    table["model"]["use"] = "idefics2"
+    assembly = compose.build(resolve(parse_run(table, Path.cwd()), lookup), lookup, device="cpu")
+    assembly.model.eval()
+    assert logits_error(assembly, theirs(tmp_path), READ) < 1e-5
+    assert [tuple(labelled(assembly, each)) for each in READ] == list(IDEFICS2.labels)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -310,6 +221,10 @@ def test_a_step_takes_what_was_rehearsed(name: str, folder_of: Any) -> None:
         ),
         ({"model_type": "llama"}, "'llama' model, which is none that reads images and text"),
         ({"model_type": "mllama"}, "which transformers gives no way to encode images apart"),
+        (
+            {"model_type": "paligemma", "text_config": {"model_type": "gemma"}},
+            "whose language model sees what comes after a token",
+        ),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantized by awq in 4 bits"),
     ],
 )
@@ -320,23 +235,6 @@ def test_a_model_that_cannot_be_had_this_way_is_named(
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(WeightsError, match=re.escape(said)):
         HfVlm(HfVlmSettings()).configuration(tmp_path)
-
-
-def test_a_configuration_without_a_processor_is_planned_and_says_what_a_rehearsal_needs(
-    folder_of: Any, tmp_path: Path
-) -> None:
-    shutil.copyfile(folder_of("qwen2_5_vl") / "config.json", tmp_path / "config.json")
-    table = table_of(tmp_path) | {
-        "model": {"use": "hf-vlm", "config": str(tmp_path)},
-        "peft": {"also_train": ["vision"]},
-    }
-    plan = resolve(parse_run(table, Path.cwd()), LOOKUP)
-    assert "cannot be read" in outline(plan, LOOKUP, Machine()).no_processor
-    with (
-        pytest.raises(WeightsError, match=r"put the processor's files .* beside its configuration"),
-        rehearsing(plan, LOOKUP, Machine(), device="cpu"),
-    ):
-        pass
 
 
 def test_a_folder_without_a_chat_template_is_named(folder_of: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import LORA, METHODS, NEVER_READ, Run, logits_of, plan_of
 
 from graftwork.build import compose
-from graftwork.checkpoint.certificate import Certificate
+from graftwork.checkpoint.certificate import Certificate, ReadBack
 from graftwork.checkpoint.merging import CERTIFICATE, export, merge
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
 from graftwork.contracts import DTYPES, Assembly, Batch, DictLookup
@@ -258,15 +259,45 @@ def test_an_exported_adapter_names_its_base(trained: Run, base: Path, lookup: Di
     assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 8.0, True)
 
 
-def test_an_adapter_is_not_exported_without_what_was_trained_beside_it(
+def test_an_exported_adapter_names_its_base_on_the_hub_at_its_commit(
+    trained: Run, lookup: DictLookup, tmp_path: Path
+) -> None:
+    check = opened(trained.checkpoint, lookup)
+    plan, spec = check.assembly.plan, check.assembly.plan.model_spec
+    assert spec.model.weights
+    snapshot = replace(spec.model.weights, given="acme/model@main", commit="a" * 40)
+    check.assembly.plan = replace(plan, model_spec=replace(spec, model=replace(spec.model, weights=snapshot)))
+    export(check, "peft", tmp_path / "adapter", lookup)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("acme/model", "a" * 40)
+
+
+def test_whole_modules_that_were_trained_beside_an_adapter_are_exported_with_it(
     base: Path, lookup: DictLookup, tmp_path: Path
 ) -> None:
-    plan = plan_of(base, tmp_path, {"peft": LORA | {"also_train": ["connector"]}, "train.steps": 1})
-    outcome = train(plan, lookup, tmp_path / "out", device="cpu")
+    plan = plan_of(
+        base, tmp_path, {"peft": LORA | {"also_train": ["connector", "language.embeddings"]}, "train.steps": 1}
+    )
+    checkpoint = train(plan, lookup, tmp_path / "out", device="cpu").checkpoint
+    read_back = export(opened(checkpoint, lookup), "peft", tmp_path / "adapter", lookup)
+    assert isinstance(read_back, ReadBack) and read_back.error <= read_back.tolerance
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    connector = ["model.mm_projector.0", "model.mm_projector.2"]
+    assert (config["modules_to_save"], config["ensure_weight_tying"]) == (["model.embed_tokens", *connector], True)
+
+
+def test_an_adapter_is_not_exported_without_what_peft_could_not_hold_beside_it(
+    base: Path, lookup: DictLookup, tmp_path: Path
+) -> None:
+    both = LORA | {"on": ["language.attention", "connector"], "also_train": ["connector"]}
+    checkpoint = train(
+        plan_of(base, tmp_path, {"peft": both, "train.steps": 1}), lookup, tmp_path / "out", device="cpu"
+    )
     with pytest.raises(CheckpointError) as caught:
-        export(opened(outcome.checkpoint, lookup), "peft", tmp_path / "adapter", lookup)
+        export(opened(checkpoint.checkpoint, lookup), "peft", tmp_path / "adapter", lookup)
     assert caught.value.sentence == (
-        "a peft folder holds an adapter alone, and this checkpoint holds 4 tensors besides it; merge it instead"
+        "a peft folder holds an adapter, and copies of whole modules without one; 4 of the 4 tensors that this checkpoint holds "
+        "besides its adapter are no such modules, and would be lost: merge it instead"
     )
     assert not (tmp_path / "adapter").exists()
 
@@ -275,10 +306,10 @@ def test_an_unknown_format_is_refused_with_the_known_ones(run_of: RunOf, lookup:
     check = opened(run_of("lora").checkpoint, lookup)
     with pytest.raises(CheckpointError) as caught:
         export(check, "gguf", tmp_path / "out", lookup)
-    assert str(caught.value) == "this checkpoint has no format 'gguf'; it can be exported to mgm, peft"
+    assert str(caught.value) == "this checkpoint has no format 'gguf'; merge it, or export it to mgm, peft"
     with pytest.raises(CheckpointError) as caught:
         export(opened(run_of("ia3").checkpoint, lookup), "peft", tmp_path / "out", lookup)
-    assert str(caught.value) == "this checkpoint has no format 'peft'; it can be exported to mgm"
+    assert str(caught.value) == "this checkpoint has no format 'peft'; merge it, or export it to mgm"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -60,6 +60,7 @@ def test_a_system_turn_may_stand_beside_and_marks_are_read(tmp_path: Path) -> No
     assert [turn.trained for turn in record.turns] == [None, None, False, None, True]
 
 
+SILENT = "sound is not read; write down what it says, or leave such records out"
 BAD_MESSAGES: list[tuple[Any, str]] = [
     ([GOOD], "the record is a list, not an object"),
     ({}, "'messages' is missing or is not a list of turns"),
@@ -84,14 +85,16 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ({"messages": [QUESTION, {**ANSWER, "tool_calls": [{}]}]}, f"turn 2 has 'tool_calls', and {NO_TOOLS}"),
     ({**GOOD, "tools": [{}]}, f"the record has 'tools', and {NO_TOOLS}"),
     ({**GOOD, "videos": ["x.mp4"]}, f"the record has 'videos', and videos are not read; {FRAMES}"),
-    ({**GOOD, "audio": "x.wav"}, "the record has 'audio', and sound is not read"),
+    ({**GOOD, "audio": "x.wav"}, f"the record has 'audio', and {SILENT}"),
+    (messages("<video>\nWhat happens?", "A"), f"the record has a '<video>', and videos are not read; {FRAMES}"),
+    (messages("What is said?\n<audio>", "A"), f"the record has a '<audio>', and {SILENT}"),
     (
         asked({"type": "video_url", "video_url": {}}),
-        f"a part of turn 1 is a 'video_url', and videos are not read; {FRAMES}",
+        f"a part of turn 1 is of the type 'video_url', and videos are not read; {FRAMES}",
     ),
     (
         asked({"type": "input_audio"}),
-        "a part of turn 1 is of the type 'input_audio', and only 'text', 'image' and 'image_url' are read",
+        f"a part of turn 1 is of the type 'input_audio', and {SILENT}",
     ),
     (asked({}), "a part of turn 1 is of the type null, and only 'text', 'image' and 'image_url' are read"),
     (asked(3), "a part of turn 1 is a number, not an object"),
@@ -170,6 +173,11 @@ def test_questions_that_wait_for_an_answer_are_read_where_they_are_wanted(
     (refused,) = source(source.Settings(path=file)).records()
     (asked,) = source(source.Settings(path=file, open_questions=True)).records()
     assert isinstance(refused, BadRecord) and isinstance(asked, Record) and asked.question == "Q"
+
+
+def test_an_element_of_html_that_is_talked_about_is_no_video(tmp_path: Path) -> None:
+    content = messages("What does <video> do?", "It shows\n<video></video>")
+    assert isinstance(read_line(MessagesJsonl, tmp_path, content), Record)
 
 
 def test_a_missing_image_is_named_with_its_path(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch.nn import functional
 from graftwork.build.values import parameters_on_meta
 from graftwork.contracts import Batch, BuildContext, Component, Record, Turn, collate
 from graftwork.weights import open_weights
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
+from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_mgm import MgmGemma, MgmSettings
 
 
@@ -270,7 +270,7 @@ def test_the_card_is_read_without_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, graftwork_mgm, graftwork_clip, graftwork_convnext; assert not {'torch', 'transformers'} & {*sys.modules}"
+    code = "import sys, graftwork_mgm, graftwork_hf_vision.clip, graftwork_convnext; assert not {'torch', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 

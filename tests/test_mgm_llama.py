@@ -37,8 +37,8 @@ from graftwork.contracts import (
     collate,
 )
 from graftwork.errors import DataError, WeightsError
-from graftwork_clip import Clip
 from graftwork_convnext import OpenClipConvNext
+from graftwork_hf_vision.clip import Clip
 from graftwork_lora import Lora
 from graftwork_mgm import MgmLlama, MgmSettings
 from graftwork_mgm.backbones import LLAMA, TEMPLATES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from torch import nn
 from graftwork import GraftworkError
 from graftwork.build import compose
 from graftwork.checkpoint.merging import merge
-from graftwork.checkpoint.store import TENSORS, open_checkpoint, read_tensors
+from graftwork.checkpoint.store import TENSORS, Opened, open_checkpoint, read_golden_inputs, read_tensors
+from graftwork.checkpoint.verification import golden_logits
 from graftwork.cli import main
 from graftwork.contracts import Adaptation, Assembly, DictLookup, Event, Plan, RunStarted
 from graftwork.errors import CheckpointError
@@ -170,6 +172,30 @@ def test_its_adapter_is_merged_into_the_whole_base(trained: Any, tmp_path: Path)
     assert not torch.equal(wanted, base)
 
 
+def test_a_certificate_measures_what_the_whole_base_changes(trained: Any, tmp_path: Path) -> None:
+    _, outcome, _ = trained
+
+    def whole() -> Opened:
+        return open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu", precision="fp32")
+
+    merge(whole(), tmp_path / "merged", LOOKUP, precision="fp32")
+    golden = read_golden_inputs(outcome.checkpoint, whole().manifest)
+    on, off = golden_logits(whole().assembly, golden)
+    rounded = open_checkpoint(outcome.checkpoint, LOOKUP, device="cpu", precision="fp32", as_trained=True).assembly
+    on_rounded, off_rounded = golden_logits(rounded, golden)
+    written = json.loads((tmp_path / "merged" / "certificate.json").read_text())
+    assert written["rounded_in_training"] == ["nf4"]
+    assert written["from_rounded"] > 0.01 and written["from_rounded"] == pytest.approx(
+        float((on - on_rounded).abs().max()), rel=1e-3
+    )
+    assert written["base_from_rounded"] > 0.01 and written["base_from_rounded"] == pytest.approx(
+        float((off - off_rounded).abs().max()), rel=1e-3
+    )
+    without = merge(whole(), tmp_path / "without", DictLookup(*COMPONENTS), precision="fp32")
+    assert (without.from_rounded, without.base_from_rounded) == (None, None)
+    assert without.rounded == "nf4 rounded the base in training, and cannot here, so what that changes was not measured"
+
+
 def test_merging_into_a_rounded_base_is_refused(trained: Any, tmp_path: Path) -> None:
     opened = open_checkpoint(trained[1].checkpoint, LOOKUP, device="cpu", as_trained=True)
     with pytest.raises(CheckpointError) as caught:
@@ -212,4 +238,9 @@ def test_the_command_line_says_what_is_rounded_and_where_it_is_not(trained: Any,
     )
     assert "logits    differ by 0 from those recorded" in said("verify", outcome.checkpoint)
     note = "Trained on a base that nf4 rounded; the base is whole here, so outputs differ a little.\n"
+    merged = " ".join(said("merge", outcome.checkpoint, tmp_path / "merged", "--precision", "fp32").split())
+    assert re.search(
+        r" rounded nf4 rounded the base in training: on that one logits differ by 0\.\d+ with the adapter, and by 0\.\d+ without it ",
+        merged,
+    )
     assert said("export", outcome.checkpoint, tmp_path / "peft", "--to", "peft").startswith(note)

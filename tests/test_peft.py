@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from tiny_runs import LORA, METHODS, Run, logits_of, plan_of
 
 from graftwork.build import compose
+from graftwork.build.outline import outline
 from graftwork.checkpoint.store import TENSORS, open_checkpoint
+from graftwork.config.machine import Machine
 from graftwork.contracts import Assembly, DictLookup, named_tensors
 from graftwork.errors import AdapterError
 from graftwork.train.loop import train
@@ -171,20 +173,15 @@ def test_a_role_without_linear_layers_is_refused(base: Path, lookup: DictLookup,
     assert str(caught.value) == f"'{method}' adapts linear layers, and the chosen roles have none; choose other roles"
 
 
-@pytest.mark.parametrize(
-    ("method", "sentence"),
-    [("lora", "have none"), ("ia3", "have none"), ("full", "'full' found no parameters in the chosen roles")],
-)
-def test_a_role_that_this_model_leaves_empty_is_refused(
-    base: Path, lookup: DictLookup, method: str, sentence: str
-) -> None:
-    plan = plan_of(
-        None,
-        base,
-        {"model.parts.high": {"use": "none"}, "peft": METHODS[method] | {"on": ["mining"]}},
-    )
-    with pytest.raises(AdapterError, match=sentence):
+@pytest.mark.parametrize("key", ["on", "also_train"])
+def test_a_role_that_this_model_leaves_empty_is_refused(base: Path, lookup: DictLookup, key: str) -> None:
+    changes = {"model.parts.high": {"use": "none"}, "peft": METHODS["lora"] | {key: ["language.mlp", "mining"]}}
+    plan = plan_of(None, base, changes)
+    said = rf"^peft.{key}: this model has nothing in the role 'mining' \(query, .* needs a high part\); choose among language.att"
+    with pytest.raises(AdapterError, match=said):
         compose.build(plan, lookup, device="cpu")
+    with pytest.raises(AdapterError, match=said):
+        outline(plan, lookup, Machine())
 
 
 def test_full_trains_what_is_no_linear_layer(base: Path, lookup: DictLookup) -> None:

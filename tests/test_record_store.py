@@ -30,6 +30,7 @@ from graftwork.data.pipeline import read_records
 from graftwork.data.store import RecordStore, RecordWriter
 from graftwork.data.training_data import load_training_data
 from graftwork.errors import DataError
+from graftwork.processes import cache_folder
 
 TURNS = (Turn("user", "<image>\nwhat? \u2028 ü"), Turn("assistant", "a\nb", True))
 
@@ -242,7 +243,7 @@ def test_hashes_are_computed_anew_when_a_file_changes(tmp_path: Path) -> None:
     assert cache.known_hashes([file]) == {str(file): first}
     file.write_text("two")
     assert cache.known_hashes([file]) != {str(file): first}
-    known = json.loads((cache.cache_folder() / "hashes.json").read_text())
+    known = json.loads((cache_folder() / "hashes.json").read_text())
     assert str(file) in known
 
 

@@ -15,8 +15,8 @@ from graftwork.build.values import parameters_on_meta
 from graftwork.contracts import BuildContext, NoSettings, VisionTower
 from graftwork.errors import WeightsError
 from graftwork.weights import open_weights
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
+from graftwork_hf_vision.clip import Clip, ClipSettings
 
 CLIP, CONVNEXT = Clip(ClipSettings()), OpenClipConvNext(NoSettings())
 TOWERS = pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_without_a_folder_a_tower_asks_for_one(tower: VisionTower[Any], folder: 
         tower.configuration(None)
 
 
-def test_clip_gives_the_patches_of_the_state_before_the_last_layer() -> None:
-    config, pixels = CLIP.configuration(GOLDEN / "clip"), torch.randn(2, 3, 56, 56)
-    module = filled(CLIP, GOLDEN / "clip")
+@pytest.mark.parametrize("layer", [-2, -1, 0, 1])
+def test_clip_gives_the_patches_of_the_selected_state_and_computes_no_layer_after_it(layer: int) -> None:
+    pixels, tower = torch.randn(2, 3, 56, 56), Clip(ClipSettings(select_layer=layer))
+    module, ran = filled(tower, GOLDEN / "clip"), list[int]()
+    wanted = filled(Clip(ClipSettings(select_layer=-1)), GOLDEN / "clip").vision_model
+    for number, each in enumerate(module.vision_model.encoder.layers.children()):
+        each.register_forward_hook(lambda *call, number=number: ran.append(number))
     with torch.no_grad():
-        states = module.vision_model(pixels, output_hidden_states=True).hidden_states
-        for layer, state in enumerate(states):
-            module.depth = layer
-            torch.testing.assert_close(module(pixels)[0].flatten(2).transpose(1, 2), state[:, 1:])
-    assert CLIP.build(config, BuildContext()).depth == 2
-    assert Clip(ClipSettings(select_layer=-1)).build(config, BuildContext()).depth == 3
-    assert Clip(ClipSettings(select_layer=1)).build(config, BuildContext()).depth == 1
+        states = wanted(pixels, output_hidden_states=True).hidden_states
+        assert torch.equal(module(pixels)[0].flatten(2).transpose(1, 2), states[layer][:, 1:])
+    assert ran == list(range(layer % 4)) or layer == 0
 
 
 def test_clip_reads_the_vision_half_of_a_whole_clip(tmp_path: Path) -> None:

@@ -39,10 +39,10 @@ from graftwork.contracts import (
 from graftwork.train.loop import Outcome, train
 from graftwork_checkpointing import Checkpointing
 from graftwork_cleaning import DropBrokenImages
-from graftwork_clip import Clip
 from graftwork_convnext import OpenClipConvNext
 from graftwork_easy_vqa import EasyVqa, EasyVqaSource
 from graftwork_full import Full
+from graftwork_hf_vision.clip import Clip
 from graftwork_ia3 import Ia3
 from graftwork_llava_json import LlavaJson
 from graftwork_lora import Lora

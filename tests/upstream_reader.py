@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from graftwork.contracts import BuildContext, NoSettings
-from graftwork_clip import Clip, ClipSettings
 from graftwork_convnext import OpenClipConvNext
+from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_mgm import MgmGemma, MgmSettings
 
 CLIP, CONVNEXT = "model.vision_tower.vision_tower.", "model.vision_tower_aux."

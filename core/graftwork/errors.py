@@ -50,6 +50,10 @@ class NoImage(DataError):
         self.path = path
 
 
+class CoordinatesRefused(DataError):
+    """Boxes or points that would lie elsewhere in the images that a model gets; a setting of the whole data set is to be mended."""
+
+
 class NothingLeft(DataError):
     """No record is left of those that were read."""
 

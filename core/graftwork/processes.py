@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftwork.errors import GraftworkError
@@ -181,3 +182,10 @@ def sum_over_processes(gradients: Iterable[Tensor]) -> None:
     distributed: Any = torch.distributed
     for work in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
+
+
+def cache_folder() -> Path:
+    """Where everything is kept: `GRAFTWORK_CACHE`, else `graftwork` in the user's folder for caches."""
+    if named := os.environ.get("GRAFTWORK_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork"

@@ -20,19 +20,30 @@ if TYPE_CHECKING:
 class FlashKernel(AttentionKernel[NoSettings]):
     """What both versions share: 16-bit tensors, `[batch, tokens, heads, head_dim]`, and sequences without padding."""
 
+    computes = frozenset({"segments"})
+
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        padding: Tensor | None,
+        causal: bool,
+        scale: float,
+        dropout: float,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """The dense function, or with padding the one for sequences of different lengths, on a packed batch."""
+        """The dense function, or with padding or segments the one for sequences of different lengths, on a packed batch."""
         from torch.nn import functional
 
         options: dict[str, Any] = {"softmax_scale": scale, "causal": causal}
         if dropout:
             options["dropout_p"] = dropout  # version 4 does not know the name
         dense, ragged = self.functions()
-        if padding is None:
+        if padding is None and segments is None:
             return _first(dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **options)).transpose(1, 2)
-        packed = pack(q, k, v, padding, causal)
+        packed = pack(q, k, v, padding, causal, segments)
         for side, lengths in {"q": packed.q_lengths, "k": packed.k_lengths}.items():
             options[f"cu_seqlens_{side}"] = functional.pad(lengths.cumsum(0), (1, 0)).int()
             options[f"max_seqlen_{side}"] = int(lengths.max())

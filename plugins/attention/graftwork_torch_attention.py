@@ -16,7 +16,7 @@ class Eager(AttentionKernel[NoSettings]):
     """The plain definition with a softmax in fp32: runs everywhere, keeps every score in memory"""
 
     name = "eager"
-    computes = frozenset({"window", "softcap", "mask"})
+    computes = frozenset({"window", "softcap", "mask", "segments"})
 
     def supports(self, case: AttentionCase) -> Support:
         """Every case."""
@@ -32,7 +32,7 @@ class Sdpa(AttentionKernel[NoSettings]):
 
     name = "sdpa"
     preference = 10
-    computes = frozenset({"window", "mask"})
+    computes = frozenset({"window", "mask", "segments"})
 
     def supports(self, case: AttentionCase) -> Support:
         """Every case: where no fused kernel fits (dropout on a CPU), PyTorch composes plain operations."""
@@ -50,13 +50,15 @@ class Sdpa(AttentionKernel[NoSettings]):
         dropout: float,
         window: int | None = None,
         mask: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """One call of scaled_dot_product_attention, with a mask only where there is one, padding, a window or a cache."""
         from torch.nn import functional
 
-        whole = causal and q.shape[2] == k.shape[2] and window is None and mask is None
-        seen = visible_keys(q, k, padding, causal, window, mask) if padding is not None or not whole else None
-        if seen is not None and (padding is not None or mask is not None):
+        plain = padding is None and mask is None
+        whole = causal and q.shape[2] == k.shape[2] and window is None and segments is None
+        seen = None if plain and whole else visible_keys(q, k, padding, causal, window, mask, segments)
+        if seen is not None and not plain:
             # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
             seen = seen | ~seen.any(-1, keepdim=True)
         if q.shape[1] != k.shape[1] and q.is_cuda and not _groups_heads(q, seen):

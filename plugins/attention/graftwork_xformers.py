@@ -22,6 +22,7 @@ class XFormers(AttentionKernel[NoSettings]):
 
     name = "xformers"
     preference = 20
+    computes = frozenset({"segments"})
     requires = Requires(("xformers>=0.0.30",), cuda=(6, 0))
 
     def supports(self, case: AttentionCase) -> Support:
@@ -44,20 +45,29 @@ class XFormers(AttentionKernel[NoSettings]):
         return SUPPORTED
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, padding: Tensor | None, causal: bool, scale: float, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        padding: Tensor | None,
+        causal: bool,
+        scale: float,
+        dropout: float,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """One call of memory_efficient_attention; with padding on a packed batch with a block-diagonal mask."""
+        """One call of memory_efficient_attention; with padding or segments on a packed batch with a block-diagonal mask."""
         from xformers.ops import fmha
 
         group = q.shape[1] // k.shape[1]
         if group > 1:  # the library groups heads only without gradients
             k, v = (tensor[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for tensor in (k, v))
-        if padding is None:
+        if padding is None and segments is None:
             bias = fmha.attn_bias.LowerTriangularFromBottomRightMask() if causal else None
             q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
             output: Tensor = fmha.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout, scale=scale)
             return output.transpose(1, 2)
-        packed = pack(q, k, v, padding, causal)
+        packed = pack(q, k, v, padding, causal, segments)
         blocks = fmha.attn_bias.BlockDiagonalCausalFromBottomRightMask if causal else fmha.attn_bias.BlockDiagonalMask
         bias = blocks.from_seqlens(packed.q_lengths.tolist(), packed.k_lengths.tolist(), device=q.device)
         q, k, v = packed.q[None], packed.k[None], packed.v[None]

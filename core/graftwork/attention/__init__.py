@@ -3,5 +3,6 @@
 from graftwork.attention.definition import attend, plain_attention, visible_keys
 from graftwork.attention.kernels import unmet_requirement
 from graftwork.attention.packing import Packed, pack
+from graftwork.attention.transformers import packing
 
-__all__ = ["Packed", "attend", "pack", "plain_attention", "unmet_requirement", "visible_keys"]
+__all__ = ["Packed", "attend", "pack", "packing", "plain_attention", "unmet_requirement", "visible_keys"]

@@ -26,10 +26,11 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     mask: Tensor | None = None,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Attention by the kernels that `module` is bound to; by the plain definition where it is not bound.
 
-    Shapes, `padding` and `mask` are those of `AttentionKernel.forward`, `window` and `softcap` those of `AttentionSite`; `scale` is
+    Shapes, `padding`, `mask` and `segments` are those of `AttentionKernel.forward`, `window` and `softcap` those of `AttentionSite`; `scale` is
     head_dim ** -0.5 unless given. Under autocast all three tensors get autocast's dtype, otherwise that of `v` (rotary
     embeddings can leave q and k wider). Where a causal query is itself padding, the output is finite and otherwise unspecified.
     """
@@ -46,13 +47,13 @@ def attend(
         causal=causal and q.shape[2] > 1,  # a single query is the last position and sees every key
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
-        **limits(window, softcap, mask),
+        **limits(window, softcap, mask, segments),
     )
 
 
-def limits(window: int | None, softcap: float | None, mask: Tensor | None) -> dict[str, Any]:
+def limits(window: int | None, softcap: float | None, mask: Tensor | None, segments: Tensor | None) -> dict[str, Any]:
     """The further arguments of a kernel at a site that has these: those that are set, as not every kernel takes each."""
-    named = {"window": window, "softcap": softcap, "mask": mask}
+    named = {"window": window, "softcap": softcap, "mask": mask, "segments": segments}
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -68,6 +69,7 @@ def plain_attention(
     window: int | None = None,
     softcap: float | None = None,
     mask: Tensor | None = None,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """The definition that every kernel is measured by (see `AttentionKernel.forward`), with a softmax in fp32.
 
@@ -83,7 +85,7 @@ def plain_attention(
     scores = scores.view(batch, heads, queries, keys).float() * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    visible = visible_keys(q, k, padding, causal, window, mask)
+    visible = visible_keys(q, k, padding, causal, window, mask, segments)
     if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     weights = functional.dropout(scores.softmax(-1).to(v.dtype), dropout)
@@ -97,6 +99,7 @@ def visible_keys(
     causal: bool,
     window: int | None = None,
     mask: Tensor | None = None,
+    segments: Tensor | None = None,
 ) -> Tensor | None:
     """Which keys each query sees, bool, broadcastable to `[batch, heads, queries, keys]`; None when all see all."""
     import torch
@@ -110,6 +113,8 @@ def visible_keys(
         places = torch.arange(keys, device=q.device)
         near = (places[keys - queries :, None] - places).abs() < window
         visible = near if visible is None else visible & near
-    if mask is not None:
-        visible = mask if visible is None else visible & mask
+    own = None if segments is None else segments[:, None, -queries:, None] == segments[:, None, None, :]
+    for each in (mask, own):
+        if each is not None:
+            visible = each if visible is None else visible & each
     return visible

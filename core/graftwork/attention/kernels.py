@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import BOUND, limits
@@ -46,6 +46,7 @@ def _not_computed(site: AttentionSite, kernel: AttentionKernel[Any]) -> str:
         "window": site.window is not None and f"a sliding window of {site.window} keys",
         "softcap": site.softcap is not None and f"scores capped at {site.softcap:g}",
         "mask": site.mask and "a mask of the model's own",
+        "segments": site.segments and "packed records",
     }
     lacking = [phrase for name, phrase in wanted.items() if phrase and name not in kernel.computes]
     return f"it does not compute {' and '.join(lacking)}" if lacking else ""
@@ -102,6 +103,7 @@ class Binding:
         window: int | None = None,
         softcap: float | None = None,
         mask: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Attention by the first kernel that computes the case at hand (see `AttentionKernel.forward`).
 
@@ -110,10 +112,11 @@ class Binding:
         import torch
 
         backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        shape, padded, masked = (q.shape[-1], q.shape[1], k.shape[1]), padding is not None, mask is not None
-        site = AttentionSite(self.site.name, *shape, causal, padded, dropout, window, softcap, masked)
+        shape, padded = (q.shape[-1], q.shape[1], k.shape[1]), padding is not None
+        site = AttentionSite(self.site.name, *shape, causal, padded, dropout, window, softcap)
+        site = replace(site, mask=mask is not None, segments=segments is not None)
         key = (site, q.dtype, q.device, backward)
-        further = limits(window, softcap, mask)
+        further = limits(window, softcap, mask, segments)
         while True:
             if key not in self._chosen:
                 self._chosen[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import attend
@@ -10,9 +13,29 @@ from graftwork.errors import GraftworkError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from graftwork.contracts.batch import Batch
+
 
 ATTN_IMPLEMENTATION = "graftwork"
 """The `attn_implementation` under which transformers' models find Graftwork's kernels, once `register` was called."""
+
+
+SEGMENTS: ContextVar[Tensor | None] = ContextVar("segments", default=None)
+"""Within `packing`: the number of each token's record in its row, `[rows, tokens]`, 0 at padding."""
+
+
+@contextmanager
+def packing(batch: Batch) -> Iterator[None]:
+    """Entered around the call of transformers' language model on a batch of Graftwork's: its kernels keep the records of a row apart, where
+    there are several."""
+    positions, segments = batch.positions, None
+    if positions is not None:
+        segments = (positions == 0).cumsum(-1) * batch.attention_mask
+    token = SEGMENTS.set(segments)
+    try:
+        yield
+    finally:
+        SEGMENTS.reset(token)
 
 
 def register() -> None:
@@ -35,11 +58,13 @@ def _transformers_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
-    whole = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.element_size() == 1
+    dims, boolean = (0, True) if attention_mask is None else (attention_mask.dim(), attention_mask.element_size() == 1)
+    whole, two = dims == 4 and boolean, dims == 2
+    packed = two and not boolean
     # A mask for each query and key has the window in it.
     unknown = [name for name in ("sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
     unknown = [name for name in unknown if not (whole and name == "sliding_window")]
-    if attention_mask is not None and attention_mask.dim() != 2 and not whole:
+    if attention_mask is not None and not (whole or two):
         unknown.append(f"attention_mask of shape {tuple(attention_mask.shape)} in {attention_mask.dtype}")
     if unknown:
         raise _unsupported(", ".join(unknown))
@@ -49,12 +74,13 @@ def _transformers_attention(
         query,
         key,
         value,
-        padding=None if whole else attention_mask,
+        padding=attention_mask if two and not packed else None,
         causal=causal and not whole,
         scale=scaling,
         dropout=dropout,
         softcap=others.get("softcap"),
         mask=attention_mask if whole else None,
+        segments=attention_mask if packed else None,
     )
     return output.transpose(1, 2).contiguous(), None
 
@@ -70,7 +96,7 @@ def _transformers_mask(
     **others: Any,
 ) -> Tensor | None:
     """What transformers calls a mask function, called once in a forward pass: here the real keys, `[batch, keys]`, or, where a mask is
-    neither causal nor full, which keys each query sees, `[batch, 1, queries, keys]`.
+    neither causal nor full, which keys each query sees, `[batch, 1, queries, keys]`. Within `packing` the real keys have the numbers of their records.
 
     None where no real query can see padding. That is so without any padding, and where causal queries, as many as keys,
     are padded on the right: the padding lies in every real query's future.
@@ -78,12 +104,14 @@ def _transformers_mask(
     from torch._subclasses.fake_tensor import FakeTensor
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-    causal = mask_function is causal_mask_function
+    causal, segments = mask_function is causal_mask_function, SEGMENTS.get()
+    if causal and segments is not None:
+        return segments
     if not causal and mask_function is not bidirectional_mask_function:
         places = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
         others |= {**places, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         seen: Tensor = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **others)
-        return seen
+        return seen if segments is None else seen & (segments[:, None, :, None] == segments[:, None, None, :])
     if causal and q_offset + q_length != kv_offset + kv_length:
         raise _unsupported("a cache longer than what it holds (a static cache)")
     if attention_mask is None:

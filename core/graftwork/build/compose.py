@@ -39,6 +39,7 @@ from graftwork.contracts.anatomy import (
     within,
 )
 from graftwork.contracts.assembly import Adaptation, Assembly
+from graftwork.contracts.coordinates import InView
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, PeftMethod, VisionTower
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
@@ -75,6 +76,8 @@ def build(
     assembly = assemble(plan, lookup, where, precision, processor, on_meta=on_meta)
     base, newly_initialised = base_weights(assembly, shapes_only=False)
     structure, dtype = assembly.structure, getattr(torch, DTYPES[assembly.precision])
+    if trained is None:
+        refuse_empty_roles(assembly)
     assembly.base_files = account_for(base, structure, model_spec)
     available = base.tensors
     check_complete(model_spec, structure, available, newly_initialised, trained or {})
@@ -175,6 +178,15 @@ def base_weights(assembly: Assembly, *, shapes_only: bool) -> tuple[BaseWeights,
     return base, roles_not_in(architecture, structure, base.tensors)
 
 
+def processor_of(plan: Plan, lookup: Lookup) -> Processor:
+    """A plan's processor, without its model; WeightsError where it is not there."""
+    choice = plan.model_spec.model
+    architecture = cast(ModelArchitecture[Any], restore_component(choice, lookup))
+    towers = {part: cast(VisionTower[Any], restore_component(c, lookup)) for part, c in plan.model_spec.parts.items()}
+    outputs = describe_towers(plan, architecture, towers)
+    return _processor(choice, architecture, ProcessorSource(None, may_lack=False), outputs)
+
+
 class NoProcessor:
     """Stands for the processor of a model of which configurations alone are there; any use raises the reason."""
 
@@ -192,12 +204,15 @@ def _processor(
     outputs: Mapping[str, TowerOutput],
 ) -> Processor:
     """The processor of a checkpoint, or else the one beside the base weights, or beside the configuration while there are
-    no weights."""
+    no weights. In a rehearsal too it is the host's, which may look at numbers."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     folder = source.folder or folder_of(choice)
     if choice.folder and not (folder and folder.is_dir()):
         folder = Path(choice.folder)
     try:
-        return architecture.processor(config_of(choice), folder, outputs)
+        with unset_fake_temporarily():
+            return cast(Processor, InView(architecture.processor(config_of(choice), folder, outputs)))
     except WeightsError as error:
         if source.folder or not source.may_lack:
             raise
@@ -271,6 +286,18 @@ def adapt(
         },
     )
     return names
+
+
+def refuse_empty_roles(assembly: Assembly) -> None:
+    """AdapterError for a role to train that this model has nothing in, such as the head of a model that has tied it."""
+    spec, roles = assembly.plan.model_spec, assembly.structure.roles
+    for key, wanted in (("on", spec.on), ("also_train", spec.also_train)):
+        if empty := [role for role in wanted if not modules_of(roles, [role])]:
+            what = assembly.architecture.roles.get(empty[0], "")
+            raise AdapterError(
+                f"peft.{key}: this model has nothing in the role '{empty[0]}'{f' ({what})' if what else ''}; choose among "
+                f"{', '.join(role for role in roles if roles[role])}"
+            )
 
 
 def prepare(assembly: Assembly) -> None:

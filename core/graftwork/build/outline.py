@@ -63,6 +63,7 @@ def outline(plan: Plan, lookup: Lookup, machine: Machine) -> Outline:
 
     with torch.random.fork_rng():
         assembly = compose.build_shape(plan, lookup)
+    compose.refuse_empty_roles(assembly)
     weights = folder_of(plan.model_spec.model)
     known = weights is None or weights.is_dir()  # what weights lack that are not there yet cannot be said
     rows = []

@@ -52,6 +52,13 @@ class Certificate:
     """The share of its change that the median changed tensor has; None where the base has none of them."""
     weakest: str
     """The changed tensor that kept the smallest share of its change."""
+    rounded_in_training: list[str] = field(default_factory=list)
+    """The memory strategies that had rounded the base on which the adapter was trained, such as nf4."""
+    from_rounded: float | None = None
+    """The largest difference between a logit of the merged model and of the adapter on the base as they rounded it, both in fp32; None
+    where none did, or where one does not work here."""
+    base_from_rounded: float | None = None
+    """The same of both bases without the adapter: how much of it is theirs."""
     carried: list[str] = field(default_factory=list)
     """Files of the base's folder that were copied as they are."""
     not_carried: list[str] = field(default_factory=list)
@@ -68,6 +75,21 @@ class Certificate:
         if self.weights_kept is not None:
             parts.append(f"{percent(self.weights_kept)} of the median tensor's change")
         return " and ".join(parts)
+
+    @property
+    def rounded(self) -> str:
+        """How far the merged model is from the adapter on the base that it was trained on, a clause; empty where that was the whole one."""
+        by = " and ".join(self.rounded_in_training)
+        if not by or self.from_rounded is None:
+            return (
+                f"{by} rounded the base in training, and cannot here, so what that changes was not measured"
+                if by
+                else ""
+            )
+        return (
+            f"{by} rounded the base in training: on that one logits differ by {self.from_rounded:.3g} with the adapter, and by "
+            f"{self.base_from_rounded:.3g} without it"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from graftwork.checkpoint.certificate import (
     kept_by_weight,
     kept_by_weights,
 )
-from graftwork.checkpoint.store import Opened, read_golden_inputs
+from graftwork.checkpoint.store import Opened, contents, read_golden_inputs, rounding
 from graftwork.checkpoint.writing import put_in_place, unfinished
 from graftwork.config.restore import restore_component
 from graftwork.contracts.anatomy import DTYPES, earlier_names, named_tensors
@@ -72,6 +72,7 @@ def merge(
         )
     golden = read_golden_inputs(opened.folder, opened.manifest)
     wanted, off = verification.golden_logits(assembly, golden)
+    rounded = _on_rounded_base(opened, lookup, golden)
     before = named_tensors(assembly.model)
     with assembly.disable_adapter():
         base = {
@@ -113,6 +114,9 @@ def merge(
             kept=kept_by_logits(wanted, off, got),
             weights_kept=weights_kept,
             weakest=weakest,
+            rounded_in_training=[*opened.manifest.golden.quantized],
+            from_rounded=float((got - rounded[0]).abs().max()) if rounded else None,
+            base_from_rounded=float((off - rounded[1]).abs().max()) if rounded else None,
             carried=carried,
             not_carried=not_carried,
             notes=[*notes],
@@ -121,6 +125,16 @@ def merge(
         (work / CERTIFICATE).write_text(json.dumps(asdict(certificate), indent=1) + "\n", encoding="utf-8")
         put_in_place(work, out)
     return certificate
+
+
+def _on_rounded_base(opened: Opened, lookup: Lookup, golden: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The logits with the adapter and without it on the base as it was rounded in training; None where it was not, or cannot be here."""
+    memory, plan = rounding(opened.manifest, lookup), opened.assembly.plan
+    if not memory or len(memory) < len(opened.manifest.golden.quantized):
+        return None
+    plan = replace(plan, run_context=replace(plan.run_context, memory=memory))
+    as_trained = compose.build(plan, lookup, device="cpu", precision="fp32", **contents(opened.folder))
+    return verification.golden_logits(as_trained, golden)
 
 
 def _stored_precision(plan: Plan) -> str:
@@ -203,10 +217,13 @@ def export(opened: Opened, to: str, out: Path, lookup: Lookup, *, precision: str
     if to in of_model:
         return merge(opened, out, lookup, precision=precision, write=of_model[to])
     if to not in adapter_formats:
-        known = ", ".join(sorted([*adapter_formats, *of_model])) or "none"
-        raise CheckpointError(f"this checkpoint has no format '{to}'; it can be exported to {known}")
+        known = ", ".join(sorted([*adapter_formats, *of_model]))
+        others = f", or export it to {known}" if known else ", which writes the whole model"
+        raise CheckpointError(f"this checkpoint has no format '{to}'; merge it{others}")
     with unfinished(out) as work:
-        notes = adapter_formats[to](assembly, work) or ()
+        notes = [*(adapter_formats[to](assembly, work) or ())]
+        if (beside := getattr(assembly.processor, "save_beside_adapter", None)) and (note := beside(work)):
+            notes.append(note)
         read_back = _read_back(opened, work, lookup, notes)
         put_in_place(work, out)
     return read_back
@@ -219,7 +236,8 @@ def _read_back(opened: Opened, folder: Path, lookup: Lookup, notes: Sequence[str
     wanted, off = verification.golden_logits(assembly, golden)
     spec = replace(assembly.plan.model_spec, peft=None, on=(), also_train=())
     plain = compose.build(replace(assembly.plan, model_spec=spec), lookup, device="cpu", precision="fp32")
-    taken = Reference(plain.model, lambda batch: plain.model.logits(plain.model(batch)))
+    as_built = Reference(plain.model, lambda batch: plain.model.logits(plain.model(batch)))
+    taken = plain.architecture.reference(plain) or as_built
     reference = assembly.peft.open_elsewhere(taken, folder, ()) if assembly.peft else None
     reader = " and ".join(reference.readers) if reference else ""
     if reference and (odd := (*reference.unexpected, *reference.missing)):

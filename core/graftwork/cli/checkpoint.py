@@ -87,7 +87,8 @@ def checkpoint_facts(read: Manifest) -> list[tuple[str, str]]:
     rows += [("verdict", read.health.sentence())]
     for role, choice in [("model", model_spec.model), *model_spec.parts.items()]:
         where = f", base weights '{choice.weights.given}' at {choice.weights.path}" if choice.weights else ""
-        rows.append((role, f"{choice.name} ({choice.distribution} {choice.version}){where}"))
+        given = [f"; {key} = {json.dumps(value)}" for key, value in choice.settings.items() if value is not None]
+        rows.append((role, f"{choice.name} ({choice.distribution} {choice.version}){where}{''.join(given)}"))
     if model_spec.peft:
         settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in model_spec.peft.settings.items())
         rows.append(
@@ -211,6 +212,8 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     )
     if certificate.share:
         console.print(f"  kept      {certificate.share}", soft_wrap=True)
+    if certificate.rounded:
+        console.print(f"  rounded   {certificate.rounded}", soft_wrap=True)
     if certificate.carried:
         console.print(f"  carried   {', '.join(certificate.carried)}, from the base", soft_wrap=True)
     if certificate.not_carried:

@@ -20,7 +20,7 @@ from graftwork.contracts.events import (
     RunStopped,
     StepTaken,
 )
-from graftwork.jobs.messages import Answering, Checking, Listener, Message, Rehearsing, WaitingForReplies
+from graftwork.jobs.messages import Answering, Checking, Listener, Looking, Message, Rehearsing, WaitingForReplies
 from graftwork.jobs.results import Compared, Scored
 
 if TYPE_CHECKING:
@@ -89,19 +89,24 @@ class Drawing:
         self.close_status()
         self.console.print(message.text, style=STYLES[message.level], markup=False)
 
-    @draw.register
-    def _(self, message: Rehearsing) -> None:
+    def show_status(self, text: str) -> None:
+        """A status line, which the next one replaces."""
         if self.status is None:
             self.status = progress_console(quiet=True).status("")
             self.status.start()
-        self.status.update(f"rehearsing: {message.strategies}")
+        self.status.update(text)
+
+    @draw.register
+    def _(self, message: Looking) -> None:
+        self.show_status(f"looking at {message.what}")
+
+    @draw.register
+    def _(self, message: Rehearsing) -> None:
+        self.show_status(f"rehearsing: {message.strategies}")
 
     @draw.register
     def _(self, message: WaitingForReplies) -> None:
-        if self.status is None:
-            self.status = progress_console(quiet=True).status("")
-            self.status.start()
-        self.status.update(f"{message.stage}: {message.replies:,} replies")
+        self.show_status(f"{message.stage}: {message.replies:,} replies")
 
     @draw.register
     def _(self, event: RunStarted) -> None:

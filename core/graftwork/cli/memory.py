@@ -27,8 +27,7 @@ def print_search(console: Console, search: CandidateSearch) -> None:
         return
     step = best.steps[-1]
     console.print(
-        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA device' if search.device == 'cuda' else 'a CPU'} with records of "
-        f"{step.tokens:,} tokens, {step.tokens - step.labels:,} of them an image's and all others labelled"
+        f"[bold]memory[/bold] of a step, rehearsed for {'a CUDA device' if search.device == 'cuda' else 'a CPU'} with {step.records}"
     )
     console.print()
     print_candidates(console, search)

@@ -44,6 +44,9 @@ TOO_MUCH = 3
 @click.option(
     "--rehearse/--no-rehearse", default=True, help="Whether to take a step on fake tensors; by default it is."
 )
+@click.option(
+    "--weather", is_flag=True, help="Tell which batches of the data would not fit, and what makes all of them fit."
+)
 @click.pass_context
 def plan(
     ctx: click.Context,
@@ -53,6 +56,7 @@ def plan(
     device_memory: str | None,
     processes: int,
     rehearse: bool,
+    weather: bool,
 ) -> None:
     """Show what the run file RUN resolves to: every default, the parts, what is trained, the kernels, and the memory.
 
@@ -71,6 +75,7 @@ def plan(
             device_memory=device_memory,
             processes=processes,
             rehearse=rehearse,
+            weather=weather,
             on_event=listen,
             lookup=session.catalog,
         )
@@ -81,6 +86,14 @@ def plan(
         print_outline(console, planned.outline)
         if planned.search:
             print_search(console, planned.search)
+        if planned.weather:
+            console.print()
+            for sentence in planned.weather.sentences():
+                console.print(sentence, markup=False)
+        if planned.unknown_images:
+            console.print(
+                f"\nThe images of the data are not known: {planned.unknown_images}", style="yellow", markup=False
+            )
         if planned.missing_files:
             console.print("\nNot there yet, and needed to train or evaluate:", style="yellow")
             for line in planned.missing_files:
@@ -96,6 +109,7 @@ def print_plan(console: Console, plan: Plan, beginning: str = "") -> None:
 
     def add(what: str, choice: Choice, more: Sequence[str] = ()) -> None:
         lines = [*more, *(f"{key} = {format_setting(value)}" for key, value in choice.settings.items())]
+        lines += [f"coordinates = {choice.coordinates}"] * bool(choice.coordinates)
         weights = choice.weights.path if choice.weights else None
         if choice.folder and choice.folder != weights:
             alone = not (weights or model_spec.model.weights)

@@ -87,7 +87,7 @@ class Chooser:
             self.complete = False
             return None
         instance = component(values)
-        choice = choice_of(found, instance)
+        choice = replace(choice_of(found, instance), coordinates=selection.coordinates)
         if isinstance(instance, DataOperator) and instance.evaluators:
             choice = self.with_evaluators(choice, instance.evaluators, where)
         if isinstance(instance, Weighted):

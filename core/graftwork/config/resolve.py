@@ -13,9 +13,10 @@ from graftwork.config.machine import Machine
 from graftwork.config.runfile import EMPTY, RunFile, Selection, mixed
 from graftwork.config.sites import attention_sites, describe_towers, kernels_on
 from graftwork.config.wording import count, join, suggestion
+from graftwork.contracts.anatomy import AttentionSite
 from graftwork.contracts.kinds import MemoryStrategy, ModelArchitecture, VisionTower
 from graftwork.contracts.lookup import Lookup
-from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings
+from graftwork.contracts.plan import CheckpointRef, Choice, ModelSpec, Plan, RunContext, TrainSettings, config_of
 from graftwork.errors import PlanRefused, WeightsError
 
 
@@ -205,6 +206,18 @@ class _Resolver(Chooser):
             devices = ", ".join(dict.fromkeys(machine.devices))
             self.reasons.append(f"train.precision: this machine ({devices}) does not compute in bf16; use fp32 or fp16")
 
+    def bars_packing(self, model: Resolved, sites: Iterable[AttentionSite]) -> list[str]:
+        """Why records cannot share a row, a clause each."""
+        own = [site for site in sites if site.causal and site.own]
+        barred = cast(ModelArchitecture[Any], model.component).bars_packing(config_of(model.choice))
+        return [
+            *([f"'{model.choice.name}' cannot keep records apart: {barred}"] if barred else []),
+            *(
+                f"'{site.name}' is computed by {site.own}, which cannot keep records apart ({site.why_own})"
+                for site in own
+            ),
+        ]
+
     def check_sites(self, plan: Plan, model: Resolved, parts: Mapping[str, Resolved]) -> None:
         """The towers must fit the model, and every attention site must exist and have a kernel that computes it."""
 
@@ -216,6 +229,8 @@ class _Resolver(Chooser):
         except WeightsError as error:
             self.reasons += lines_of("model", error)
             return
+        if plan.run_context.train.packing:
+            self.reasons += [f"train.packing: {why}; leave it out" for why in self.bars_packing(model, sites)]
         known = [site.name for site in sites]
         for name in sorted(plan.run_context.attention.keys() - {"*", *known}):
             problem = f"'{model.choice.name}' has no attention site '{name}'{suggestion(name, known)}"

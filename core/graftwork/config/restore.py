@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from graftwork.config import settings
 from graftwork.contracts.component import Component
-from graftwork.contracts.data import DataOperator
+from graftwork.contracts.data import DataOperator, DataSource
 from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice
@@ -29,6 +29,8 @@ def restore_component(choice: Choice, lookup: Lookup) -> Component[Any]:
                 [error.sentence, *error.details],
             ) from None
     component = found.component(settings.restore(found.component, choice.settings, choice.settings_version))
+    if isinstance(component, DataSource):
+        component.coordinates = choice.coordinates
     if isinstance(component, DataOperator) and component.evaluators:
         _lend_questions(component, component.evaluators, lookup)
     return component

@@ -40,6 +40,8 @@ class Selection:
     config: str | None = None
     where: str = ""
     """The dotted path of its table."""
+    coordinates: str = ""
+    """Of a data source: what the numbers of its boxes and points count."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ RESERVED_KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("use", "weights", "config", "parts"),
     "vision_tower": ("use", "weights", "config"),
     "peft": ("use", "on", "also_train", "init_from"),
-    "data_source": ("use", "weight", "repeat", "license"),
+    "data_source": ("use", "weight", "repeat", "license", "coordinates"),
     "data_operator": ("use",),
 }
 """Kind to the keys beside a component's settings, which no setting of that kind may be called."""
@@ -273,7 +275,8 @@ class TableReader:
         """The component that a table selects."""
         fields, rest = self.split(cls, table, where)
         weights, config = getattr(fields, "weights", None), getattr(fields, "config", None)
-        return Selection(fields.use, rest, weights, config, where) if fields else None
+        coordinates = getattr(fields, "coordinates", None) or ""
+        return Selection(fields.use, rest, weights, config, where, coordinates) if fields else None
 
     def unknown(self, rest: Mapping[str, Any], known: Sequence[str], where: str) -> None:
         """Refuse the keys of `rest` that are not known."""

@@ -34,7 +34,7 @@ def attention_sites(
     sites = list(architecture.sites(config_of(plan.model_spec.model), outputs))
     for part, tower in towers.items():
         sites += [replace(site, name=f"vision.{part}") for site in tower.sites(config_of(plan.model_spec.parts[part]))]
-    return sites
+    return [replace(site, segments=site.causal and plan.run_context.train.packing) for site in sites]
 
 
 def kernels_for(plan: Plan, site: str, lookup: Lookup) -> list[tuple[str, AttentionKernel[Any]]]:

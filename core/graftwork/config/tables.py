@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from graftwork.config.sizes import parse_size
 from graftwork.contracts import setting
+from graftwork.contracts.coordinates import Coordinates
 from graftwork.contracts.plan import TrainOn
 from graftwork.errors import GraftworkError
 
@@ -119,6 +120,10 @@ class SourceTable:
     )
     repeat: int = setting(1, "How many times an epoch takes each of its records", minimum=1, maximum=100)
     license: str | None = setting(None, "The licence of its data as their owner gives it, for the data card")
+    coordinates: Coordinates | None = setting(
+        None,
+        "What boxes and points in its texts count: pixels of the image's file, shares of its sides, or nothing of it",
+    )
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < float("inf"):

@@ -37,7 +37,7 @@ class Trial:
         return (
             f"{site.heads} heads over {site.kv_heads}, head_dim {site.head_dim}, {self.case.dtype} on {self.case.device}, "
             f"{self.lengths}, {self.padding} padding{', causal' * site.causal}{f', dropout {site.dropout}' * (site.dropout > 0)}"
-            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}{', masked' * site.mask}"
+            f"{f', window {site.window}' * (site.window is not None)}{f', softcap {site.softcap}' * (site.softcap is not None)}{', masked' * site.mask}{', packed' * site.segments}"
         )
 
 
@@ -54,9 +54,12 @@ def trial(
     window: int | None = None,
     softcap: float | None = None,
     mask: bool = False,
+    segments: bool = False,
 ) -> Trial:
     """A trial with four heads."""
-    site = AttentionSite("site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap, mask)
+    site = AttentionSite(
+        "site", head_dim, 4, kv_heads, causal, padding != "no", dropout, window, softcap, mask, segments
+    )
     return Trial(AttentionCase(site, dtype, *device), lengths, padding)
 
 
@@ -85,6 +88,11 @@ def trials(kernel: AttentionKernel[Any]) -> list[Trial]:
         if kernel.computes.issuperset(each)
         for dtype, causal, lengths in product(DTYPES, (False, True), LENGTHS)
     ]
+    if "segments" in kernel.computes:
+        expected += [
+            trial(dtype, device, causal=causal, padding=padding, segments=True)
+            for dtype, causal, padding in product(DTYPES, (False, True), ("left", "right"))
+        ]
     forward_only = [replace(each, case=replace(each.case, backward=False)) for each in expected]
     found = [each for each in expected if kernel.supports(each.case)]
     found = found or [each for each in forward_only if kernel.supports(each.case)]
@@ -119,10 +127,16 @@ def mask_of(of: Trial) -> Tensor:
     return (own | ((places + sequences) % 3 == 0) | (sequences == 0)).to(of.case.device)
 
 
+def segments_of(padding: Tensor) -> Tensor:
+    """Two records a row, the first of two tokens or what is real."""
+    numbers: Tensor = (padding.cumsum(-1) > 2) + 1
+    return numbers * padding
+
+
 def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
-    """1 at the queries whose output is defined, being real themselves if attention is causal, has a window or a mask; 0 elsewhere."""
+    """1 at the queries whose output is defined, being real themselves if attention is causal, has a window, a mask or segments; 0 elsewhere."""
     site = of.case.site
-    if padding is None or not (site.causal or site.window is not None or site.mask):
+    if padding is None or not (site.causal or site.window is not None or site.mask or site.segments):
         return 1.0
     return padding[:, None, -LENGTHS[of.lengths][0] :, None].float()
 
@@ -130,7 +144,12 @@ def defined(of: Trial, padding: Tensor | None) -> Tensor | float:
 def run(compute: Any, of: Trial, tensors: list[Tensor], padding: Tensor | None) -> Tensor:
     """What a kernel, or the definition, computes in a trial."""
     site = of.case.site
-    further = limits(site.window, site.softcap, mask_of(of) if site.mask else None)
+    mask, segments = (
+        mask_of(of) if site.mask else None,
+        segments_of(padding) if site.segments and padding is not None else None,
+    )
+    further = limits(site.window, site.softcap, mask, segments)
+    padding = None if site.segments else padding
     output: Tensor = compute(
         *tensors, padding=padding, causal=site.causal, scale=SCALE, dropout=site.dropout, **further
     )

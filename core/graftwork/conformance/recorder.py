@@ -22,7 +22,7 @@ def recorder() -> tuple[type[AttentionKernel[NoSettings]], list[AttentionCase]]:
         """Attention by its definition, with a record of every case"""
 
         name = "conformance-recorder"
-        computes = frozenset({"window", "softcap", "mask"})
+        computes = frozenset({"window", "softcap", "mask", "segments"})
 
         def supports(self, case: AttentionCase) -> Support:
             cases.append(case)
@@ -45,6 +45,7 @@ def misfit(computed: AttentionSite, declared: Sequence[AttentionSite]) -> str:
             and computed.dropout <= site.dropout
             and (computed.window, computed.softcap) == (site.window, site.softcap)
             and computed.mask <= site.mask
+            and computed.segments <= site.segments
         ):
             return ""
     return f"{_described(computed)} is computed, and declared is {' or '.join(map(_described, declared))}"
@@ -56,5 +57,5 @@ def _described(site: AttentionSite) -> str:
     words += [
         f"{name} {value}" for name, value in (("window", site.window), ("softcap", site.softcap)) if value is not None
     ]
-    words += ["a mask of its own"] * site.mask
+    words += ["a mask of its own"] * site.mask + ["packed records"] * site.segments
     return ", ".join(words)

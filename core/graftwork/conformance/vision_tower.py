@@ -114,13 +114,13 @@ def attention_is_where_the_sites_say(subject: Subject) -> Iterator[str]:
     """What runs through Graftwork's kernels has the shapes of `sites`."""
     built = tower(subject)
     kernel, cases = recorder()
-    sites = list(built.component.sites(built.config))
+    sites = [site for site in built.component.sites(built.config) if not site.own]
     module = build(built.component, built.config)
     for site in sites:
         kernels.bind(module.modules(), kernels.Binding(site, [(kernel.name, kernel(kernel.Settings()))]))
     maps_of(module, built.output.pixels.size)
     if not sites:
-        raise Skipped("it says that it computes no attention")
+        raise Skipped("it says that it computes no attention, or all of it by itself")
     if not cases:
         yield "what 'sites' names must run through Graftwork's kernels, and nothing did; build with context.attn_implementation, or call attend"
     for case in cases:

@@ -29,7 +29,9 @@ class AttentionSite:
     """Scores are bent to `softcap * tanh(score / softcap)`; None where they are not."""
     mask: bool = False
     """Whether the model says itself which keys a query sees, with the tensors: where the tokens of an image see one another, where only
-    some layers have a window, or where records are packed."""
+    some layers have a window."""
+    segments: bool = False
+    """Whether a row may hold several records, whose tokens see those of their own record alone (packing)."""
     own: str = ""
     """Where the model's own attention computes the site and no kernel is bound: whose it is, such as `transformers' sdpa`."""
     why_own: str = ""
@@ -57,6 +59,8 @@ class PixelSettings:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resample: int = 3
+    """The filter by which images are scaled, as Pillow numbers them; 3 is bicubic."""
 
 
 @dataclass(frozen=True)

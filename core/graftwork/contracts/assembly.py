@@ -83,6 +83,11 @@ class Assembly:
         """The model (see `model.VisionLanguageModel`), a `torch.nn.Module`."""
         return self.structure.model
 
+    @property
+    def tower_modules(self) -> list[str]:
+        """The modules of the vision towers that fill the model's slots."""
+        return [module for part in self.towers for module in self.structure.roles[f"vision.{part}"]]
+
     def state_to_save(self) -> dict[str, Tensor]:
         """Every tensor that the base does not have or that is trained, by name: what a checkpoint must hold."""
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -44,7 +44,7 @@ class Encoded:
 
 @dataclass
 class Batch:
-    """Padded records. Rows are records; the images of all rows lie one after another, in order."""
+    """Padded records. Rows are records, or with `positions` several of them; the images of all rows lie one after another, in order."""
 
     input_ids: torch.Tensor
     """`[rows, tokens]`, int64."""
@@ -64,6 +64,9 @@ class Batch:
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)
     """What else the model is told of each token: name to `[rows, tokens]`, or `[rows, …, tokens]` where `Processor.complete` made
     it, int64."""
+    positions: torch.Tensor | None = None
+    """`[rows, tokens]`, int64, where rows hold several records (packing): the place of each token in its own record, 0 at padding. No token
+    may have anything of another record. None where each row is one record."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -80,6 +83,7 @@ class Batch:
             None if self.label_positions is None else self.label_positions.to(device, non_blocking=True),
             self.weights,
             moved(self.token_fields),
+            None if self.positions is None else self.positions.to(device, non_blocking=True),
         )
 
 

@@ -24,6 +24,11 @@ class Requires:
     """The least compute capability, such as `(8, 0)`; None where no CUDA device is needed."""
     install: str | None = None
     """The pip arguments to suggest when a package is missing; by default the missing requirements themselves."""
+    module: str | None = None
+    """A module that must also import beside what else is installed, where that is in doubt: it is tried in a child process, once for
+    each set of versions of `packages`."""
+    advice: str = ""
+    """What to do where it does not import, as a clause."""
 
 
 def missing_requirements(requires: Requires) -> list[str]:
@@ -44,10 +49,16 @@ def missing_requirements(requires: Requires) -> list[str]:
 
 
 def missing_packages(requires: Requires) -> str:
-    """Which required packages are missing and how to install them, as a clause; empty when none is."""
+    """Which required packages are missing or do not work, and what to do about it, as a clause; empty when none is."""
     missing = missing_requirements(requires)
     if not missing:
-        return ""
+        from packaging.requirements import Requirement
+
+        from graftwork.contracts.importing import import_failure
+
+        names = tuple(Requirement(package).name for package in requires.packages)
+        failure = import_failure(requires.module, names) if requires.module else ""
+        return failure and f"'{requires.module}' is installed and cannot be imported ({failure}): {requires.advice}"
     arguments = requires.install or " ".join(f'"{requirement}"' for requirement in missing)
     return f"needs {' and '.join(missing)}: pip install {arguments}"
 

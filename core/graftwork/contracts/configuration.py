@@ -91,8 +91,11 @@ def refuse_unknown_settings(
 
 
 def refuse_quantized(file: Path, settings: Mapping[str, Any]) -> None:
-    """WeightsError where a model's configuration says that its weights are stored quantized."""
+    """WeightsError where a model's configuration, or that of one of its parts, says that its weights are stored quantized."""
     if not isinstance(how := settings.get("quantization_config"), Mapping) or not how:
+        for part in settings.values():
+            if isinstance(part, Mapping):
+                refuse_quantized(file, part)
         return
     method = how.get("quant_method") or "a method that it does not name"
     bits = next((f" in {n} bits" for n, key in ((4, "load_in_4bit"), (8, "load_in_8bit")) if how.get(key)), "")

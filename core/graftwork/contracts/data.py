@@ -19,6 +19,8 @@ class DataSource(Component[S]):
     """A reader of training data, and where it can, a writer of the same format."""
 
     kind: ClassVar[str] = "data_source"
+    coordinates: str = ""
+    """What `coordinates` of the run's `[[data.source]]` says of its records; core sets it, and no plugin has to read it."""
 
     @abstractmethod
     def records(self) -> Iterator[Record | BadRecord]:

@@ -122,6 +122,8 @@ class Adapter:
     inconsistent: tuple[str, ...] = ()
     refused: str = ""
     """Why it cannot be used, and what would help: a sentence; empty when it can."""
+    renamed: Callable[[Callable[[str], str]], Adapter] | None = None
+    """The same adapter with its modules under other names, given what says the new name of one; None where names are the model's own."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class Reference:
     reads_images: bool = True
     tokens: tuple[int, ...] = ()
     """Token ids that what it is compared on must hold, because it treats them in a way of their own."""
+    reserved: tuple[int, ...] = ()
+    """Token ids that it cannot be asked about as text, because they stand for images or the like."""
     missing: tuple[str, ...] = ()
     """What it should have read and did not find, by the library's names."""
     unexpected: tuple[str, ...] = ()

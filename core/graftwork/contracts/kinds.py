@@ -82,7 +82,7 @@ class AttentionKernel(Component[S]):
     preference: ClassVar[int] = 0
     """Where a run file names none, kernels are tried from the highest preference down."""
     computes: ClassVar[frozenset[str]] = frozenset()
-    """Of `window`, `softcap` and `mask` (see `AttentionSite`) those that it computes. It is never asked for the others, and
+    """Of `window`, `softcap`, `mask` and `segments` (see `AttentionSite`) those that it computes. It is never asked for the others, and
     gets those that a case has as further arguments of `forward`."""
 
     @abstractmethod
@@ -99,8 +99,9 @@ class AttentionKernel(Component[S]):
         divides heads. `padding` is `[batch, keys]`, bool, True at real keys, or None when every key is real. With
         `causal` the queries are the last positions of the keys, and each sees the keys up to its own. A query that sees
         no key at all, or that is padding itself, gets finite numbers, whatever they are. A kernel that `computes` more takes
-        `window: int | None`, `softcap: float | None` and `mask` as well, None by default: a bool `[batch, 1, queries, keys]`, True where a
-        query sees a key, beside what the others say.
+        `window: int | None`, `softcap: float | None`, `mask` and `segments` as well, None by default. `mask` is bool, `[batch, 1, queries, keys]`, True
+        where a query sees a key, beside what the others say. `segments`, `[batch, keys]`, numbers the records of each row, with 0 at padding; queries,
+        as many as keys, see those of their own record.
         """
 
 
@@ -152,6 +153,10 @@ class ModelArchitecture(Weighted[S]):
         Hugging Face's configurations call `max_position_embeddings`."""
         return positions_of(config)
 
+    def bars_packing(self, config: Mapping[str, Any]) -> str:
+        """Why records cannot share a row (see `Batch.positions`), as a clause; empty where they can, which is tried before training."""
+        return ""
+
     @abstractmethod
     def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
         """Where the model itself, without its towers, computes attention."""
@@ -201,9 +206,15 @@ class ModelArchitecture(Weighted[S]):
     ) -> Processor:
         """The processor, from a weights folder or from a folder that `Processor.save` wrote."""
 
-    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
-        """A processor for a model of which configurations alone are there, with whatever tokenizer: what it makes of an image is to
-        have its sizes. By default that of the example, written into an empty `folder`."""
+    def stand_in(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        outputs: Mapping[str, TowerOutput],
+        source: Path | None = None,
+    ) -> Processor:
+        """A processor for a model of which configurations alone are there (in `source`), with whatever tokenizer: what it makes of an
+        image is to have its sizes. By default that of the example, written into an empty `folder`."""
         self.example(folder)
         return self.processor(config, folder, outputs)
 

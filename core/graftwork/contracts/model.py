@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork.contracts.batch import Batch, Encoded, collate
+from graftwork.contracts.packing import packed
 from graftwork.contracts.records import Record
 
 if TYPE_CHECKING:
@@ -41,8 +42,15 @@ class VisionLanguageModel(Protocol):
 class Processor(Protocol):
     """The only way from records to tensors and back.
 
+    A processor may have `resized(record)`: for each image its size in pixels, width and height, and the size in which the model gets
+    the whole of it, neither cropped nor padded; CoordinatesRefused where there is no such size. Boxes and points in pixels need it.
+    A processor may have `save_beside_adapter(folder)`, which writes into the folder of an exported adapter what of it is not as the
+    base's folder has it, and returns a sentence about that; empty for nothing.
     A processor may also have `complete(batch)`, which returns a collated batch with what of it is computed on the host and from
     whole rows, such as positions: in `forward` it would make the host wait for the device at each step.
+
+    With a true `trains_last_answer_only` a run gives it a sample for each answer, which is the last of its sample: for a template that
+    writes answers otherwise once others follow, such as one that leaves out what a model thought before.
     """
 
     pad_id: int
@@ -72,9 +80,12 @@ class Processor(Protocol):
         ...
 
 
-def batch_of(processor: Processor, examples: Sequence[Encoded], *, side: str = "right") -> Batch:
-    """`collate`, and what the processor has to `complete` in the batch."""
-    return completed(processor, collate(examples, pad_id=processor.pad_id, side=side))
+def batch_of(
+    processor: Processor, examples: Sequence[Encoded], *, side: str = "right", rows: Sequence[int] = ()
+) -> Batch:
+    """`collate`, and what the processor has to `complete` in the batch; with `rows` then so many records in each row (see `packed`)."""
+    batch = completed(processor, collate(examples, pad_id=processor.pad_id, side=side))
+    return packed(batch, rows, processor.pad_id) if rows else batch
 
 
 def completed(processor: Processor, batch: Batch) -> Batch:

@@ -53,6 +53,8 @@ class Choice:
     """What `Weighted.configuration` returned; None for components that have no weights."""
     folder: str | None = None
     """The folder, absolute, that the configuration was read from: the one of the weights, or one of configurations."""
+    coordinates: str = ""
+    """Of a data source: what the numbers of its boxes and points count; empty where the run does not say it."""
 
     @property
     def label(self) -> str:
@@ -99,6 +101,10 @@ class TrainSettings:
     )
     too_long: Literal["skip", "cut"] = setting(
         "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
+    )
+    packing: bool = setting(
+        False,
+        "Put several records into each row, up to max_length tokens, instead of padding; micro_batch_size then counts rows",
     )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     allow_unreached: tuple[str, ...] = setting(

@@ -63,6 +63,9 @@ class Record:
     unit: str = ""
     """What counts only as a whole, such as a question in all rotations of its options: the same in all its records, which follow
     one another. Empty where a record counts alone."""
+    coordinates: str = ""
+    """What the numbers of its boxes and points count: `pixels`, `relative` or `none` (see `graftwork.contracts.coordinates`). Empty
+    where that is not said."""
 
     @property
     def question(self) -> str:

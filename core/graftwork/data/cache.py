@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from graftwork.processes import cache_folder
 from graftwork.weights import sha256
 
 UNUSED = 90 * 24 * 3600
@@ -23,13 +24,6 @@ MAX_HASHES = 1_000
 """When more files are known, those that are gone are forgotten."""
 FORMAT = 1
 """Counted up when what is kept changes its form."""
-
-
-def cache_folder() -> Path:
-    """Where everything is kept: `GRAFTWORK_CACHE`, else `graftwork` in the user's folder for caches."""
-    if named := os.environ.get("GRAFTWORK_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork"
 
 
 def key_of(*content: Any, form: int = FORMAT) -> str:

@@ -10,11 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from graftwork.contracts.records import BadRecord, Image, Record, Turn
+from graftwork.data.imagefolders import NO_SOUND, NO_VIDEOS
 from graftwork.data.lines import OWN, OWN_FIELDS
 from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError
 
 PLACE = "<image>"
+MOVING_PLACE = re.compile(r"^[ \t]*<(video|audio)>[ \t]*$", re.MULTILINE)
+"""Where LLaVA's format has a video or sound; within a line it may be HTML that is talked about."""
 LAST_NUMBER = re.compile(r"\d+(?=\)?$)")
 MARKS = ("train", "training", "loss")
 """What data calls the mark of a turn that says whether it carries loss; OpenAI's is `weight`, 0 or 1."""
@@ -42,6 +45,9 @@ def conversation(
         turns = tuple(map(_with_one_place, turns))
     places = 0
     for turn in turns:
+        if moving := MOVING_PLACE.search(turn.text):
+            why = NO_VIDEOS if moving[1] == "video" else NO_SOUND
+            raise DataError(f"the record has a '<{moving[1]}>', and {why}")
         if PLACE in turn.text:
             if turn.role != "user":
                 what = "an answer" if turn.role == "assistant" else "the system turn"

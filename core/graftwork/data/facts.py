@@ -29,6 +29,7 @@ from graftwork.data.oddities import (
     TOO_LONG,
     Odd,
     image_oddity,
+    misplaced,
     text_oddities,
 )
 from graftwork.errors import DataError
@@ -145,6 +146,9 @@ class DataFacts:
     oddities: Mapping[str, int]
     """Why records are odd, and how many are."""
     odd: tuple[OddRecord, ...] = field(repr=False)
+    misplaced: int = 0
+    """Records with a box or a point of which it is not known what its numbers count, or that lies outside its image."""
+    misplaced_examples: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -200,6 +204,7 @@ class _Gatherer:
         self.counts: Counter[str] = Counter()
         self.images = _Images(self.odd)
         self.pairs: list[tuple[str, Leak]] = []
+        self.misplaced: list[str] = []
 
     def add(self, place: int, record: Record, looks: tuple[Look, ...]) -> None:
         text = " ".join(turn.text.replace(PLACE, " ") for turn in record.turns)
@@ -222,7 +227,11 @@ class _Gatherer:
                 self.pairs.append((record.place, leak))
         elif self.finder.rare(record):
             self.counts["rare questions"] += 1
-        if self.lengths and (tokens := self.lengths.add(record)):
+        if why := misplaced(record):
+            self.counts["misplaced"] += 1
+            if len(self.misplaced) < MAX_NAMED:
+                self.misplaced.append(f"{record.place}: {why}")
+        elif self.lengths and (tokens := self.lengths.add(record)):
             self.odd.note(place, TOO_LONG, f"it has {tokens:,} tokens, {self.lengths.max_length:,} are trained on")
 
     def facts(self, records: Sequence[Record], compared: tuple[Questions, ...], seed: int) -> DataFacts:
@@ -261,6 +270,8 @@ class _Gatherer:
             odd=tuple(
                 _odd_record(records[place], why) for place, why in self.odd.chosen(len(self.words), seed).items()
             ),
+            misplaced=self.counts["misplaced"],
+            misplaced_examples=tuple(self.misplaced),
         )
 
 

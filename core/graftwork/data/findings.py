@@ -43,6 +43,11 @@ def _on_records(facts: DataFacts, unread: int, examples: Sequence[str]) -> Itera
     if unread:
         remedy = "correct the file, or the setting that says where its images are"
         yield Finding("must", f"{_count(unread, 'record')} that cannot be read", remedy, tuple(examples[:MAX_NAMED]))
+    if facts.misplaced:
+        what = f"{_count(facts.misplaced, 'record')} with boxes or points outside their image, or of which it is not said what they count"
+        yield Finding(
+            "must", what, "set coordinates of their source, and correct what lies outside", facts.misplaced_examples
+        )
     if facts.lengths and facts.lengths.unfit:
         what = f"{_count(facts.lengths.unfit, 'record')} without a place in the model's template"
         yield Finding("must", what, "change them, or leave them out", facts.lengths.refusals)

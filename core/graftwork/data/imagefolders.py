@@ -18,6 +18,7 @@ from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError, NoImage
 
 NO_VIDEOS = "videos are not read; save frames of them as images, such as by 'ffmpeg -i x.mp4 -vf fps=1 frames/%04d.jpg', and give these"
+NO_SOUND = "sound is not read; write down what it says, or leave such records out"
 BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 """How images begin in base64: PNG, JPEG, GIF, WEBP, TIFF."""
 MAX_FOLDERS = 10_000

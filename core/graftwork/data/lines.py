@@ -66,5 +66,12 @@ def from_object(content: Mapping[str, Any], image_of: Callable[[str], Image]) ->
     )
 
 
-OWN_FIELDS: Mapping[str, Any] = {"group": "", "reference": (), "weight": 1.0, "source": 0, "unit": ""}
+OWN_FIELDS: Mapping[str, Any] = {
+    "group": "",
+    "reference": (),
+    "weight": 1.0,
+    "source": 0,
+    "unit": "",
+    "coordinates": "",
+}
 """Fields of a record that are written beside LLaVA's, with what they are where nothing is said."""

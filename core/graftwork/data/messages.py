@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from graftwork.contracts.records import Image, Record, Turn
 from graftwork.data.conversations import PLACE, conversation, mark_of
-from graftwork.data.imagefolders import NO_VIDEOS, ImageFolder
+from graftwork.data.imagefolders import NO_SOUND, NO_VIDEOS, ImageFolder
 from graftwork.data.lines import OWN, own_part
 from graftwork.data.texts import plain_text, type_name
 from graftwork.errors import DataError
@@ -122,7 +122,7 @@ def refuse_moving(content: Mapping[str, Any]) -> None:
     """DataError when a record has videos or sound."""
     for name in MOVING:
         if content.get(name):
-            raise DataError(f"the record has '{name}', and {NO_VIDEOS if 'video' in name else 'sound is not read'}")
+            raise DataError(f"the record has '{name}', and {NO_VIDEOS if 'video' in name else NO_SOUND}")
 
 
 def to_messages(record: Record, images: Sequence[Any]) -> dict[str, Any]:
@@ -184,8 +184,9 @@ def _part(part: Any, number: int, images: list[Image | None], folder: ImageFolde
         images += [None] * text.count(PLACE)
         return text
     if kind not in ("image", "image_url", "input_image"):
-        if isinstance(kind, str) and "video" in kind:
-            raise DataError(f"a part of turn {number} is a '{kind}', and {NO_VIDEOS}")
+        for medium, why in (("video", NO_VIDEOS), ("audio", NO_SOUND)):
+            if isinstance(kind, str) and medium in kind:
+                raise DataError(f"a part of turn {number} is of the type '{kind}', and {why}")
         what = f"'{kind}'" if isinstance(kind, str) else type_name(kind)
         raise DataError(
             f"a part of turn {number} is of the type {what}, and only 'text', 'image' and 'image_url' are read"

@@ -7,9 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from random import Random
 
+from graftwork.contracts.coordinates import check_inside, check_relative, check_said, places_of
 from graftwork.contracts.records import Record
 from graftwork.data.answering import pairs_of
 from graftwork.data.fingerprints import Fingerprint
+from graftwork.data.images import image_size
+from graftwork.errors import DataError
 
 TINY = 28
 """Pixels on the shorter side; a vision tower sees little more than one patch of a smaller image."""
@@ -50,6 +53,21 @@ def text_oddities(record: Record) -> Iterator[str]:
     yield from (reason for reason, trace in TRACES.items() if trace.search(text))
     if any(question and question.casefold() == answer.casefold() for question, answer in pairs_of(record)):
         yield "an answer repeats its question"
+
+
+def misplaced(record: Record) -> str:
+    """Why a box or a point of a record cannot be right, whatever the model; empty where all can."""
+    try:
+        check_said(record)
+        if record.images and record.coordinates == "relative":
+            check_relative(record)
+        if record.coordinates == "pixels" and any(places_of(record)):
+            sizes = {image_size(image) for image in record.images}
+            if len(sizes) == 1:
+                check_inside(record, sizes.pop())
+    except DataError as error:
+        return error.sentence
+    return ""
 
 
 class Odd:

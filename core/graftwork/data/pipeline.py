@@ -169,7 +169,9 @@ def _read(sources: Sequence[DataSource[Any]], to: RecordWriter, *, strict: bool,
         begun, before = time.perf_counter(), (len(to.records), len(to.dropped))
         for item in islice(_items_of(source, source.records), None if limit is None else limit - len(to)):
             if isinstance(item, Record):
-                item = _add(to, replace(item, source=number) if item.source != number else item)
+                said = source.coordinates or item.coordinates
+                same = (item.source, item.coordinates) == (number, said)
+                item = _add(to, item if same else replace(item, source=number, coordinates=said))
             if isinstance(item, BadRecord):
                 if strict:
                     raise DataError(f"{item.where}: {item.why}; fix it, or set data.strict to false")

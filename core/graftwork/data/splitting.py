@@ -14,7 +14,7 @@ def held_out(
 ) -> Array:
     """Which of the records are kept for validation, bool.
 
-    Records that show images of the same name, or by `content_of` of the same content, or that are connected by others which do, stay
+    Records without images that were made of the same ones, and those that show images of the same name, or by `content_of` of the same content, or that are connected by others which do, stay
     together. Which side such a group comes to depends on the seed and on the names of its images alone, so that it stays there
     when records are added or the data is moved.
     """
@@ -30,7 +30,9 @@ def held_out(
 
     firsts = []
     for record in records:
-        images = [key for image in record.images for key in _keys(image, content_of)] or [_name("no image", record.id)]
+        images = [key for image in record.images for key in _keys(image, content_of)] or [
+            _name("no image", each) for each in record.meta.get("of") or [record.id]
+        ]
         firsts.append(images[0])
         for image in images:
             # The smallest hash is the root, so that it does not depend on the order of the records.

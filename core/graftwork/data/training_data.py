@@ -10,30 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import processes
-from graftwork.config.restore import restore_component
 from graftwork.contracts.batch import IGNORED, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.plan import Plan, RunContext, TrainOn
+from graftwork.contracts.plan import Plan, RunContext
 from graftwork.contracts.records import Record, RecordCounts
-from graftwork.data import cache, pipeline, splitting
+from graftwork.data import reading, splitting
 from graftwork.data.digest import RECORD_FIELDS, image_hash
 from graftwork.data.measuring import (
     ANY,
     LAST,
     MARKED,
     Measured,
-    has_same_images,
-    image_states,
-    keep_image_states,
-    kept_image_states,
     measure,
     processor_files,
 )
 from graftwork.data.pipeline import PipelineResult, StageCount
+from graftwork.data.samples import marked
 from graftwork.data.sampling import Sampler
 from graftwork.data.store import Array, Joined, Mapped
-from graftwork.errors import DataError, NoRoom
+from graftwork.errors import DataError
 
 MAX_RECORDED = 100
 """How many bad records a checkpoint lists, so that its manifest stays small."""
@@ -174,48 +170,12 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
 
 def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tuple[PipelineResult, Measured]:
     """The records of a plan, and what is known of them, new or kept from an earlier run."""
-    run_context = plan.run_context
-    sources: list[Any] = [restore_component(choice, lookup) for choice in run_context.sources]
-    operators: list[Any] = [restore_component(choice, lookup) for choice in run_context.operators]
-
-    def read(folder: Path | None) -> PipelineResult:
-        return pipeline.read_records(
-            sources, operators, seed=run_context.seed, strict=run_context.strict_data, folder=folder
-        )
-
-    def keep_read(folder: Path) -> None:
-        read(folder)
-        keep_image_states(folder)
-
-    def keep_measured(folder: Path) -> None:
-        measure(result.records, processor, kept_image_states(result.folder)).save(folder)
-
-    try:
-        key = _key_of(run_context, [*sources, *operators])
-        if key is not None:
-            result = read(cache.entry(key, keep_read, has_same_images))
-            images = hashlib.sha256(kept_image_states(result.folder).tobytes()).hexdigest()
-            with tempfile.TemporaryDirectory() as folder:
-                files = processor_files(processor, Path(folder))
-            choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]
-            kept = cache.entry(
-                cache.key_of(key, images, choices, files), keep_measured, lambda at: bool(Measured.load(at))
-            )
-            return result, Measured.load(kept)
-    except (OSError, NoRoom):
-        pass  # There is no place to keep it: it is read for this run alone.
-    result = read(None)
-    return result, measure(result.records, processor, image_states(result.folders[0]))
-
-
-def _key_of(run_context: RunContext, components: Sequence[Any]) -> str | None:
-    """The hash of all that records depend on but their images; None where that is not known."""
-    files = [each.files() for each in components]
-    if None in files:
-        return None
-    choices = [asdict(choice) for choice in (*run_context.sources, *run_context.operators)]
-    hashes = cache.known_hashes(file for each in files for file in each)
-    return cache.key_of(choices, hashes, run_context.seed, run_context.strict_data)
+    read = reading.read(plan, lookup, sample_each_answer=getattr(processor, "trains_last_answer_only", False))
+    with tempfile.TemporaryDirectory() as folder:
+        files = processor_files(processor, Path(folder))
+    choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]
+    measured = read.kept(lambda: measure(read.result.records, processor, read.images), Measured.load, choices, files)
+    return read.result, measured
 
 
 def _fitting(run_context: RunContext, result: PipelineResult, measured: Measured) -> TrainingData:
@@ -308,19 +268,6 @@ def _split(
             f"{len(held_out)} to validate, as records about the same image stay together; change the share, or set it to 0"
         )
     return train, held_out
-
-
-def marked(record: Record, train_on: TrainOn) -> Record:
-    """The record whose answers are marked by what a run trains on; what the data excludes is never trained on."""
-    answers = [place for place, turn in enumerate(record.turns) if turn.role == "assistant"]
-    if train_on == "all" or not answers:
-        return record
-    chosen = answers[-1:] if train_on == "last" else [place for place in answers if record.turns[place].trained]
-    turns = (
-        replace(turn, trained=place in chosen and turn.trained is not False) if turn.role == "assistant" else turn
-        for place, turn in enumerate(record.turns)
-    )
-    return replace(record, turns=tuple(turns))
 
 
 def _dropped_line(dropped: Any) -> str:

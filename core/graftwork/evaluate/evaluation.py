@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork import processes
 from graftwork.contracts.batch import Encoded
+from graftwork.contracts.coordinates import in_view
 from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.model import batch_of
 from graftwork.contracts.records import BadRecord, Record, RecordCounts, image_key, unit_key
@@ -152,7 +153,8 @@ def evaluate(
     many questions of how many are done, `say` whatever a person should know. Raises DataError. Collective: several
     processes share the questions, and the first one writes.
     """
-    records, bad = read_questions(evaluator, limit=limit, strict=strict)
+    view = partial(in_view, processor=assembly.processor)
+    records, bad = read_questions(evaluator, limit=limit, strict=strict, view=view)
     malformed = len(bad)
     file = AnswerFile(out / ANSWERS)
     if processes.is_first():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from graftwork import processes
@@ -14,11 +14,16 @@ T = TypeVar("T")
 
 
 def read_questions(
-    evaluator: Evaluator[Any], *, limit: int | None = None, strict: bool = False
+    evaluator: Evaluator[Any],
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    view: Callable[[Record], Record] = lambda record: record,
 ) -> tuple[list[Record], list[BadRecord]]:
     """The questions of an evaluator, and what is malformed among them. Raises DataError when there are none.
 
-    `limit` counts what counts alone: records of one `unit` are one question, and are read together.
+    `limit` counts what counts alone: records of one `unit` are one question, and are read together. `view` makes of each what the
+    model is to be asked, or raises DataError.
     """
     records: dict[str, Record] = {}
     units: set[tuple[str, str]] = set()
@@ -31,7 +36,11 @@ def read_questions(
             raise DataError(f"'{evaluator.name}' has two questions with the id '{record.id}'; give each its own")
         if len(units) == limit and unit_key(record) not in units:
             break
-        records[record.id] = record
+        try:
+            records[record.id] = view(record)
+        except DataError as error:
+            bad.append(BadRecord.of(record, error.sentence))
+            continue
         units.add(unit_key(record))
         if len(units) == limit and not record.unit:  # Nothing more belongs to it.
             break

@@ -101,7 +101,7 @@ class _Comparing:
         base = self.base()
         as_built = Reference(base.model, lambda batch: base.model.logits(base.model(batch)))
         taken = base.architecture.reference(base) or as_built
-        return method.open_elsewhere(taken, self.folder, base.structure.image_encoder)
+        return method.open_elsewhere(taken, self.folder, base.tower_modules)
 
     def agreement(self, reference: Reference) -> Agreement:
         """How near the checkpoint is to what other code opened; CheckpointError where it is another model."""
@@ -134,7 +134,8 @@ class _Comparing:
         """The conversations of the golden inputs that a reference can read, and tokens from all over the vocabulary."""
         processor, vocabulary = self.assembly.processor, self.vocabulary()
         encoded = [processor.encode(record) for record in records()]
-        ids = sorted({*range(0, vocabulary, max(1, vocabulary // SPREAD)), *reference.tokens[:SPREAD]})
+        spread = {*range(0, vocabulary, max(1, vocabulary // SPREAD)), *reference.tokens[:SPREAD]}
+        ids = sorted(spread.difference(reference.reserved))
         readable = [one for one in encoded if reference.reads_images or not any(one.image_token_mask)]
         tokens = Encoded(ids, [False] * len(ids), [IGNORED] * len(ids), {})
         return batch_of(processor, [*readable, tokens])
@@ -180,7 +181,7 @@ class _Comparing:
             plan, self.lookup, device="cpu", precision="fp32", trained=trained, processor_folder=processor
         )
         # A tower's tensors that the folder holds count only where the checkpoint took them.
-        towers, places = base.structure.image_encoder, base.model.state_dict()
+        towers, places = base.tower_modules, base.model.state_dict()
         rest = {
             n: read().float() for n, read in besides.items() if n in places and (n in saved or not within(n, towers))
         }

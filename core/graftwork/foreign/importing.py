@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +141,8 @@ class _Importing:
         self.folder = diagnosis.folder.resolve()
         self.config = dict(import_plan.configure(self.base))
         self.base_weights = BaseWeights()
+        self.besides: Mapping[str, LazyTensor] = {}
+        """What the folder holds besides an adapter's own tensors, by names in the built model."""
         self.held: dict[str, LazyTensor] = {}
         self.accounts: Accounts = {}
         """What became of every tensor in the folder and in its base weights; filled by `prepare`."""
@@ -154,6 +157,8 @@ class _Importing:
         bare = self.shape(self.resolved((), (), None, kernels))
         if isinstance(bare.processor, compose.NoProcessor):
             raise bare.processor.reason
+        if self.adapter and self.adapter.renamed:
+            self.adapter = self.adapter.renamed(partial(built_module, bare))
         self.read(bare)
         if self.untie(bare):
             bare = self.shape(self.resolved((), (), None, kernels))
@@ -227,7 +232,8 @@ class _Importing:
         spec, structure = shape.plan.model_spec, shape.structure
         self.base_weights = open_base(spec, shape.architecture, shape.towers, structure, shapes_only=True)
         replaced, base = self.replaced(shape), self.base_weights.tensors
-        held = {name: read for name, read in self.import_plan.tensors.items() if not within(name, replaced)}
+        self.besides = as_built(self.import_plan.tensors, shape)
+        held = {name: read for name, read in self.besides.items() if not within(name, replaced)}
         for published, rows in (self.adapter.rows if self.adapter else {}).items():
             for name in shape.architecture.tensors({published: rows.values}, shape.towers, shape.model):
                 whole = held.get(name) or base.get(name) or base.get(structure.tied_weights.get(name, ""))
@@ -317,7 +323,7 @@ class _Importing:
         everything, taken = {**base.tensors, **held}, set(map(id, used))
         folders = [self.folder, *folders_of(shape.plan.model_spec)]
         equal, refused = [], {}
-        for name, tensor in {**self.import_plan.tensors, **held}.items():
+        for name, tensor in {**self.besides, **held}.items():
             if id(tensor) in taken:
                 continue
             if name in base.tensors and not differs(base.tensors[name], tensor):
@@ -334,6 +340,20 @@ class _Importing:
         files = (file for file in self.folder.iterdir() if file.suffix in (".safetensors", ".bin"))
         digests = (weights.sha256(file) for file in sorted(files))
         return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
+
+
+def as_built(tensors: Mapping[str, LazyTensor], shape: Assembly) -> dict[str, LazyTensor]:
+    """Tensors under the names of a built model without a PEFT method, where other code has them under published ones."""
+    places = shape.model.state_dict(keep_vars=True)
+    others = {name: tensor for name, tensor in tensors.items() if name not in places}
+    here = {name: tensor for name, tensor in tensors.items() if name in places}
+    return {**here, **shape.architecture.tensors(others, shape.towers, shape.model)} if others else here
+
+
+def built_module(shape: Assembly, published: str) -> str:
+    """A module's name in a built model, from the one that an earlier version of its library gave it."""
+    found = as_built({f"{published}.weight": lambda: shape.model.get_parameter(f"{published}.weight")}, shape)
+    return next(iter(found), published).removesuffix(".weight")
 
 
 def differs(base: LazyTensor | None, other: LazyTensor) -> bool:

@@ -27,6 +27,13 @@ class Rehearsing:
 
 
 @dataclass(frozen=True)
+class Looking:
+    """Something is looked at, which may take a while."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Answering:
     """Some of an evaluator's questions are done."""
 

@@ -34,6 +34,7 @@ def memory_facts(search: CandidateSearch | None, measured: int | None) -> dict[s
     facts = {}
     if search and search.best:
         facts["rehearsed"] = search.why
+        facts["rehearsed with"] = search.best.steps[-1].records
         facts["predicted peak"] = format_size(search.best.steps[-1].footprint.peak)
     if search or measured:
         facts["measured peak"] = (

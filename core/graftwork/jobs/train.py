@@ -25,6 +25,7 @@ from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.evaluate import compare_opened, hashes_of, run_evaluation
 from graftwork.jobs.messages import Listener, Message, Rehearsing, ignore
 from graftwork.jobs.outcome import data_notes, memory_facts, notes, provenance_of, title_of
+from graftwork.jobs.planning import images_of
 from graftwork.jobs.results import Compared, Scored, TrainResult
 from graftwork.jobs.run import Run, installed
 from graftwork.jobs.verify import open_for, verify_in_fresh_process
@@ -118,13 +119,14 @@ def fitted(
         machine,
         device="cuda" if on_cuda else "cpu",
         budget=allowed,
+        shown=images_of(plan, lookup, listen)[0],
         processes=processes.count(),
         listen=lambda strategies: listen(Rehearsing(strategies)),
     )
     if search.best is None:
         listen(Message(f"{search.why}; training begins anyway", "warning"))
         return plan, None
-    listen(Message(f"memory: {search.why}"))
+    listen(Message(f"memory: {search.why}; rehearsed with {search.best.steps[-1].records}"))
     return budget.chosen_plan(plan, search), search
 
 

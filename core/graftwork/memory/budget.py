@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,8 @@ from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan
 from graftwork.errors import GraftworkError
 from graftwork.memory import rehearsal
-from graftwork.memory.rehearsal import Step
+from graftwork.memory.images import Shown
+from graftwork.memory.rehearsal import Step, Watched
 from graftwork.memory.timeline import Footprint
 
 if TYPE_CHECKING:
@@ -90,12 +92,14 @@ def search_candidates(
     device: str,
     budget: int | None,
     longest: int | None = None,
+    shown: Shown | None = None,
     processes: int = 1,
     listen: Callable[[str], None] = lambda line: None,
 ) -> CandidateSearch:
     """Rehearse the plan's candidates, and take the first that fits, with the largest micro-batch that fits.
 
-    The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. `processes` is how
+    The micro-batch is the plan's own where it has one; otherwise a power of two, or the whole batch. All its records are as long as
+    can be, and show what is `shown` (see `rehearsal.rehearsing`). `processes` is how
     many share the run. `listen` is called with the strategies of each candidate before its rehearsal.
     """
     run_context = plan.run_context
@@ -105,7 +109,8 @@ def search_candidates(
         listen(strategy_names(memory))
         # Candidates after the chosen one are rehearsed at its micro-batch size, for comparison.
         fixed = found[chosen].steps[-1].micro_batch if chosen is not None else None
-        found.append(rehearse(with_candidate(plan, memory, fixed), lookup, machine, device, budget, longest, processes))
+        taken = with_candidate(plan, memory, fixed)
+        found.append(rehearse(taken, lookup, machine, device, budget, longest, processes, shown))
         peak = found[-1].peak
         if chosen is None and peak is not None and (budget is None or peak <= budget):
             chosen = index
@@ -138,41 +143,67 @@ def rehearse(
     budget: int | None,
     longest: int | None = None,
     processes: int = 1,
+    shown: Shown | None = None,
 ) -> Candidate:
     """One candidate, at the plan's micro-batch size, or with a budget at the largest that fits it."""
     names = tuple(choice.name for choice in plan.run_context.memory)
     train = plan.run_context.train
     try:
-        strategies = [
-            (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup))) for choice in plan.run_context.memory
-        ]
-        not_rehearsed = [
-            (choice, each) for choice, each in strategies if type(each).footprint is not MemoryStrategy.footprint
-        ]
-        rehearsable = [choice for choice, each in strategies if (choice, each) not in not_rehearsed]
-        with rehearsal.rehearsing(
-            with_candidate(plan, rehearsable), lookup, machine, device=device, longest=longest
-        ) as watched:
+        with counting(plan, lookup, machine, device, longest, processes, shown) as counted:
 
             def take(micro_batch: int) -> Step:
-                step = watched.take(micro_batch)
-                uncounted = [each for _, each in not_rehearsed]
-                return replace(
-                    step,
-                    footprint=with_footprints(step.footprint, uncounted, processes, watched.assembly),
-                )
+                return counted.whole(counted.watched.take(micro_batch))
 
             if train.micro_batch_size or train.batch_size == 1 or budget is None:
                 fixed = min(train.micro_batch_size or (train.batch_size if budget is None else 1), train.batch_size)
                 steps = [take(fixed)]
             else:
                 steps = largest(take, train.batch_size, budget)
-        return Candidate(names, tuple(steps), not_rehearsed=tuple(choice.name for choice, _ in not_rehearsed))
+        return Candidate(names, tuple(steps), not_rehearsed=tuple(counted.not_rehearsed))
     except GraftworkError as error:
         return Candidate(names, (), error.sentence)
     except Exception as error:  # the code of any plugin runs here, on tensors that it was not written for
         lines = str(error).strip().splitlines() or [""]
         return Candidate(names, (), f"its code does not run on fake tensors ({type(error).__name__}: {lines[0][:200]})")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A plan that is rehearsed but for some of its memory strategies."""
+
+    watched: Watched
+    not_rehearsed: Mapping[str, MemoryStrategy[Any]]
+    """Strategies that one process cannot rehearse, and that compute themselves what they save, by their names."""
+    processes: int
+
+    def whole(self, step: Step) -> Step:
+        """A step after their arithmetic."""
+        strategies = [*self.not_rehearsed.values()]
+        return replace(
+            step, footprint=with_footprints(step.footprint, strategies, self.processes, self.watched.assembly)
+        )
+
+
+@contextmanager
+def counting(
+    plan: Plan,
+    lookup: Lookup,
+    machine: Machine,
+    device: str,
+    longest: int | None = None,
+    processes: int = 1,
+    shown: Shown | None = None,
+) -> Iterator[Counted]:
+    """Build a plan's model for rehearsals with those of its memory strategies that can be rehearsed."""
+    strategies = [
+        (choice, cast(MemoryStrategy[Any], restore_component(choice, lookup))) for choice in plan.run_context.memory
+    ]
+    kept = [choice for choice, each in strategies if type(each).footprint is MemoryStrategy.footprint]
+    others = {choice.name: each for choice, each in strategies if choice not in kept}
+    with rehearsal.rehearsing(
+        with_candidate(plan, kept), lookup, machine, device=device, longest=longest, shown=shown
+    ) as watched:
+        yield Counted(watched, others, processes)
 
 
 def with_footprints(

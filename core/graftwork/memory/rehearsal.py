@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,20 @@ from graftwork.config.sites import attention_sites, kernels_on
 from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor, batch_of
+from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Choice, Plan, config_of
-from graftwork.contracts.records import Image, Record, Turn
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
-from graftwork.memory import cuda
+from graftwork.memory import cuda, images
+from graftwork.memory.images import AN_IMAGE, SMALL_IMAGE, Shown
 from graftwork.memory.timeline import BATCH, BUILD, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.memory.tracking import Tracker
 
 if TYPE_CHECKING:
     from graftwork.contracts.assembly import Assembly
 
-LARGEST_CONSTANT = 1 << 26
-"""Of how many numbers a tensor may be that keeps them in a rehearsal."""
+LARGEST_CONSTANT = 1 << 28
+"""Of how many numbers a tensor may be that keeps them in a rehearsal: the tiles of 16 images are more than 1 << 26."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +45,68 @@ class Step:
     footprint: Footprint
     flops: int
     """Floating-point operations of matrix products and convolutions for each record."""
+    shown: Shown = AN_IMAGE
+    """The images of each record."""
+
+    @property
+    def records(self) -> str:
+        """What the records are, as people read it."""
+        whose = f"from {self.shown}" if self.shown.what else "an image's"
+        return (
+            f"records of {self.tokens:,} tokens, {self.tokens - self.labels:,} of them {whose} and all others labelled"
+        )
 
 
 class Watched:
     """An assembly, on real tensors or on fake ones, whose steps are tracked."""
 
     def __init__(
-        self, assembly: Assembly, stepper: Stepper, tracker: Tracker, example: Encoded, block_bytes: int = 1
+        self,
+        assembly: Assembly,
+        stepper: Stepper,
+        tracker: Tracker,
+        examples: Mapping[Shown, Sequence[Encoded]],
+        block_bytes: int = 1,
     ) -> None:
-        """`example` is the record that the batches are made of; sizes are rounded up to multiples of `block_bytes`."""
-        self.assembly, self.stepper, self.tracker, self.example, self.block_bytes = (
+        """`examples` are the records of a row, one unless records are packed, by their images; sizes are rounded up to multiples of
+        `block_bytes`."""
+        self.assembly, self.stepper, self.tracker, self.examples, self.block_bytes = (
             assembly,
             stepper,
             tracker,
-            example,
+            examples,
             block_bytes,
         )
 
     def take(self, micro_batch: int) -> Step:
+        """The step of equal rows that needs the most: large images leave less text, whose labels may need more."""
+        packing = self.stepper.settings.packing
+        steps = [
+            self.step(MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ()), shown)
+            for shown, row in self.examples.items()
+        ]
+        return max(steps, key=lambda step: step.footprint.peak)
+
+    def step(self, cut: MicroBatch, shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
         """Measure a step from its last micro-batch on, when all that a step can hold is allocated: the optimizer's state,
-        and, where a batch has several micro-batches, the gradients of earlier ones."""
-        stepper, tracker = self.stepper, self.tracker
+        and, unless the micro-batch is `alone`, by default where it is a whole batch, the gradients of earlier ones."""
+        stepper, tracker, rows = self.stepper, self.tracker, cut.by_row()
+        count = len(rows)
         if not stepper.optimizer.state:
             self._first_update()
-        if micro_batch == stepper.settings.batch_size:
+        if count == stepper.settings.batch_size if alone is None else alone:
             stepper.clear()
         since, flops_at_start = tracker.timeline.now + 1, tracker.flops
-        self._accumulate(micro_batch)
+        self._accumulate(cut)
         flops = tracker.flops - flops_at_start
         self._update()
         return Step(
-            micro_batch,
-            len(self.example.input_ids),
-            self.example.num_label_tokens,
+            count,
+            max(sum(len(example.input_ids) for example in row) for row in rows),
+            max(sum(example.num_label_tokens for example in row) for row in rows),
             tracker.timeline.footprint(since, self.block_bytes),
-            flops // micro_batch,
+            flops // count,
+            shown,
         )
 
     def _first_update(self) -> None:
@@ -89,17 +118,16 @@ class Watched:
             self.tracker.name_gradient(name, parameter)
         self._update()
 
-    def _accumulate(self, micro_batch: int) -> None:
+    def _accumulate(self, cut: MicroBatch) -> None:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         self.tracker.phase = BATCH
         with self.tracker.paused(), unset_fake_temporarily():
-            batch = batch_of(self.assembly.processor, [self.example] * micro_batch)
+            batch = batch_of(self.assembly.processor, cut.examples, rows=cut.rows)
         batch = with_numbers(batch)
         self.tracker.phase = FORWARD
-        self.stepper.accumulate(
-            batch.to(self.assembly.device), self.stepper.settings.batch_size * self.example.num_label_tokens
-        )
+        labels = sum(example.num_label_tokens for example in cut.examples)
+        self.stepper.accumulate(batch.to(self.assembly.device), self.stepper.settings.batch_size * labels)
 
     def _update(self) -> None:
         self.tracker.phase = UPDATE
@@ -122,7 +150,9 @@ def with_numbers(batch: Batch) -> Batch:
 
 
 @contextmanager
-def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bool = False) -> Iterator[Watched]:
+def watching(
+    plan: Plan, lookup: Lookup, *, longest: int | None = None, shown: Shown | None = None, fake: bool = False
+) -> Iterator[Watched]:
     """Build a plan's model on the CPU and track its memory; on `fake` tensors no number may be read."""
     tracker = Tracker()
     with tracker.following(answer if fake else None):
@@ -136,21 +166,24 @@ def watching(plan: Plan, lookup: Lookup, *, longest: int | None = None, fake: bo
         tracker.phase = PREPARATION
         stepper = stepper_for(assembly, plan.run_context.train)
         tracker.name_optimizer_state(stepper)
-        with tracker.paused():  # the record that batches are made of is in main memory
-            example = longest_record(assembly, longest or plan.run_context.train.max_length)
-        yield Watched(assembly, stepper, tracker, example)
+        with tracker.paused():  # the records that batches are made of are in main memory
+            settings = plan.run_context.train
+            examples = longest_rows(assembly.processor, longest or settings.max_length, shown, packing=settings.packing)
+        yield Watched(assembly, stepper, tracker, examples)
 
 
 @contextmanager
 def rehearsing(
-    plan: Plan, lookup: Lookup, machine: Machine, *, device: str, longest: int | None = None
+    plan: Plan, lookup: Lookup, machine: Machine, *, device: str, longest: int | None = None, shown: Shown | None = None
 ) -> Iterator[Watched]:
     """Build a plan's model on fake tensors; no weight is read, and nothing is allocated.
 
     `device` is `cuda` or `cpu`, whether it is here or not. `longest` is the length of the records in tokens, by default
-    the longest that the plan allows; every token outside an image is a label.
+    the longest that the plan allows; every token outside an image is a label. `shown` are their images, by default the largest that such a
+    record can hold.
     """
     import torch
+    from torch import _meta_registrations as meta
     from torch._subclasses import fake_tensor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -159,10 +192,12 @@ def rehearsing(
         # What no weight enters keeps its numbers beside it, whatever its size: models decide by grids, counts and masks.
         stack.callback(setattr, fake_tensor, "CONSTANT_NUMEL_LIMIT", fake_tensor.CONSTANT_NUMEL_LIMIT)
         fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT
+        stack.callback(setattr, meta, "_meta_grouped_mm_common", meta._meta_grouped_mm_common)
+        meta._meta_grouped_mm_common = partial(grouped_products, meta._meta_grouped_mm_common)
         converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
-        watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, fake=True))
+        watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, shown=shown, fake=True))
         # Scaling the loss for fp16 changes no size, but reads whether a number is finite.
         watched.stepper.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if device == "cuda":
@@ -175,6 +210,17 @@ def rehearsing(
         gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
         stack.callback(gc.unfreeze)
         yield watched
+
+
+def grouped_products(known: Any, one: Any, other: Any, **given: Any) -> Any:
+    """What a model's experts compute, in the precisions that torch computes but knows no fake tensors for."""
+    import torch
+    from torch import _meta_registrations as meta
+
+    if given["scale_a"] is not None or one.dtype == torch.bfloat16:
+        return known(one, other, **given)
+    empty: Any = meta._create_grouped_mm_output_tensor
+    return empty(one, other, given["offs"], given["out_dtype"])
 
 
 def answer(phase: str) -> float:
@@ -208,31 +254,37 @@ def stand_in(assembly: Assembly) -> Processor:
 
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    architecture = assembly.architecture
+    choice = assembly.plan.model_spec.model
+    source = Path(choice.folder) if choice.folder else None
     with TemporaryDirectory() as folder, unset_fake_temporarily():
-        return architecture.stand_in(config_of(assembly.plan.model_spec.model), Path(folder), assembly.outputs)
+        return assembly.architecture.stand_in(config_of(choice), Path(folder), assembly.outputs, source)
 
 
-def longest_record(assembly: Assembly, longest: int) -> Encoded:
-    """A record with an image and as many labelled text tokens as fit into `longest`, as the processor encodes it."""
-    from io import BytesIO
-
-    from PIL import Image as PILImage
+def longest_rows(
+    processor: Processor, longest: int, shown: Shown | None = None, *, packing: bool = False
+) -> dict[Shown, list[Encoded]]:
+    """The records of a row of `longest` tokens, with images and labelled text: with what is `shown`, by default the largest image that
+    fits, and with a small image where that takes less. One record, or with `packing` as many as fit, for each brings images."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    file = BytesIO()
-    PILImage.new("RGB", (64, 64)).save(file, "PNG")
-    turns = (Turn("user", "<image>\nWhat is this?"), Turn("assistant", "no"))
     with unset_fake_temporarily():
-        example = assembly.processor.encode(Record("rehearsal", turns, (Image(data=file.getvalue()),)))
+        shown = shown or images.largest_allowed(processor, longest)
+        tried = (shown, SMALL_IMAGE) if shown.what else (shown,)
+        return {each: filled(processor, each, longest, packing) for each in tried}
+
+
+def filled(processor: Processor, shown: Shown, longest: int, packing: bool) -> list[Encoded]:
+    """A row of records with these images, the last with as many labelled text tokens as still fit into `longest`."""
+    example = processor.encode(images.blank_record(shown.sizes))
     if len(example.input_ids) > longest:
         raise GraftworkError(
-            f"train.max_length is {longest}, and an image with a short question already takes "
+            f"train.max_length is {longest}, and {shown} with a short question already takes "
             f"{len(example.input_ids)} tokens; allow more"
         )
-    filler = longest - len(example.input_ids)
+    short = [example] * (longest // len(example.input_ids) - 1 if packing else 0)
+    filler = longest - len(example.input_ids) * (len(short) + 1)
     ids = [*example.input_ids, *[example.input_ids[-1]] * filler]
     image_token_mask = [*example.image_token_mask, *[False] * filler]
     labels = [IGNORED if is_image else token for is_image, token in zip(image_token_mask, ids, strict=True)]
     told = {name: [*values, *[0] * filler] for name, values in example.token_fields.items()}
-    return Encoded(ids, image_token_mask, labels, example.pixels, token_fields=told)
+    return [*short, Encoded(ids, image_token_mask, labels, example.pixels, token_fields=told)]

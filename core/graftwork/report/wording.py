@@ -111,5 +111,6 @@ def choice_text(choice: Choice) -> str:
     """A component with its version, settings and weights."""
     settings = ", ".join(f"{words(name)} {text(value)}" for name, value in choice.settings.items())
     weights = f"weights {choice.weights.given} (sha256 {choice.weights.sha256[:12]}…)" if choice.weights else ""
-    details = "; ".join(filter(None, [settings, weights]))
+    coordinates = f"coordinates {choice.coordinates}" if choice.coordinates else ""
+    details = "; ".join(filter(None, [settings, coordinates, weights]))
     return f"{choice.label} {choice.version}" + (f": {details}" if details else "")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from graftwork import processes
 from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.packing import MicroBatch
 
 T = TypeVar("T")
 
@@ -16,7 +17,7 @@ T = TypeVar("T")
 class Share:
     """What one process has of a step."""
 
-    micro_batches: Sequence[Sequence[Encoded]]
+    micro_batches: Sequence[MicroBatch]
     images: int
     """Of its records; a model may look at each in several views or tiles."""
     unusable: Mapping[int, str] = field(default_factory=dict)
@@ -46,7 +47,7 @@ def strided_slice(indices: Sequence[int]) -> list[int]:
 
 def tally(share: Share, signal: int = 0) -> Tally:
     """Count what all processes have in a step, from what this one has and the signal that it got. Collective."""
-    examples = [example for micro_batch in share.micro_batches for example in micro_batch]
+    examples = [example for micro_batch in share.micro_batches for example in micro_batch.examples]
     mine = Tally(
         records=len(examples),
         loss_weight=sum(example.loss_weight for example in examples),
@@ -68,9 +69,7 @@ def tally(share: Share, signal: int = 0) -> Tally:
     )
 
 
-def pad_micro_batches(
-    micro_batches: Sequence[Sequence[Encoded]], totals: Tally, filler: Encoded
-) -> list[list[Encoded]]:
+def pad_micro_batches(micro_batches: Sequence[MicroBatch], totals: Tally, filler: Encoded) -> list[MicroBatch]:
     """The micro-batches, padded to as many as any process has, so that each runs the whole model with its vision towers.
 
     Engines that fetch weights from the other processes when a module runs would otherwise wait for ever, and some reuse the
@@ -78,9 +77,12 @@ def pad_micro_batches(
     gradient. `filler` is a record with images, if there is any.
     """
     unlabelled = replace(filler, labels=[IGNORED] * len(filler.input_ids))
-    filled = [list(micro_batch) for micro_batch in micro_batches]
-    filled += [[] for _ in range(totals.micro_batches - len(filled))]
-    for micro_batch in filled:
-        if not micro_batch or (filler.pixels and not any(example.pixels for example in micro_batch)):
-            micro_batch.append(unlabelled)
-    return filled
+
+    def filled(micro_batch: MicroBatch) -> MicroBatch:
+        if micro_batch.examples and (not filler.pixels or any(example.pixels for example in micro_batch.examples)):
+            return micro_batch
+        rows = (*micro_batch.rows, 1) if micro_batch.rows else ()
+        return MicroBatch([*micro_batch.examples, unlabelled], rows)
+
+    lacking = totals.micro_batches - len(micro_batches)
+    return [filled(each) for each in (*micro_batches, *[MicroBatch(())] * lacking)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
+from graftwork.contracts.packing import micro_batches
 from graftwork.contracts.plan import RunContext
 from graftwork.data.training_data import TrainingData, encode
 from graftwork.errors import DataError
@@ -22,15 +23,14 @@ class Feed:
 
     def share(self, batch: int) -> data_parallel.Share:
         """This process's encoded records of a batch, in micro-batches."""
-        indices = data_parallel.strided_slice(self.sampler.batch(batch))
+        settings, indices = self.settings, data_parallel.strided_slice(self.sampler.batch(batch))
         encoded, unusable = self._encode(indices)
         examples = [
             encoded[index] for index in indices if index in encoded
         ]  # One may come twice, where sources are mixed.
-        size = self.settings.micro_batch_size or max(1, len(examples))
         images = {index: len(self.data.records[index].images) for index in encoded}
         return data_parallel.Share(
-            [examples[start : start + size] for start in range(0, len(examples), size)],
+            micro_batches(examples, settings.micro_batch_size, settings.max_length if settings.packing else None),
             sum(images[index] for index in indices if index in encoded),
             unusable,
         )
@@ -66,6 +66,12 @@ class Feed:
                 break
             chosen += self._encode(self.sampler.batch(batch)[: count - len(chosen)])[0].values()
         return chosen
+
+    def two_different(self) -> list[Encoded]:
+        """Two records of different text, with images where there are some; the same twice where all have the same."""
+        first = self.shortest_with_images()
+        others = [each for each in self.first_usable() if list(each.input_ids) != list(first.input_ids)]
+        return [first, min(others, key=lambda each: len(each.input_ids), default=first)]
 
     def validation(self, count: int, seed: int) -> list[Encoded]:
         """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are counted."""

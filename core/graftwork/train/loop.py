@@ -14,9 +14,9 @@ from graftwork import processes
 from graftwork.build import compose
 from graftwork.checkpoint import ancestry, manifest, store, verification, writing
 from graftwork.contracts import events
-from graftwork.contracts.batch import Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import batch_of
+from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import stepper_for
 from graftwork.contracts.verdict import Verdict
@@ -31,6 +31,7 @@ from graftwork.train.interrupting import Signals
 from graftwork.train.learning import Learning
 from graftwork.train.log import Log
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
+from graftwork.train.packing import try_packing
 from graftwork.train.progress import Measurement
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
@@ -113,8 +114,7 @@ def attempt(
     except torch.OutOfMemoryError:
         raise OutOfMemory("while the model was built", early=start is None) from None
     data = load_training_data(plan, lookup, assembly.processor)
-    records = data.sampler(plan.run_context).records
-    steps = steps_for(records, settings.batch_size, settings.epochs, settings.steps)
+    steps = steps_for(data.sampler(plan.run_context).records, settings.batch_size, settings.epochs, settings.steps)
     if not assembly.trained():
         raise CheckpointError("nothing is trained in this plan; set peft.use, or roles in peft.also_train")
     loop = Loop(plan, assembly, data, steps, out, lookup, listen)
@@ -171,6 +171,7 @@ class Loop:
 
         strategies = self.assembly.strategies
         messages = tuple(f"{each.name}: {note}" for each in strategies if (note := each.note(self.assembly)))
+        messages += try_packing(self.assembly, self.feed, self.steps)
         warnings = (*self.history.messages, *self.learning.warnings)
         self.tell(events.RunStarted(self.out, self.step, self.steps, self.plan, messages, warnings))
         self.assembly.model.train()
@@ -210,14 +211,8 @@ class Loop:
         self.tell(events.RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         if number := max(processes.all_gather_object(self.signals.number)):
             raise RunInterrupted(number, self.step, self.steps, self.folder)
-        return Outcome(
-            self.folder,
-            verdict,
-            self.assembly,
-            self.data.summary,
-            self.log.lines,
-            peak_memory(self.assembly.device) or None,
-        )
+        peak = peak_memory(self.assembly.device) or None
+        return Outcome(self.folder, verdict, self.assembly, self.data.summary, self.log.lines, peak)
 
     def stop(self, saved: int) -> RunInterrupted:
         """Save the step that a signal ended the run after, unless it is the one that was `saved` last; what to raise."""
@@ -298,17 +293,17 @@ class Loop:
         return learning_rate_factor(step, self.steps, self.settings.warmup_ratio, self.settings.schedule)
 
     def take_step(
-        self, micro_batches: Sequence[Sequence[Encoded]], totals: data_parallel.Tally, started: float
+        self, micro_batches: Sequence[MicroBatch], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
         factor = self.rate_factor(self.step)
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
-        loss = 0.0
-        for number, examples in enumerate(micro_batches, 1):
-            batch, last = batch_of(self.assembly.processor, examples), number == len(micro_batches)
-            loss += float(self.stepper.accumulate(batch.to(self.assembly.device), totals.loss_weight, last=last))
+        loss, device = 0.0, self.assembly.device
+        for number, each in enumerate(micro_batches, 1):
+            batch = batch_of(self.assembly.processor, each.examples, rows=each.rows).to(device)
+            loss += float(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
         loss = sum(processes.all_gather_object(loss))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))

@@ -17,6 +17,7 @@ from graftwork.data import cache
 from graftwork.data.compact import HashTable
 from graftwork.data.store import REPLIES, as_line, hash64, values_in
 from graftwork.errors import DataError, NoRoom
+from graftwork.processes import cache_folder
 
 FILE = "replies.sqlite"
 SAME_WORDS = "the same writer would be asked in the very words in which it has answered, which verifies nothing; ask in another phrasing"
@@ -72,7 +73,7 @@ class ReplyCache:
     """Raw replies by the hash of their request, on disk as soon as they are there; those that were not used for long are removed."""
 
     def __init__(self) -> None:
-        self.file = cache.cache_folder() / FILE
+        self.file = cache_folder() / FILE
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(self.file, timeout=PATIENCE)

@@ -27,6 +27,8 @@ from graftwork.weights import LazyTensor
 if TYPE_CHECKING:
     from torch import nn
 
+    from graftwork.contracts import Adapter, ExternalFolder, ImportPlan, Reference
+
 VOLATILE = frozenset(
     {
         *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "auto_map"),
@@ -44,6 +46,17 @@ class HfVlmSettings:
 
     attention: Literal["auto", "own"] = setting(
         "auto", "Graftwork's kernels where they can (auto), or transformers' own attention everywhere"
+    )
+    min_pixels: int | None = setting(
+        None, "The fewest pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_pixels: int | None = setting(
+        None, "The most pixels that an image is resized to; by default what the folder says", minimum=1
+    )
+    max_tiles: int | None = setting(
+        None,
+        "The most tiles that an image is cut into, the whole of it not counted; by default what the folder says",
+        minimum=1,
     )
 
 
@@ -73,13 +86,17 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
             kind, own = whole.get("model_type"), " without code of its own, which is never run" * ("auto_map" in whole)
             raise WeightsError(
                 f"transformers {transformers.__version__} cannot read the configuration of a '{kind}' model in '{folder}'{own} "
-                f"({str(error).splitlines()[0][:120]}); install a transformers that knows it, or name another folder"
+                f"({str(error).splitlines()[0].partition('. ')[0][:120]}); install a transformers that knows it, or name another folder"
             ) from None
         if why := lacking(config):
             raise WeightsError(
                 f"'{folder}' holds a '{config.model_type}' model, {why}, so '{self.name}' cannot train it; name a model of another "
                 "family, or write a plugin for this one"
             )
+        if self.settings.max_tiles and (pinpoints := getattr(config, "image_grid_pinpoints", None)):
+            from graftwork_hf_vlm.resolution import fitting
+
+            config.image_grid_pinpoints = fitting(pinpoints, config.vision_config.image_size, self.settings.max_tiles)
         plain: Mapping[str, Any] = without_volatile(json.loads(config.to_json_string(use_diff=False)))
         return plain
 
@@ -100,12 +117,20 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         built = config_from(config)
         return [self.site(name, part, built) for name, part in parts_of(built).items()]
 
+    def bars_packing(self, config: Mapping[str, Any]) -> str:
+        """Layers that are no attention carry a state from token to token."""
+        kinds = getattr(config_from(config).get_text_config(), "layer_types", None) or []
+        others = sorted({kind for kind in kinds if not kind.endswith("attention") or "linear" in kind})
+        return f"its layers of the kind {' and '.join(others)} carry a state from one to the next" if others else ""
+
     def site(self, name: str, part: Any, config: Any) -> AttentionSite:
         """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""
         causal = name == "language"
         heads = next((value for key in HEADS if (value := getattr(part, key, None))), 0)
         width = next((value for key in WIDTHS if (value := getattr(part, key, None))), 0)
         why = "" if heads and width else "its configuration does not say how many heads it has"
+        if not causal and makes_masks(part):
+            why = "its images are one sequence, with a mask that it makes itself"
         if self.settings.attention == "own":
             why = "the run file asks for it"
         return AttentionSite(
@@ -154,21 +179,49 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a processor: set 'weights' or 'config'")
-        return HfProcessor(folder, config_from(config))
+        return HfProcessor(folder, config_from(config), self.settings)
 
-    def stand_in(self, config: Mapping[str, Any], folder: Path, outputs: Mapping[str, TowerOutput]) -> Processor:
-        """None: how large an image gets is said by the files of a model's own processor alone."""
-        raise WeightsError(
-            f"what an image of a '{config['model_type']}' model takes is not known from its configuration; put the processor's files "
-            "(preprocessor_config.json, the tokenizer, the chat template) beside its configuration"
-        )
+    def stand_in(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        outputs: Mapping[str, TowerOutput],
+        source: Path | None = None,
+    ) -> Processor:
+        """The processor in `source`, with a tokenizer of bytes in place of its own (see `graftwork_hf_vlm.stand_in`)."""
+        from graftwork_hf_vlm.stand_in import write
+
+        write(source or folder, folder)
+        return self.processor(config, folder, outputs)
+
+    def import_from(
+        self, folder: ExternalFolder, towers: Mapping[str, VisionTower[Any]], adapter: Adapter | None
+    ) -> ImportPlan | None:
+        """A whole model of transformers, or its configuration beside an adapter."""
+        if "vision_config" not in folder.json("config.json"):
+            return None  # before transformers is imported
+        from graftwork_hf_vlm.external import read
+
+        return read(self, folder, adapter)
+
+    def reference(self, assembly: Assembly) -> Reference:
+        """The assembled model as it is, which is of transformers' class."""
+        from graftwork_hf_vlm.external import around
+
+        model = assembly.model
+        return around(model, model.config, lambda batch: model.logits(model(batch)))
+
+    def open_elsewhere(self, folder: Path) -> Reference:
+        """The model in a folder, by transformers."""
+        from graftwork_hf_vlm.external import opened_by_transformers
+
+        return opened_by_transformers(folder)
 
     def write(self, assembly: Assembly, folder: Path) -> None:
         """Write a folder as `save_pretrained` does, with the processor's and the configuration's files as they were."""
-        from graftwork_hf_vlm.model import save
+        from graftwork_hf_vlm.writing import write
 
-        save(assembly.model, folder)
-        assembly.processor.save(folder)
+        write(assembly, folder)
 
 
 def without_volatile(value: Any) -> Any:
@@ -200,6 +253,8 @@ def lacking(config: Any) -> str:
         return "which transformers gives no way to encode images apart"
     if getattr(config, "vision_config", None) is None or image_token_id(config) is None:
         return "whose configuration names no image encoder or no image token"
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        return "whose language model sees what comes after a token, and so the answer before it gives it"
     return ""
 
 
@@ -225,6 +280,15 @@ def masks_of_its_own(text: Any, config: Any) -> bool:
     limited = any("sliding" in kind or "chunk" in kind for kind in kinds)
     together = getattr(text, "use_bidirectional_attention", None) or "token_type_ids" in known_to(model_class(config))
     return bool(limited or together or (not kinds and getattr(text, "sliding_window", None)))
+
+
+def makes_masks(part: Any) -> bool:
+    """Whether a model of this configuration makes masks for attention by code of its own, not by transformers' means for all models."""
+    from transformers import MODEL_MAPPING
+
+    home = inspect.getmodule(MODEL_MAPPING.get(type(part), None))
+    made = inspect.getmembers(home, inspect.isfunction) if home else []
+    return any("attention_mask" in name and home is inspect.getmodule(each) for name, each in made)
 
 
 def own_attention(config: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ VISION = {"image_size": 28, "patch_size": 14, "projection_dim": 32}
 
 def tokenizer(special: tuple[str, ...], **named: Any) -> PreTrainedTokenizerFast:
     """A token for each byte after the special ones; what begins a text is put there where it has a name."""
-    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    return byte_tokenizer({token: number for number, token in enumerate(special)}, named.get("bos_token"), **named)
+
+
+def byte_tokenizer(special: Mapping[str, int], first: str | None, **named: Any) -> PreTrainedTokenizerFast:
+    """The special tokens with their ids, and a token for each byte with the lowest ids that are left; `first` begins each text."""
+    taken, letters = {*special.values()}, sorted(pre_tokenizers.ByteLevel.alphabet())
+    free = [number for number in range(len(special) + len(letters)) if number not in taken]
+    made = Tokenizer(models.BPE(vocab={**special, **dict(zip(letters, free, strict=False))}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(list(special))
-    if first := named.get("bos_token"):
-        made.post_processor = processors.TemplateProcessing(
-            f"{first} $A", special_tokens=[(first, letters.index(first))]
-        )
+    if first:
+        made.post_processor = processors.TemplateProcessing(f"{first} $A", special_tokens=[(first, special[first])])
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
 
 

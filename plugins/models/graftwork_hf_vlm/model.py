@@ -6,27 +6,31 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, DynamicCache
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from graftwork.attention import packing
 from graftwork.contracts import Batch, Structure
-from graftwork.errors import WeightsError
-from graftwork.weights import LazyTensor
+from graftwork.weights import DerivedTensor, LazyTensor
 from graftwork_hf_vlm import HfVlm, image_token_id, known_to, own_attention, parts_of
 
 COUNTS = "image_tokens"
 """Among the pixels: how many tokens each image takes. It is the processor's, and transformers' models do not know it."""
 POSITIONS = "position_ids"
 """The token field with a model's three positions of each token, where it has three."""
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")
+"""What transformers returns of images besides that no language model is given."""
+SAME = "same for all images"
 CONNECTOR = re.compile(r"(^|\.)\w*(merger|projector|connector|aligner|resampler|embed_vision)\w*")
 ATTENTION, MLP = re.compile(r"attn|attention"), re.compile(r"mlp|feed_forward|ffn|experts|moe")
 
@@ -37,14 +41,14 @@ class VisionLanguage:
 
     config: Any
     base_model: Any
+    base_model_prefix: str
 
     def encode_images(self, pixels: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """The features of each image, as `mm_encoder_outputs` takes them."""
         seen = self.base_model.get_image_features(**without_counts(pixels), return_dict=True)
         counts = pixels[COUNTS].tolist()
-        pooled = split(seen.pooler_output, counts)
-        deepstack = [split(each, counts) for each in getattr(seen, "deepstack_features", None) or []]
-        return [{"pooled": own, "deepstack": [each[n] for each in deepstack]} for n, own in enumerate(pooled)]
+        fields = {name: apart(value, counts) for name, value in seen.items() if name not in UNUSED}
+        return [{name: each[place] for name, each in fields.items()} for place in range(len(counts))]
 
     def forward(self, batch: Batch, features: Sequence[Any] | None = None, cache: Any = None) -> Tensor:
         """The final hidden states `[rows, tokens, width]`."""
@@ -52,21 +56,29 @@ class VisionLanguage:
         known = known_to(self.base_model)
         told = {name: value for name, value in batch.token_fields.items() if begins and name in known}
         told[POSITIONS] = self.positions(batch, cache, begins)
-        seen = {"mm_encoder_outputs": {"image": joined(features)}} if features else without_counts(batch.pixels)
-        hidden: Tensor = self.base_model(
-            input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
-            attention_mask=batch.attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **told,
-            **seen,
-        ).last_hidden_state
+        if batch.positions is not None and features is None and batch.pixels:
+            features = self.encode_images(batch.pixels)  # apart, as no record is packed in the image encoder
+        seen: dict[str, Any] = without_counts(batch.pixels)
+        if features:
+            fields = {name: together([image[name] for image in features]) for name in features[0]}
+            seen = {"mm_encoder_outputs": {"image": Known(**fields)}}
+        with packing(batch):
+            hidden: Tensor = self.base_model(
+                input_ids=batch.input_ids.masked_fill(batch.image_token_mask, image_token_id(self.config) or 0),
+                attention_mask=batch.attention_mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **told,
+                **seen,
+            ).last_hidden_state
         return hidden
 
     def positions(self, batch: Batch, cache: Any, begins: bool) -> Tensor:
         """`[rows, tokens]`; of a model with three positions for each token `[4, rows, tokens]`, the plain ones first."""
         mask = batch.attention_mask
-        plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
+        plain = batch.positions
+        if plain is None:
+            plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
         if not hasattr(self.base_model, "get_rope_index"):
             return plain
         three = plain.expand(3, -1, -1)
@@ -80,16 +92,38 @@ class VisionLanguage:
         return torch.cat([plain[None], three])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The vocabulary's scores `[..., vocabulary]`."""
-        found: Tensor = self.get_output_embeddings()(hidden)  # type: ignore[attr-defined]
-        text = self.config.get_text_config()
-        if cap := getattr(text, "final_logit_softcapping", None):
-            found = (found / cap).tanh() * cap
-        return found * scale if (scale := getattr(text, "logit_scale", None)) else found
+        """The vocabulary's scores `[..., vocabulary]`, by transformers' own forward: models scale, divide or cap them each in their way."""
+        classes = type(self).__mro__
+        kind: Any = classes[classes.index(VisionLanguage) + 1]
+        head, rows = kind.__new__(kind), hidden.flatten(0, -2)[None]
+        modules = {**self.__dict__["_modules"], self.base_model_prefix: KnownHidden(last_hidden_state=rows)}
+        head.__dict__ = {**self.__dict__, "_modules": modules}
+        found: Tensor = head.forward(inputs_embeds=rows, use_cache=False).logits
+        return found.view(*hidden.shape[:-1], -1)
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values."""
         return DynamicCache(config=self.config.get_text_config())
+
+
+class Known:
+    """What a module of transformers' returns, where it is known before; what is not given is None."""
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__ |= given
+
+    def __getattr__(self, name: str) -> Any:
+        return None
+
+
+class KnownHidden(Known):
+    """Stands where the model below the head is, and answers with final hidden states that are known: the module and what it returns."""
+
+    def __call__(self, *given: Any, **named: Any) -> KnownHidden:
+        return self
+
+    def __getitem__(self, place: int) -> Any:
+        return self.last_hidden_state
 
 
 def without_counts(pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,25 +131,29 @@ def without_counts(pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in pixels.items() if name != COUNTS}
 
 
-def split(features: Any, counts: Sequence[int]) -> list[Any]:
-    """The features of each image, of as many tokens as `counts` says; in a list where transformers gives a list or tuple."""
-    apart = isinstance(features, list | tuple)
-    whole = torch.cat(list(features)) if apart else features
-    each = whole.flatten(0, -2).split(list(counts))
-    return [[one] if apart else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+def apart(value: Any, counts: Sequence[int]) -> list[Any]:
+    """For each image, of as many tokens as `counts` says, what is its own of a value that transformers gives of all; under `SAME` what is
+    the same for all of them."""
+    one_each = isinstance(value, list | tuple) and all(isinstance(each, Tensor) for each in value)
+    whole = torch.cat(list(value)) if one_each and {each.shape[-1] for each in value} == {value[0].shape[-1]} else value
+    if isinstance(whole, Tensor) and whole.dim() > 1 and whole.shape[:-1].numel() == sum(counts):
+        rows: Any = whole.flatten(0, -2)
+        each = rows.split(list(counts))
+        return [[one] if one_each else one.unflatten(0, (-1, *whole.shape[1:-1])) for one in each]
+    if isinstance(value, list | tuple):
+        parts = [apart(each, counts) for each in value]
+        return [[part[place] for part in parts] for place in range(len(counts))]
+    return [{SAME: value}] * len(counts)
 
 
-def joined(images: Sequence[Mapping[str, Any]]) -> Any:
-    """The features of all images, from those of each."""
-
-    def together(parts: Sequence[Any]) -> Any:
-        return (torch.cat([part[0] for part in parts]),) if isinstance(parts[0], list) else torch.cat(list(parts))
-
-    deep = range(len(images[0]["deepstack"]))
-    return SimpleNamespace(
-        pooler_output=together([image["pooled"] for image in images]),
-        deepstack_features=[together([image["deepstack"][level] for image in images]) for level in deep],
-    )
+def together(parts: Sequence[Any]) -> Any:
+    """What `apart` took apart."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return first[SAME]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    return [together(each) for each in zip(*parts, strict=True)]
 
 
 def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
@@ -175,20 +213,41 @@ def roles_of(model: Any, language: str, vision: str, tied: Mapping[str, str]) ->
 
 
 def renamed(weights: Mapping[str, LazyTensor], model: Any) -> dict[str, LazyTensor]:
-    """Published tensors under the names of the built model."""
+    """Published tensors under the names of the built model; those that are joined, split or turned there are so when they are read."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    state, found = model.state_dict(keep_vars=True), {}
-    for name, tensor in weights.items():
-        new, joins = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if joins is not None:
-            raise WeightsError(
-                f"'{name}' has to be joined with other tensors to make a '{model.config.model_type}' model, which '{HfVlm.name}' cannot "
-                "do yet; save the model again with transformers' save_pretrained(save_original_format=False), and name that folder"
-            )
-        found[new] = tensor
+    state, found = model.state_dict(keep_vars=True), dict[str, LazyTensor]()
+    pieces: dict[str, list[tuple[str, str]]] = {}
+    for name in sorted(weights, key=dot_natural_key):
+        new, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if new not in state and name in state:  # it is stored as it is built
+            new, pattern = name, None
+        if pattern is None:
+            found[new] = weights[name]
+        else:
+            pieces.setdefault(new, []).append((name, pattern))
+    model._weight_conversions = [rule for rule in rules if rule.was_used()]  # `save_pretrained` undoes them
+    for new, sources in pieces.items():
+        converter = next(rule for rule in converters if sources[0][1] in rule.source_patterns)
+        tensors = tuple(weights[name] for name, _ in sources)
+        first = converter.target_patterns[0]
+        for target in converter.target_patterns:
+            name = new.replace(first, target, 1)
+            found[name] = DerivedTensor(tensors, partial(converted, converter, sources, new, name, model))
     return found
+
+
+def converted(
+    converter: Any, sources: Sequence[tuple[str, str]], first: str, name: str, model: Any, *values: Tensor
+) -> Tensor:
+    """The tensor `name` that transformers' converter makes of the values of `sources`, their names with the patterns that found them."""
+    converter = deepcopy(converter)
+    for (source, pattern), value in zip(sources, values, strict=True):
+        converter.add_tensor(first, source, pattern, value)
+    made = converter.convert(first, model=model, config=model.config)[name]
+    tensor: Tensor = made[0] if isinstance(made, list) else made
+    return tensor
 
 
 def save(model: Any, folder: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from transformers import MODEL_MAPPING
 from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
 from graftwork.data import image_size, load_image
 from graftwork.errors import DataError, WeightsError
-from graftwork_hf_vlm import image_token_id, model_class
-from graftwork_hf_vlm.loading import load_processor, settings_in
+from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, model_class, resolution
+from graftwork_hf_vlm.loading import SETTINGS, load_processor, settings_in
 from graftwork_hf_vlm.model import COUNTS, POSITIONS
 
 PLACE = re.compile(r"[ \n]*<image>[ \n]*")
 """An image in a text. What space is around it is the template's business."""
 FILES = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.*"),
+    *SETTINGS,
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
@@ -58,9 +58,12 @@ class Tokens:
 class HfProcessor:
     """Records to tokens, labels and pixels, and ids to text (see `graftwork.contracts.Processor`)."""
 
-    def __init__(self, folder: Path, config: Any) -> None:
+    def __init__(self, folder: Path, config: Any, settings: HfVlmSettings) -> None:
         self.folder, self.config = folder, config
         self.hf = load_processor(folder, config.model_type)
+        self.changes = resolution.told(self.hf, settings, config)
+        if self.changes:
+            resolution.configure(self.hf, folder, self.changes, settings)
         self.tokenizer = tokenizer = self.hf.tokenizer
         if not tokenizer.is_fast or tokenizer.eos_token_id is None:
             raise WeightsError(
@@ -75,8 +78,12 @@ class HfProcessor:
         self.image_id = image_token_id(config)
         # A template that does not write the first token leaves it to the tokenizer, as LLaVA-1.5's does.
         self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
+        # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
+        self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
         self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
-        self.replacements = lru_cache(4096)(self._replacements)
+        self.trains_last_answer_only = self._rewrites()
+        self.replacements = lru_cache(4096)(self.replacements_of)
+        self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
 
@@ -103,6 +110,19 @@ class HfProcessor:
             ) from None
         return text if text.startswith(self.first) else self.first + text
 
+    def _rewrites(self) -> bool:
+        """Whether the template writes an answer otherwise once another follows it."""
+        for thought in ("", "<think>\n1\n</think>\n\n"):
+            said = [("user", "A?"), ("assistant", f"{thought}B"), ("user", "C?"), ("assistant", "D")]
+            record = Record("", tuple(Turn(role, text) for role, text in said))  # type: ignore[arg-type]
+            try:
+                whole, first = (self.render(record, count, prompt=False) for count in (4, 2))
+            except DataError:
+                continue  # It takes no such conversation, and says so where a record is one.
+            if not whole.startswith(first.rstrip()):
+                return True
+        return False
+
     def written(self, record: Record) -> Written:
         """The conversation as text. Turn by turn, so that no marker has to say where answers are."""
         self._check(record)
@@ -119,8 +139,8 @@ class HfProcessor:
                 if turn.trained is False or asks:
                     continue
                 raise DataError(
-                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; train on the last "
-                    "one only (data.train_on = 'last'), or split it into records of one answer"
+                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; a record can "
+                    "train the last one only: make one for each answer, as a run does"
                 )
             at = len(head)
             for piece in filter(None, (piece.strip() for piece in PLACE.split(turn.text))):
@@ -163,20 +183,29 @@ class HfProcessor:
 
     def _check_written(self, record: Record, whole: str) -> None:
         """DataError where the template leaves out a turn or an image."""
-        lost = [piece for turn in record.turns for piece in PLACE.split(turn.text) if piece.strip() not in whole]
-        if lost or whole.count(self.hf.image_token) != len(record.images):
+        kept = [
+            turn for turn in record.turns if not (self.trains_last_answer_only and turn.trained is False)
+        ]  # what a model thought is left out of earlier answers
+        lost = [piece for turn in kept for piece in PLACE.split(turn.text) if piece.strip() not in whole]
+        if lost or whole.count(self.place) != len(record.images):
             what = f"'{lost[0][:40]}'" if lost else "an image"
             raise DataError(f"the model's chat template leaves out {what} of record '{record.id}'; change its turns")
 
     # Tokens -------------------------------------------------------------------------------------------------------------
 
-    def _replacements(self, sizes: tuple[Span, ...]) -> list[str]:
-        """What images of these sizes become in the text: transformers' image processor says so of blank ones."""
-        blank = [[PILImage.new("RGB", size) for size in sizes]]
-        settings = self.hf._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs)["images_kwargs"]
-        images, *_ = self.hf.prepare_inputs_layout(images=blank, text=[""])
-        found: list[str] = self.hf._process_images(images, **settings)[1]
-        return found
+    def replacements_of(self, sizes: tuple[Span, ...]) -> list[str]:
+        """What images of these sizes become in the text: transformers' processor says so of blank ones in a question, whose pixels do not
+        matter, so they are computed in the cheapest way."""
+        blank = [PILImage.new("RGB", size) for size in sizes]
+        asked = self.render(Record("", (Turn("user", "<image>" * len(sizes) + "?"),)), 1, prompt=True)
+        cheap = {"resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
+        made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True, **cheap)
+        if "text_replacement_offsets" not in made:
+            raise WeightsError(
+                f"transformers' {type(self.hf).__name__} does not say what text an image becomes, so '{HfVlm.name}' cannot train the model "
+                f"in '{self.folder}'; name a model of another family, or write a plugin for this one"
+            )
+        return [each["replacement"] for each in made["text_replacement_offsets"][0]]
 
     def tokens(self, record: Record) -> tuple[Tokens, str]:
         """The record's tokens, and the text before images were spread; no image is decoded."""
@@ -200,8 +229,16 @@ class HfProcessor:
     def encode(self, record: Record) -> Encoded:
         """The tokens, labels and pixels of a record (see `graftwork.contracts.Processor`)."""
         tokens, text = self.tokens(record)
-        images = [[load_image(image) for image in record.images]] if record.images else None
-        made = self.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        images = [load_image(image) for image in record.images] or None
+        try:
+            made = self.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+        except ValueError as error:
+            if images:
+                raise DataError(
+                    f"transformers' processor refuses record '{record.id}' ({str(error)[:160]}); leave it out"
+                ) from None
+            # Some read no text without an image; the tokens are all that there is of it.
+            made = {"input_ids": torch.tensor([tokens.ids])}
         ids = tokens.ids
         if made.pop("input_ids")[0].tolist() != ids:
             raise DataError(
@@ -231,6 +268,11 @@ class HfProcessor:
         """How many tokens `encode` makes."""
         return len(self.tokens(record)[0].ids)
 
+    def resized(self, record: Record) -> list[tuple[Span, Span]]:
+        """For each image its width and height, and those of the whole of it as the model gets it; CoordinatesRefused where it is cropped,
+        padded or cut into tiles."""
+        return [(size, self.resized_to(size)) for size in map(image_size, record.images)]
+
     def complete(self, batch: Batch) -> Batch:
         """The batch with the three positions of each token, of models that have three."""
         find, known = self.three_positions
@@ -247,9 +289,18 @@ class HfProcessor:
         return text.strip()
 
     def save(self, folder: Path) -> None:
-        """Copy the files that it was read from."""
+        """Copy the files that it was read from, with the sizes of images that the run sets."""
         for file in {file for pattern in FILES for file in self.folder.glob(pattern)}:
             shutil.copyfile(file, folder / file.name)
+        if self.changes:
+            resolution.write_told(self.folder, self.changes, folder)
+
+    def save_beside_adapter(self, folder: Path) -> str:
+        """Write the files that say the sizes of images where they are not those of the base's folder, and say so; else nothing."""
+        if not self.changes:
+            return ""
+        names = resolution.write_told(self.folder, self.changes, folder)
+        return f"the adapter was trained on images of other sizes than the base's folder says: use it with {' and '.join(names)} of this one"
 
 
 def overlaps(token: Span, spans: Sequence[Span]) -> bool:

@@ -73,6 +73,12 @@ PUBLISHED: Mapping[str, tuple[str, Any, Any]] = {
 """Setting to its key in an MGM folder, and the defaults: of a plain folder, and of an MGM folder without the key."""
 
 
+def selected_layer(tower: VisionTower[Any], config: Mapping[str, Any], otherwise: int | None = None) -> int | None:
+    """The hidden state that a tower gives, by its configuration or else its settings; `otherwise` where it selects none."""
+    layer: int | None = config.get("select_layer", getattr(tower.settings, "select_layer", otherwise))
+    return layer
+
+
 class Mgm(ModelArchitecture[MgmSettings]):
     """MGM on any backbone; a subclass names one."""
 
@@ -179,12 +185,13 @@ class Mgm(ModelArchitecture[MgmSettings]):
         tower, tower_config = towers["low"]
         low = tower.describe(tower_config)
         if len(low.widths) != 1:
-            raise WeightsError(f"part 'low' takes a tower with one map, and '{tower.name}' gives {len(low.widths)}")
-        layer = getattr(tower.settings, "select_layer", None)
-        if None not in (layer, config["select_layer"]) and layer != config["select_layer"]:
             raise WeightsError(
-                f"the model was trained with select_layer {config['select_layer']} of part 'low', and the run has {layer}; "
-                f"set it to {config['select_layer']}"
+                f"part 'low' takes a tower with one map, and '{tower.name}' gives {len(low.widths)}; set its select_layer if it has one, "
+                "or name another"
+            )
+        if (wanted := config["select_layer"]) not in (None, layer := selected_layer(tower, tower_config, wanted)):
+            raise WeightsError(
+                f"the model was trained with select_layer {wanted} of part 'low', and the run has {layer or 'none'}; set it to {wanted}"
             )
         hidden = config["language"]["hidden_size"]
         if config["projector_type"] == "identity" and low.widths[0] != hidden:
@@ -199,11 +206,6 @@ class Mgm(ModelArchitecture[MgmSettings]):
         if fine % rows:
             raise WeightsError(
                 f"the high part's map has {fine} rows, which {rows} rows of patches do not divide; change image_size_aux"
-            )
-        if (high.pixels.mean, high.pixels.std) != (low.pixels.mean, low.pixels.std):
-            raise WeightsError(
-                f"'{tower.name}' normalises pixels by {high.pixels.mean} and {high.pixels.std}, the low part by "
-                f"{low.pixels.mean} and {low.pixels.std}; both see one image, so use towers that agree"
             )
         return {"low": low, "high": high}
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from graftwork.contracts import VisionTower
+from graftwork.contracts import VisionTower, config_of
 from graftwork.errors import CheckpointError
 from graftwork.weights import LazyTensor, open_weights, read_json, tensor_files
-from graftwork_mgm import KEYS, NESTED, PUBLISHED, TOWERS, TRAINED
+from graftwork_mgm import KEYS, NESTED, PUBLISHED, TOWERS, TRAINED, selected_layer
 from graftwork_mgm.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ def configuration(backbone: Backbone, assembly: Assembly, tensors: Mapping[str, 
         KEYS["low"]: "low",
         "mm_hidden_size": outputs["low"].widths[0],
         **({KEYS["high"]: "high", "mm_hidden_size_aux": sum(outputs["high"].widths)} if high else {}),
-        "mm_vision_select_layer": getattr(assembly.towers["low"].settings, "select_layer", None),
+        "mm_vision_select_layer": selected_layer(
+            assembly.towers["low"], config_of(assembly.plan.model_spec.parts["low"])
+        ),
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.attention import attend
+from graftwork.attention import attend, packing
 from graftwork.contracts import Batch, Structure, TowerOutput
 from graftwork_mgm import TOWERS
 from graftwork_mgm.backbones import Backbone
@@ -62,14 +62,17 @@ class VisionLanguage(nn.Module):
         if maps := self.maps(batch.pixels) if features is None else joined(features):
             tokens = (self.image_tokens(maps) * self.scale).to(embedded.dtype)
             embedded = embedded.masked_scatter(batch.image_token_mask.unsqueeze(-1), tokens)
-        positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.model(
-            inputs_embeds=embedded,
-            attention_mask=batch.attention_mask,
-            position_ids=positions[:, -embedded.shape[1] :],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        positions = batch.positions
+        if positions is None:
+            positions = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        with packing(batch):
+            output = self.model(
+                inputs_embeds=embedded,
+                attention_mask=batch.attention_mask,
+                position_ids=positions[:, -embedded.shape[1] :],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

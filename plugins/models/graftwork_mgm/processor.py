@@ -80,18 +80,29 @@ class Images:
     def pixels(self, image: Image) -> dict[str, torch.Tensor]:
         """`high`: `[1, 3, size, size]`; `low`: `[tiles, 3, size, size]`, the whole if wanted, then the tiles row by row.
 
-        The low image is interpolated from the normalised high one, as the published models were trained.
+        The low image is interpolated from the normalised high one, as the published models were trained; towers that were trained with
+        other means and deviations than one another get each its own.
         """
         side = self.low.pixels.size
         fine = self.normalised(load_image(image), self.high.pixels.size if self.high else side * self.grid)
-        mosaic = resized(fine, side * self.grid)
+        mosaic = self.as_low(resized(fine, side * self.grid))
         tiles = mosaic[0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2).transpose(0, 1)
         low = torch.cat([resized(mosaic, side), tiles]) if self.overview else tiles.contiguous()
         return {"low": low, "high": fine} if self.high else {"low": low}
 
+    def as_low(self, fine: torch.Tensor) -> torch.Tensor:
+        """Pixels that are normalised for the high tower, as the low one wants them."""
+        pixels, of_high = self.low.pixels, (self.high or self.low).pixels
+        if (pixels.mean, pixels.std) == (of_high.mean, of_high.std):
+            return fine
+        (low_mean, low_std), (mean, std) = (
+            [torch.tensor(values)[:, None, None] for values in (each.mean, each.std)] for each in (pixels, of_high)
+        )
+        return (fine * std + mean - low_mean) / low_std
+
     def normalised(self, image: PILImage.Image, size: int) -> torch.Tensor:
-        """An RGB image as `[1, 3, size, size]`: made square, scaled bicubically, normalised."""
-        pixels = self.low.pixels
+        """An RGB image as `[1, 3, size, size]`: made square, scaled, normalised, as the high tower wants it where there is one."""
+        pixels = (self.high or self.low).pixels
         long, short = max(image.size), min(image.size)
         pad = self.aspect_ratio == "pad"
         if (long * long if pad else size * size * long // short) > 4 * MAX_PIXELS:
@@ -102,7 +113,8 @@ class Images:
             square = PILImage.new("RGB", (long, long), tuple(int(255 * mean) for mean in pixels.mean))
             square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
             image, short = square, long
-        scaled = image.resize((size * image.width // short, size * image.height // short), PILImage.Resampling.BICUBIC)
+        filtering = PILImage.Resampling(pixels.resample)
+        scaled = image.resize((size * image.width // short, size * image.height // short), filtering)
         left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
         array = numpy.asarray(scaled.crop((left, top, left + size, top + size)), dtype=numpy.float32) / 255
         mean, std = (numpy.asarray(values, dtype=numpy.float32) for values in (pixels.mean, pixels.std))

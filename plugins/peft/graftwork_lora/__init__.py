@@ -18,7 +18,7 @@ from graftwork.errors import AdapterError
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.contracts import Adapter, Assembly, ExternalFolder, Reference
+    from graftwork.contracts import Adapter, ExternalFolder, Reference
 
 ADAPTER = "default"
 START = "start"
@@ -85,7 +85,7 @@ class Lora(PeftMethod[LoraSettings]):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # PiSSA means to have two adapters.
             for adapter in [ADAPTER, START] if pissa else [ADAPTER]:
-                inject_adapter_in_model(self._config(linears), model, adapter_name=adapter, state_dict=None)
+                inject_adapter_in_model(self.config(linears), model, adapter_name=adapter, state_dict=None)
         for layer in _layers(model):
             if pissa:
                 layer.set_adapter([ADAPTER, START])
@@ -102,7 +102,8 @@ class Lora(PeftMethod[LoraSettings]):
             if self.settings.use_dora:
                 _measure_magnitudes(layer)
 
-    def _config(self, linears: Sequence[str]) -> Any:
+    def config(self, linears: Sequence[str]) -> Any:
+        """peft's configuration of an adapter on these layers."""
         from peft import LoraConfig
 
         s = self.settings
@@ -134,7 +135,7 @@ class Lora(PeftMethod[LoraSettings]):
                 parameter.requires_grad_(True)
 
     def merge(self, model: nn.Module) -> None:
-        for name, layer in [(n, m) for n, m in model.named_modules() if _is_layer(m)]:
+        for name, layer in [(n, m) for n, m in model.named_modules() if is_layer(m)]:
             layer.merge(safe_merge=True)
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, layer.get_base_layer())
@@ -147,7 +148,9 @@ class Lora(PeftMethod[LoraSettings]):
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.settings.plus_ratio}]
 
     def exports(self) -> Mapping[str, Any]:
-        return {"peft": partial(_export, self)}
+        from graftwork_lora.export import write
+
+        return {"peft": partial(write, self)}
 
     def import_from(self, folder: ExternalFolder) -> Adapter | None:
         """The LoRA adapter that peft, or code that uses it, saved in a folder."""
@@ -167,12 +170,13 @@ def ends_in(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is a layer that peft adapted."""
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
 
 
 def _layers(model: nn.Module) -> Iterable[Any]:
-    return (module for module in model.modules() if _is_layer(module))
+    return (module for module in model.modules() if is_layer(module))
 
 
 def _start_from_principal_components(layer: Any, rank: int) -> None:
@@ -195,58 +199,6 @@ def _measure_magnitudes(layer: Any) -> None:
     weight, magnitudes = layer.get_base_layer().weight.detach(), layer.lora_magnitude_vector[ADAPTER]
     with torch.no_grad():
         magnitudes.weight.copy_(magnitudes.get_weight_norm(weight, weight.new_zeros(()), layer.scaling[ADAPTER]))
-
-
-def _export(method: Lora, assembly: Assembly, folder: Path) -> list[str]:
-    """Write a folder that plain peft loads onto the same base: adapter_config.json and adapter_model.safetensors. Returns what peft
-    will make of it."""
-    import torch
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    if others := [name for name in assembly.state_to_save() if "lora_" not in name]:
-        raise AdapterError(
-            f"a peft folder holds an adapter alone, and this checkpoint holds {len(others)} tensors besides it; merge it "
-            "instead",
-            others[:5],
-        )
-    model = assembly.model
-    layers = {name: layer for name, layer in model.named_modules() if _is_layer(layer)}
-    config = method._config(list(layers))
-    if method.settings.init == "pissa":
-        # The difference of two products of rank r is one product of rank 2r.
-        tensors = {}
-        for name, layer in layers.items():
-            a = [layer.lora_A[adapter].weight for adapter in (ADAPTER, START)]
-            b = [layer.lora_B[adapter].weight for adapter in (ADAPTER, START)]
-            tensors[f"{name}.lora_A.weight"] = torch.cat(a, dim=0)
-            tensors[f"{name}.lora_B.weight"] = torch.cat(b, dim=1)
-        config.r *= 2
-        config.lora_alpha *= 2**0.5 if method.settings.use_rslora else 2
-    else:
-        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        tensors = get_peft_model_state_dict(
-            model, state_dict={n: t for n, t in named.items() if "lora_" in n}, adapter_name=ADAPTER
-        )
-    weights = assembly.plan.model_spec.model.weights
-    config.base_model_name_or_path = weights.path if weights else None
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    save_file(
-        {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in tensors.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    encoders = assembly.structure.image_encoder
-    vision = [
-        name for name in layers if any(not encoder or f"{name}.".startswith(f"{encoder}.") for encoder in encoders)
-    ]
-    if not vision:
-        return []
-    return [
-        f"{len(vision)} of its {len(layers)} layers lie in vision towers, under their names in Graftwork's model: peft finds them "
-        "there, and not in another program's"
-    ]
 
 
 @hookimpl

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts import Adapter, ExternalFolder, Rows, broken, unknown_settings
@@ -57,7 +58,12 @@ def read(folder: ExternalFolder) -> Adapter | None:
     config = folder.json(CONFIG)
     if config.get("peft_type", "LORA" if file else "") != "LORA":
         return None
-    return Reading(config, folder.tensors(file) if file else {}).adapter(both=folder.files.issuperset(FILES))
+    tensors, both = folder.tensors(file) if file else {}, folder.files.issuperset(FILES)
+
+    def adapter(name_of: Callable[[str], str]) -> Adapter:
+        return replace(Reading(config, tensors, name_of).adapter(both=both), renamed=adapter)
+
+    return adapter(str)
 
 
 def plain(name: str) -> str:
@@ -68,8 +74,10 @@ def plain(name: str) -> str:
 class Reading:
     """An adapter's settings and its tensors, by peft's names."""
 
-    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> None:
-        self.config = config
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], name_of: Callable[[str], str]
+    ) -> None:
+        self.config, self.name_of = config, name_of
         self.own: dict[str, LazyTensor] = {}
         self.layers: dict[str, dict[str, LazyTensor]] = {}
         """The adapted modules, and the matrices of each."""
@@ -78,8 +86,9 @@ class Reading:
         for name, tensor in tensors.items():
             whole = plain(name)
             if found := OWN.fullmatch(whole):
-                self.own[f"{found[1]}.{found[2]}.{ADAPTER}.weight"] = tensor
-                self.layers.setdefault(found[1], {})[found[2]] = tensor
+                module = name_of(found[1])
+                self.own[f"{module}.{found[2]}.{ADAPTER}.weight"] = tensor
+                self.layers.setdefault(module, {})[found[2]] = tensor
             elif (found := ROWS.fullmatch(whole)) and (indices := self.indices(found[1])):
                 self.rows[f"{found[1]}.weight"] = Rows(indices, tensor)
             else:
@@ -121,7 +130,8 @@ class Reading:
         """The tensors that were trained as copies of the model's own, so that nothing tied to these followed."""
         if not self.config.get("ensure_weight_tying"):
             for end in self.config.get("modules_to_save") or ():
-                yield from (name for name in self.others if f".{end}." in f".{name}")
+                for module, _, leaf in (name.rpartition(".") for name in self.others if f".{end}." in f".{name}"):
+                    yield f"{self.name_of(module)}.{leaf}"
 
     def settings(self, offered: Mapping[str, nn.Module]) -> dict[str, Any]:
         """This method's settings; the layers are named by how they end where that tells them apart, else in full."""

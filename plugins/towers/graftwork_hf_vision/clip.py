@@ -1,18 +1,15 @@
-"""The vision tower `clip`: the image encoder of CLIP (Radford et al. 2021, arXiv:2103.00020), by transformers."""
+"""The vision tower `clip`: `hf-vision` on the image encoder of CLIP (Radford et al. 2021, arXiv:2103.00020), as MGM uses it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graftwork.contracts import (
     OF_TRANSFORMERS,
-    AttentionSite,
-    BuildContext,
-    PixelSettings,
     TowerOutput,
     VisionTower,
     hookimpl,
@@ -21,9 +18,8 @@ from graftwork.contracts import (
 )
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from graftwork_hf_vision import ENCODER, HfVision
+from graftwork_hf_vision.pixels import BICUBIC
 
 DEFAULTS = {
     "hidden_size": 768,
@@ -63,7 +59,7 @@ OF_PIXELS = (
 )
 PREPROCESSING = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
-    "resample": 3,
+    "resample": BICUBIC,
     "rescale_factor": 1 / 255,
 }
 """How images become pixels here, whatever a preprocessor_config.json says: bicubically, to numbers from 0 to 1."""
@@ -80,7 +76,7 @@ class ClipSettings:
     )
 
 
-class Clip(VisionTower[ClipSettings]):
+class Clip(HfVision):
     """CLIP's image encoder: one map of patch features, without the class token"""
 
     name = "clip"
@@ -88,7 +84,7 @@ class Clip(VisionTower[ClipSettings]):
 
     def configuration(self, folder: Path | None) -> Mapping[str, Any]:
         """The encoder's sizes and the pixels' mean and deviation, from a CLIP or CLIP-vision folder."""
-        whole = super().configuration(folder)
+        whole = super(HfVision, self).configuration(folder)
         assert folder is not None
         if whole.get("model_type", "clip") not in ("clip", "clip_vision_model"):
             raise WeightsError(f"'{folder}' holds a '{whole['model_type']}', and 'clip' reads CLIP; name a CLIP folder")
@@ -121,43 +117,31 @@ class Clip(VisionTower[ClipSettings]):
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     def describe(self, config: Mapping[str, Any], size: int | None = None) -> TowerOutput:
-        """One map; only images of the trained size fit the position embeddings."""
+        """One map; only of images of the trained size, as upstream of MGM has it."""
         trained = config["image_size"]
         if size not in (None, trained):
             raise WeightsError(f"this CLIP takes images of {trained} pixels, not {size}; use another tower or size")
-        side = trained // config["patch_size"]
-        pixels = PixelSettings(trained, tuple(config["image_mean"]), tuple(config["image_std"]))
-        return TowerOutput((config["hidden_size"],), ((side, side),), pixels)
+        return super().describe(config)
 
-    def sites(self, config: Mapping[str, Any]) -> Sequence[AttentionSite]:
-        """Self-attention over the patches and the class token."""
-        heads = config["num_attention_heads"]
-        head_dim = config["hidden_size"] // heads
-        return [AttentionSite("vision", head_dim, heads, heads, False, False, config["attention_dropout"])]
-
-    def build(self, config: Mapping[str, Any], context: BuildContext) -> nn.Module:
-        """A module with transformers' CLIPVisionModel at `vision_model`; layers that are not needed are not computed."""
-        import torch
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        class ClipTower(torch.nn.Module):
-            def __init__(self, depth: int) -> None:
-                super().__init__()
-                self.vision_model = CLIPVisionModel._from_config(
-                    CLIPVisionConfig(**{key: config[key] for key in DEFAULTS}),
-                    attn_implementation=context.attn_implementation,
-                )
-                self.depth = depth
-
-            def forward(self, pixels: Tensor) -> list[Tensor]:
-                model = self.vision_model
-                hidden = model.pre_layrnorm(model.embeddings(pixels))
-                for layer in model.encoder.layers[: self.depth]:
-                    hidden = layer(hidden, None)
-                side = pixels.shape[-1] // config["patch_size"]
-                return [hidden[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
-
-        return ClipTower(self._depth(config))
+    def expanded(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same as `hf-vision` writes it."""
+        heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+        return {
+            ENCODER: {"model_type": "clip_vision_model", **{key: config[key] for key in DEFAULTS}},
+            **{key: config[key] for key in ("image_size", "image_mean", "image_std")},
+            "resample": BICUBIC,
+            "prefix": 1,
+            "states": [self._depth(config)],
+            "layers": "encoder.layers",
+            "count": layers,
+            "attention": {
+                "heads": heads,
+                "head_dim": config["hidden_size"] // heads,
+                "dropout": config["attention_dropout"],
+                "own": "",
+                "why": "",
+            },
+        }
 
     def module_name(self, name: str) -> str | None:
         """From the names of CLIP and CLIP-vision folders, old and new, and of towers inside a larger model."""

@@ -1,0 +1,79 @@
+"""Packing in a run: whether the model keeps the records of a row apart, and what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from graftwork.contracts.batch import Encoded
+from graftwork.contracts.model import batch_of
+from graftwork.contracts.packing import rows_of
+from graftwork.errors import PlanRefused
+from graftwork.train.feeding import Feed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftwork.contracts.assembly import Assembly
+
+ALLOWED = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1}
+"""Precision to how far the hidden states of a packed record may lie from its own, relative to their size: kernels differ in rounding."""
+COUNTED = 200
+"""How many steps padding is counted over."""
+
+
+def try_packing(assembly: Assembly, feed: Feed, steps: int) -> tuple[str, ...]:
+    """What packing saves a run of so many steps, if it packs; PlanRefused where its model does not keep records apart. Collective."""
+    if not feed.settings.packing:
+        return ()
+    check_packing(assembly, feed.two_different())
+    return (padding_message(feed, steps),)
+
+
+def check_packing(assembly: Assembly, examples: Sequence[Encoded]) -> None:
+    """PlanRefused where a record's hidden states depend on another one before it in the row. `examples` are two different records.
+    Collective where the model is."""
+    import torch
+
+    model, processor = assembly.model, assembly.processor
+    training = model.training
+    model.eval()
+
+    def hidden(rows: Sequence[int], these: Sequence[Encoded]) -> Tensor:
+        found: Tensor = model(batch_of(processor, these, rows=rows).to(assembly.device))[0].float()
+        return found
+
+    try:
+        with torch.no_grad(), assembly.autocast():
+            alone = hidden((1,), examples[1:])
+            beside = hidden((2,), examples)[-len(alone) :]
+    finally:
+        model.train(training)
+    error = float((beside - alone).norm() / alone.norm())
+    if not error <= ALLOWED[assembly.precision]:
+        raise PlanRefused(
+            f"train.packing puts several records into a row, and '{assembly.architecture.name}' does not keep them apart here: what it "
+            f"computes of one changes by {error:.2g} of its size behind another; leave train.packing out"
+        )
+
+
+def padding_message(feed: Feed, steps: int) -> str:
+    """What packing saves, as a clause: the share of padding among the tokens that the model sees in the first steps, with and without."""
+    settings, lengths_of = feed.settings, feed.data.lengths
+    real, plain, packed = 0, 0, 0
+    for step in range(min(steps, COUNTED)):
+        lengths = [int(lengths_of[index]) for index in feed.sampler.batch(step)]
+        rows = [sum(lengths[n] for n in row) for row in rows_of(lengths, settings.max_length)]
+        real += sum(lengths)
+        plain += padded_size(lengths, settings.micro_batch_size)
+        packed += padded_size(rows, settings.micro_batch_size)
+    return f"packing: {1 - real / packed:.1%} of the tokens are padding, and {1 - real / plain:.1%} would be without it"
+
+
+def padded_size(lengths: Sequence[int], size: int | None) -> int:
+    """How many tokens rows of these lengths come to, so many at a time, each padded to the longest beside it."""
+    rest, total = iter(lengths), 0
+    while rows := list(islice(rest, size)):
+        total += max(rows) * len(rows)
+    return total
