@@ -202,7 +202,7 @@ def test_a_resumed_run_has_the_map_of_one_that_was_never_interrupted(
 def test_a_learning_rate_of_0_is_said_before_and_after_and_is_no_health(run: PlanOf, tmp_path: Path) -> None:
     told = list[Event]()
     peft = SEEING | {"use": "still"}
-    plan = run({"peft": peft, "train.allow_unreached": ["*.encoder.layers.2"], "train.steps": 12}, LOOKUP)
+    plan = run({"peft": peft, "train.allow_unreached": ["*.encoder.layers.2"], "train.steps": 6}, LOOKUP)
     outcome = train(plan, LOOKUP, tmp_path / "out", device="cpu", listen=told.append)
     (started,) = [event for event in told if isinstance(event, RunStarted)]
     assert started.warnings[-1] == (
@@ -220,7 +220,7 @@ def test_a_learning_rate_of_0_is_said_before_and_after_and_is_no_health(run: Pla
 
 def test_a_bias_that_a_softmax_ignores_cannot_learn(run: PlanOf, tmp_path: Path) -> None:
     peft = {"use": "full", "on": ["vision.low"]}
-    plan = run({"peft": peft, "train.allow_unreached": NEVER_READ, "train.steps": 6})
+    plan = run({"peft": peft, "train.allow_unreached": NEVER_READ, "train.steps": 5})
     outcome = train(plan, LOOKUP, tmp_path / "out", device="cpu")
     learned = learning.read(outcome.checkpoint)
     assert learned is not None
@@ -233,8 +233,8 @@ def test_a_bias_that_a_softmax_ignores_cannot_learn(run: PlanOf, tmp_path: Path)
     ]
 
 
-@pytest.mark.parametrize("method", ["dora", "rslora", "pissa", "lora-plus", "ia3", "full"])
-def test_sound_runs_of_every_method_raise_no_alarm(method: str, run_of: Any) -> None:
+@pytest.mark.parametrize("method", ["pissa", "ia3"])
+def test_sound_runs_of_other_methods_raise_no_alarm(method: str, run_of: Any) -> None:
     learned = learning.read(run_of(method).checkpoint)
     assert learned is not None
     assert not [*findings(learned)] and all(module.moved for module in learned.modules)
