@@ -76,7 +76,9 @@ def answered(processor: Any, each: Record) -> str:
         ('<points x1="10" y1="20" x2="30" y2="40">', '<points x1="20" y1="10" x2="60" y2="20">'),
         ("At [10.5, 20, 30, 40].", "At [21, 10, 60, 20]."),
         ("[[10, 20], [30, 40], [50, 60]]", "[[20, 10], [60, 20], [100, 30]]"),
-        ("3 of 4 in [1, 2] are (3, 4)", "3 of 4 in [1, 2] are (3, 4)"),
+        ("3 of 4 at (10, 20) or [30, 40]", "3 of 4 at (20, 10) or [60, 20]"),
+        ('{"x": 10, "y": 20}, <point>30 40</point>', '{"x": 20, "y": 10}, <point>60 20</point>'),
+        ("[10, 20, 30, 40, 50, 60]", "[20, 10, 60, 20, 100, 30]"),
     ],
 )
 def test_boxes_and_points_are_known_by_how_they_are_written(text: str, wanted: str) -> None:
@@ -109,6 +111,7 @@ def test_what_is_relative_or_none_stays_as_it_is(processor_of: Any) -> None:
 @pytest.mark.parametrize(
     ("each", "error", "said"),
     [
+        (record("[60, 50, 240, 150, 0.9]", "pixels"), DataError, "holds [60, 50, 240, 150, 0.9], whose numbers are no pairs"),
         (record("[60, 50, 240, 150]"), CoordinatesRefused, "answers with what looks like a box or a point, [60, 50, 240, 150]"),
         (record("[60, 50, 301, 150]", "pixels"), DataError, "lies outside its image of 300 x 200 pixels"),
         (record("[60, -5, 240, 150]", "pixels"), DataError, "lies outside its image"),

@@ -142,7 +142,7 @@ def test_attention_of_the_models_own_and_layers_with_a_state_are_refused_before_
 
     config = json.loads(Qwen3_5Config().to_json_string(use_diff=False))
     assert HfVlm(HfVlmSettings()).bars_packing(config) == (
-        "its layers of the kind linear_attention carry a state from one to the next"
+        "its layers of the kind linear_attention would see one record's tokens from another"
     )
 
 
@@ -155,7 +155,9 @@ def test_a_packed_step_takes_what_was_rehearsed(tmp_path: Path) -> None:
         predicted = watched.take(2)
     with watching(plan, LOOKUP) as watched:
         found = watched.take(2)
-    assert predicted.tokens == 400 and predicted.shown.what
+    assert predicted.tokens == 400
     assert predicted.footprint.peak == pytest.approx(found.footprint.peak, rel=0.01)
-    (records,) = {len(row) for shown, row in watched.examples.items() if shown == predicted.shown}
-    assert records > 1 and sum(len(each.input_ids) for each in watched.examples[predicted.shown]) == 400
+    (images, many), (_, one) = watched.examples
+    assert images.what and len(many) > 1 and len(one) == 1
+    assert [sum(len(each.input_ids) for each in row) for row in (many, one)] == [400, 400]
+    assert one[0].num_label_tokens > sum(each.num_label_tokens for each in many)

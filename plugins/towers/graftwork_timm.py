@@ -49,6 +49,7 @@ class Timm(VisionTower[TimmSettings]):
     Settings = TimmSettings
     requires = Requires(
         ("timm>=1.0.9,<2", "torchvision"),
+        install='"timm>=1.0.9,<2" torchvision, the latter from the index that your torch is from',
         module="timm",
         advice="install the torchvision of the index that your torch is from, such as "
         "pip install torchvision --index-url https://download.pytorch.org/whl/cpu",

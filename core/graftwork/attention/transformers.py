@@ -21,7 +21,7 @@ ATTN_IMPLEMENTATION = "graftwork"
 
 
 SEGMENTS: ContextVar[Tensor | None] = ContextVar("segments", default=None)
-"""Within `packing`: the number of each token's record in its row, `[rows, tokens]`, 0 at padding."""
+"""Within `packing`: the number of each token's record in its row, int32 `[rows, tokens]`, 0 at padding."""
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def packing(batch: Batch) -> Iterator[None]:
     there are several."""
     positions, segments = batch.positions, None
     if positions is not None:
-        segments = (positions == 0).cumsum(-1) * batch.attention_mask
+        segments = ((positions == 0).cumsum(-1) * batch.attention_mask).int()
     token = SEGMENTS.set(segments)
     try:
         yield
@@ -58,9 +58,11 @@ def _transformers_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls an attention function: the output is `[batch, queries, heads, head_dim]`."""
-    dims, boolean = (0, True) if attention_mask is None else (attention_mask.dim(), attention_mask.element_size() == 1)
-    whole, two = dims == 4 and boolean, dims == 2
-    packed = two and not boolean
+    import torch
+
+    dims, dtype = (0, torch.bool) if attention_mask is None else (attention_mask.dim(), attention_mask.dtype)
+    whole, two = dims == 4 and dtype == torch.bool, dims == 2
+    packed = two and dtype == torch.int32  # what `packing` makes; transformers' own numbers are int64
     # A mask for each query and key has the window in it.
     unknown = [name for name in ("sliding_window", "s_aux", "position_bias") if others.get(name) is not None]
     unknown = [name for name in unknown if not (whole and name == "sliding_window")]

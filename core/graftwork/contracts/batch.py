@@ -60,7 +60,7 @@ class Batch:
     """`[labels]`, int64: the positions, counted through all rows, from which a labelled token is predicted. Made at
     collation, because finding them in `labels` makes the host wait for the device; None where they are to be found there."""
     weights: Sequence[tuple[float, int]] = ()
-    """What the loss of each row counts, and how many labels it has; empty where all rows count alike, as 1."""
+    """What the loss of each record counts, and how many labels it has, in order; empty where all count alike, as 1."""
     token_fields: dict[str, torch.Tensor] = field(default_factory=dict)
     """What else the model is told of each token: name to `[rows, tokens]`, or `[rows, …, tokens]` where `Processor.complete` made
     it, int64."""

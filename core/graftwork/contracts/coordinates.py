@@ -14,8 +14,8 @@ from graftwork.contracts.records import Record
 from graftwork.errors import CoordinatesRefused, DataError
 
 Coordinates = Literal["pixels", "relative", "none"]
-"""What the numbers of boxes and points count: pixels of the image as its file has it, x before y; shares of its sides, from 0 to 1
-or to 1000, which stay true in any size; or nothing of an image."""
+"""What the numbers of boxes and points count: pixels of the image as its file has it, x before y; shares of its sides, from 0 to 1,
+to 100 or to 1000, which stay true in any size; or nothing of an image."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -29,6 +29,12 @@ PLACES = re.compile(
     rf"|\[\s*{PAIR}\s*,\s*{PAIR}\s*\]|\[\s*\[\s*{PAIR}\s*\](?:\s*,\s*\[\s*{PAIR}\s*\])+\s*\]"
 )
 """How texts write a box or a point: Qwen's, InternVL's and Molmo's ways, `[x1, y1, x2, y2]`, and lists of `[x, y]`."""
+IN_PIXELS = re.compile(
+    rf'{PLACES.pattern}|"x"\s*:\s*{NUMBER}\s*,\s*"y"\s*:\s*{NUMBER}|<point>\s*{NUMBER}[\s,]+{NUMBER}\s*</point>'
+    rf"|[\[(]\s*{PAIR}(?:\s*,\s*{PAIR})*\s*[\])]"
+)
+"""What else is one where data is said to hold them in pixels: a single `(x, y)` or `[x, y]`, and polygons."""
+LISTS = re.compile(rf"[\[(]\s*{NUMBER}(?:\s*,\s*{NUMBER})+\s*[\])]")
 
 
 class InView:
@@ -38,6 +44,8 @@ class InView:
         self.processor = processor
 
     def __getattr__(self, name: str) -> Any:
+        if name == "processor":  # a copy has nothing yet
+            raise AttributeError(name)
         return getattr(self.processor, name)
 
     def encode(self, record: Record) -> Any:
@@ -81,7 +89,9 @@ def in_view(record: Record, processor: Any) -> Record:
     Raises DataError for a record of which one lies outside its image, and CoordinatesRefused where it is not said what the numbers
     count, or where the model gets an image in no one size.
     """
-    if not record.images or record.coordinates == "none" or not any(map(PLACES.search, texts_of(record))):
+    forms = (IN_PIXELS, LISTS) if record.coordinates == "pixels" else (PLACES,)
+    held = any(form.search(text) for form in forms for text in texts_of(record))
+    if not record.images or record.coordinates == "none" or not held:
         return record
     if record.coordinates == "relative":
         check_relative(record)
@@ -137,7 +147,13 @@ def check_relative(record: Record) -> None:
 
 def check_inside(record: Record, size: Size) -> None:
     """DataError for a box or a point in pixels that lies outside its image."""
-    for match in places_of(record):
+    for text in texts_of(record):
+        left = IN_PIXELS.sub("", text)
+        if odd := LISTS.search(left):
+            raise DataError(
+                f"record '{record.id}' holds {odd[0]}, whose numbers are no pairs of pixels; write them as [x1, y1, x2, y2]"
+            )
+    for match in places_of(record, IN_PIXELS):
         for number, bound in zip(re.findall(NUMBER, match), cycle(size)):
             if not 0 <= float(number) <= bound:
                 raise DataError(
@@ -153,7 +169,7 @@ def moved(text: str, size: Size, seen: Size) -> str:
         scales = cycle((seen[0] / size[0], seen[1] / size[1]))
         return re.sub(NUMBER, lambda number: str(math.floor(float(number[0]) * next(scales) + 0.5)), match[0])
 
-    return PLACES.sub(place, text)
+    return IN_PIXELS.sub(place, text)
 
 
 def texts_of(record: Record) -> Iterator[str]:
@@ -162,9 +178,9 @@ def texts_of(record: Record) -> Iterator[str]:
     yield from record.reference
 
 
-def places_of(record: Record) -> Iterator[str]:
+def places_of(record: Record, form: re.Pattern[str] = PLACES) -> Iterator[str]:
     """The boxes and points of a record, as they are written."""
-    return (match[0] for text in texts_of(record) for match in PLACES.finditer(text))
+    return (match[0] for text in texts_of(record) for match in form.finditer(text))
 
 
 def numbers_of(record: Record) -> Iterator[float]:

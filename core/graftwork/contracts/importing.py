@@ -16,6 +16,7 @@ FILE = "imports.json"
 """What was tried, and why it failed: a set of versions to a sentence, empty where it did not."""
 PATIENCE = 120
 """Seconds that an import may take."""
+SLOW = f"it took more than {PATIENCE} seconds"
 
 
 @cache
@@ -24,14 +25,16 @@ def import_failure(module: str, distributions: Sequence[str]) -> str:
     versions = [f"{name} {version(name)}" for name in ("torch", *distributions)]
     key, file = " ".join([sys.executable, module, *versions]), cache_folder() / FILE
     known = remembered(file)
-    if key not in known:
-        known[key] = tried(module)
+    if key in known:
+        return known[key]
+    failure = tried(module)
+    if failure != SLOW:  # the next time it may be faster
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            file.write_text(json.dumps({**known, key: failure}, indent=1), encoding="utf-8")
         except OSError:
             pass  # it is tried again the next time
-    return known[key]
+    return failure
 
 
 def remembered(file: Path) -> dict[str, str]:
@@ -49,6 +52,6 @@ def tried(module: str) -> str:
             [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"it took more than {PATIENCE} seconds"
+        return SLOW
     said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
     return said[-1][:200] if done.returncode else ""

@@ -23,7 +23,7 @@ def cross_entropy(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
 def summed_loss(
     model: Any, batch: Batch, cross_entropy: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy
 ) -> Tensor:
-    """The cross entropy in nats, summed over the labelled positions, by the weight of their rows, and computed only there.
+    """The cross entropy in nats, summed over the labelled positions, by the weight of their records, and computed only there.
 
     Most positions are image or prompt; logits for them are never made (their size is tokens x vocabulary).
     """

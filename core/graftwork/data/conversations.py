@@ -45,7 +45,7 @@ def conversation(
         turns = tuple(map(_with_one_place, turns))
     places = 0
     for turn in turns:
-        if moving := MOVING_PLACE.search(turn.text):
+        if turn.role == "user" and (moving := MOVING_PLACE.search(turn.text)):
             why = NO_VIDEOS if moving[1] == "video" else NO_SOUND
             raise DataError(f"the record has a '<{moving[1]}>', and {why}")
         if PLACE in turn.text:

@@ -30,9 +30,9 @@ def held_out(
 
     firsts = []
     for record in records:
-        images = [key for image in record.images for key in _keys(image, content_of)] or [
-            _name("no image", each) for each in record.meta.get("of") or [record.id]
-        ]
+        images = [key for image in record.images for key in _keys(image, content_of)]
+        made_of = record.meta.get("of") or ([] if images else [record.id])
+        images += [_name("no image", each) for each in made_of]
         firsts.append(images[0])
         for image in images:
             # The smallest hash is the root, so that it does not depend on the order of the records.

@@ -113,13 +113,16 @@ def fitted(
     allowed = budget.budget_bytes(plan, machine) if on_cuda else plan.run_context.budget
     if allowed is None:
         return plan, None
+    shown, not_known = images_of(plan, lookup, listen)
+    if not_known:
+        listen(Message(not_known, "warning"))
     search = budget.search_candidates(
         plan,
         lookup,
         machine,
         device="cuda" if on_cuda else "cpu",
         budget=allowed,
-        shown=images_of(plan, lookup, listen)[0],
+        shown=shown,
         processes=processes.count(),
         listen=lambda strategies: listen(Rehearsing(strategies)),
     )

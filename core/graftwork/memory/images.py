@@ -135,7 +135,8 @@ def of_data(plan: Plan, lookup: Lookup, processor: Processor) -> Shown | None:
     alike = takes_all_alike(processor)
 
     def looked() -> tuple[reading.Reading, list[tuple[Size, ...]]]:
-        read = reading.read(plan, lookup)
+        each = getattr(processor, "trains_last_answer_only", False)
+        read = reading.read(plan, lookup, sample_each_answer=each)
         if alike:
             return read, [(SMALL,) * len(record.images) for record in read.result.records]
         return read, read.kept(lambda: sizes_of(read.result.records), ImageSizes.load, "image sizes").of_records()

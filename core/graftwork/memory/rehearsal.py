@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -47,10 +47,14 @@ class Step:
     """Floating-point operations of matrix products and convolutions for each record."""
     shown: Shown = AN_IMAGE
     """The images of each record."""
+    in_a_row: int = 1
+    """How many records share a row; with several, tokens and labels are those of the row."""
 
     @property
     def records(self) -> str:
         """What the records are, as people read it."""
+        if self.in_a_row > 1:
+            return f"rows of {self.tokens:,} tokens, {self.labels:,} of them labelled, in {self.in_a_row} records with {self.shown} each"
         whose = f"from {self.shown}" if self.shown.what else "an image's"
         return (
             f"records of {self.tokens:,} tokens, {self.tokens - self.labels:,} of them {whose} and all others labelled"
@@ -65,10 +69,10 @@ class Watched:
         assembly: Assembly,
         stepper: Stepper,
         tracker: Tracker,
-        examples: Mapping[Shown, Sequence[Encoded]],
+        examples: Sequence[tuple[Shown, Sequence[Encoded]]],
         block_bytes: int = 1,
     ) -> None:
-        """`examples` are the records of a row, one unless records are packed, by their images; sizes are rounded up to multiples of
+        """`examples` are rows that may need the most: the images of their records, and the records, one unless they are packed; sizes are rounded up to multiples of
         `block_bytes`."""
         self.assembly, self.stepper, self.tracker, self.examples, self.block_bytes = (
             assembly,
@@ -83,7 +87,7 @@ class Watched:
         packing = self.stepper.settings.packing
         steps = [
             self.step(MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ()), shown)
-            for shown, row in self.examples.items()
+            for shown, row in self.examples
         ]
         return max(steps, key=lambda step: step.footprint.peak)
 
@@ -107,6 +111,7 @@ class Watched:
             tracker.timeline.footprint(since, self.block_bytes),
             flops // count,
             shown,
+            len(rows[0]),
         )
 
     def _first_update(self) -> None:
@@ -262,15 +267,15 @@ def stand_in(assembly: Assembly) -> Processor:
 
 def longest_rows(
     processor: Processor, longest: int, shown: Shown | None = None, *, packing: bool = False
-) -> dict[Shown, list[Encoded]]:
-    """The records of a row of `longest` tokens, with images and labelled text: with what is `shown`, by default the largest image that
-    fits, and with a small image where that takes less. One record, or with `packing` as many as fit, for each brings images."""
+) -> list[tuple[Shown, list[Encoded]]]:
+    """Rows of `longest` tokens that may need the most: one of as much image as can be, with what is `shown`, by default the largest image
+    that fits, and with `packing` as many records as fit, each with its images; and one of as much labelled text, with a small image."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
         shown = shown or images.largest_allowed(processor, longest)
-        tried = (shown, SMALL_IMAGE) if shown.what else (shown,)
-        return {each: filled(processor, each, longest, packing) for each in tried}
+        tried = dict.fromkeys([(shown, packing), (SMALL_IMAGE if shown.what else shown, False)])
+        return [(each, filled(processor, each, longest, many)) for each, many in tried]
 
 
 def filled(processor: Processor, shown: Shown, longest: int, packing: bool) -> list[Encoded]:

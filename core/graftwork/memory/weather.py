@@ -28,6 +28,7 @@ PIXELS = "max_pixels"
 """The setting of a model that bounds the pixels of an image."""
 SIDE = 28
 """`max_pixels` is a square of so many pixels, or of a multiple: two patches of 14, of which many encoders make a token."""
+Key = tuple[str, str]
 NAMED = 3
 """How many records of the worst batch are named."""
 
@@ -130,8 +131,8 @@ class Course:
     steps: Array
     """Which batch each belongs to, counted from 0."""
     points: Array
-    """What each has: padded tokens, the tokens of its longest row, those of its images, those of its largest image, labels, and whether gradients
-    are there before it; `[micro-batches, 6]`."""
+    """What each has: padded tokens, the tokens of its longest row, those of its images, those of its largest image, labels, its images times the tokens of the largest, and whether gradients
+    are there before it; `[micro-batches, 7]`."""
     batches: int
     max_length: int
     packing: bool
@@ -177,9 +178,9 @@ class Forecast:
         """`counted` is the plan's model; `listen` is called with what is looked at before it takes a while."""
         self.plan, self.lookup, self.counted, self.budget, self.listen = plan, lookup, counted, budget, listen
         self.known, self.rehearsals = Known(), 0
-        self.labels: dict[str, int] = {}
+        self.labels: dict[Key, int] = {}
         """Of each record, by its id, as the sizes of its images."""
-        self.sizes: dict[str, tuple[Size, ...]] = {}
+        self.sizes: dict[Key, tuple[Size, ...]] = {}
 
     def weather(self) -> Weather:
         """The weather of the plan, and what clears it up."""
@@ -301,17 +302,21 @@ class Forecast:
 
         settings, processor = plan.run_context.train, compose.processor_of(plan, self.lookup)
         data = load_training_data(plan, self.lookup, processor)
-        new = [record for record in data.records if record.id not in self.sizes]
-        self.sizes |= zip((record.id for record in new), sizes_of(new).of_records(), strict=True)
-        sizes = [self.sizes[record.id] for record in data.records]
+        new = [record for record in data.records if key_of(record) not in self.sizes]
+        self.sizes |= zip(map(key_of, new), sizes_of(new).of_records(), strict=True)
+        sizes = [self.sizes[key_of(record)] for record in data.records]
         sampler, per_step = data.sampler(plan.run_context), micro_batch_of(plan)
         batches = steps_for(sampler.records, settings.batch_size, settings.epochs, settings.steps)
         tokens, largest = image_tokens(processor, sizes)
         labels = numpy.array([self.labels_of(processor, record) for record in data.records])
+        for place in data.cut:  # of which less is left the more its images take
+            cut = encode(with_blanks(data.records[place], sizes[place]), processor, settings.max_length)
+            labels[place] = cut.num_label_tokens
         members: list[list[list[int]]] = []
         steps: list[int] = []
         for step in range(batches):
-            for share in self.shares([place for place in sampler.batch(step) if UNKNOWN not in sizes[place]]):
+            for share in self.shares(sampler.batch(step)):
+                share = [place for place in share if UNKNOWN not in sizes[place]]
                 rows = [[place] for place in share]
                 if settings.packing:
                     rows = [
@@ -324,7 +329,9 @@ class Forecast:
         def point(rows: list[list[int]]) -> tuple[int, ...]:
             places = [place for row in rows for place in row]
             longest = max(int(data.lengths[row].sum()) for row in rows)
-            seen = int(tokens[places].sum()), int(largest[places].max()), int(labels[places].sum())
+            images, most = sum(len(sizes[place]) for place in places), int(largest[places].max())
+            # Images are padded to the one with the most tiles.
+            seen = int(tokens[places].sum()), most, int(labels[places].sum()), images * most
             return (len(rows) * longest, longest, *seen, int(not alone))
 
         points = numpy.array([point(rows) for rows in members], dtype=numpy.int64)
@@ -348,13 +355,19 @@ class Forecast:
 
     def labels_of(self, processor: Processor, record: Record) -> int:
         """How many labels a record has: those of its text, without its images."""
-        if record.id not in self.labels:
+        key = key_of(record)
+        if key not in self.labels:
             turns = tuple(replace(turn, text=turn.text.replace("<image>", "")) for turn in record.turns)
             try:
-                self.labels[record.id] = processor.encode(replace(record, turns=turns, images=())).num_label_tokens
+                self.labels[key] = processor.encode(replace(record, turns=turns, images=())).num_label_tokens
             except DataError:
-                self.labels[record.id] = 0
-        return self.labels[record.id]
+                self.labels[key] = 0
+        return self.labels[key]
+
+
+def key_of(record: Record) -> Key:
+    """What tells a record of data from any other; ids alone need not."""
+    return record.where, record.id
 
 
 def micro_batch_of(plan: Plan) -> int:

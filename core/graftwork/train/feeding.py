@@ -71,7 +71,7 @@ class Feed:
         """Two records of different text, with images where there are some; the same twice where all have the same."""
         first = self.shortest_with_images()
         others = [each for each in self.first_usable() if list(each.input_ids) != list(first.input_ids)]
-        return [first, min(others, key=lambda each: len(each.input_ids), default=first)]
+        return [first, min(others, key=lambda each: (not each.pixels, len(each.input_ids)), default=first)]
 
     def validation(self, count: int, seed: int) -> list[Encoded]:
         """At most `count` records for validation, encoded, drawn by the seed; those that cannot be used are counted."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from graftwork import processes
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import batch_of
 from graftwork.contracts.packing import rows_of
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from graftwork.contracts.assembly import Assembly
 
-ALLOWED = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1}
-"""Precision to how far the hidden states of a packed record may lie from its own, relative to their size: kernels differ in rounding."""
+ALLOWED = {"fp32": 1e-4, "bf16": 0.2, "fp16": 0.2}
+"""Precision to how far the hidden state of any token of a packed record may lie from its own, relative to its size: kernels differ in
+rounding."""
 COUNTED = 200
 """How many steps padding is counted over."""
 
@@ -32,29 +34,32 @@ def try_packing(assembly: Assembly, feed: Feed, steps: int) -> tuple[str, ...]:
 
 
 def check_packing(assembly: Assembly, examples: Sequence[Encoded]) -> None:
-    """PlanRefused where a record's hidden states depend on another one before it in the row. `examples` are two different records.
-    Collective where the model is."""
+    """PlanRefused where a record's hidden states depend on another one before it in the row. `examples` are two different records, each of
+    which is tried behind the other. Collective where the model is."""
     import torch
 
     model, processor = assembly.model, assembly.processor
     training = model.training
-    model.eval()
 
     def hidden(rows: Sequence[int], these: Sequence[Encoded]) -> Tensor:
-        found: Tensor = model(batch_of(processor, these, rows=rows).to(assembly.device))[0].float()
+        batch = batch_of(processor, these, rows=rows).to(assembly.device)
+        found: Tensor = assembly.run_forward(lambda: model(batch))[0].float()
         return found
 
+    errors = []
+    model.eval()
     try:
         with torch.no_grad(), assembly.autocast():
-            alone = hidden((1,), examples[1:])
-            beside = hidden((2,), examples)[-len(alone) :]
+            for before, behind in (examples, examples[::-1]):
+                by_itself = hidden((1,), [behind])
+                packed = hidden((2,), [before, behind])[-len(by_itself) :]
+                errors.append(float(((packed - by_itself).norm(dim=1) / by_itself.norm(dim=1)).max()))
     finally:
         model.train(training)
-    error = float((beside - alone).norm() / alone.norm())
-    if not error <= ALLOWED[assembly.precision]:
+    if not max(errors) <= ALLOWED[assembly.precision]:
         raise PlanRefused(
             f"train.packing puts several records into a row, and '{assembly.architecture.name}' does not keep them apart here: what it "
-            f"computes of one changes by {error:.2g} of its size behind another; leave train.packing out"
+            f"computes of a token changes by {max(errors):.2g} of its size behind another record; leave train.packing out"
         )
 
 
@@ -63,11 +68,13 @@ def padding_message(feed: Feed, steps: int) -> str:
     settings, lengths_of = feed.settings, feed.data.lengths
     real, plain, packed = 0, 0, 0
     for step in range(min(steps, COUNTED)):
-        lengths = [int(lengths_of[index]) for index in feed.sampler.batch(step)]
-        rows = [sum(lengths[n] for n in row) for row in rows_of(lengths, settings.max_length)]
-        real += sum(lengths)
-        plain += padded_size(lengths, settings.micro_batch_size)
-        packed += padded_size(rows, settings.micro_batch_size)
+        batch = feed.sampler.batch(step)
+        for rank in range(processes.count()):
+            lengths = [int(lengths_of[index]) for index in batch[rank :: processes.count()]]
+            rows = [sum(lengths[n] for n in row) for row in rows_of(lengths, settings.max_length)]
+            real += sum(lengths)
+            plain += padded_size(lengths, settings.micro_batch_size)
+            packed += padded_size(rows, settings.micro_batch_size)
     return f"packing: {1 - real / packed:.1%} of the tokens are padding, and {1 - real / plain:.1%} would be without it"
 
 

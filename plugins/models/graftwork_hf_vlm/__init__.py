@@ -118,10 +118,14 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         return [self.site(name, part, built) for name, part in parts_of(built).items()]
 
     def bars_packing(self, config: Mapping[str, Any]) -> str:
-        """Layers that are no attention carry a state from token to token."""
+        """Layers of other kinds than attention carry a state from token to token, and chunks of tokens are counted from a row's beginning."""
         kinds = getattr(config_from(config).get_text_config(), "layer_types", None) or []
-        others = sorted({kind for kind in kinds if not kind.endswith("attention") or "linear" in kind})
-        return f"its layers of the kind {' and '.join(others)} carry a state from one to the next" if others else ""
+        others = sorted({*kinds} - {"full_attention", "sliding_attention"})
+        return (
+            f"its layers of the kind {' and '.join(others)} would see one record's tokens from another"
+            if others
+            else ""
+        )
 
     def site(self, name: str, part: Any, config: Any) -> AttentionSite:
         """One of both sites, which is transformers' own where Graftwork's kernels cannot compute it."""

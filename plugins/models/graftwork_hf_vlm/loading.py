@@ -82,11 +82,14 @@ def processor_class(name: str) -> Any:
         return found
     home = f"transformers.{transformers._class_to_module[name]}"
     asked, twin = (home.replace(".processing_", f".image_processing_{kind}") for kind in ("", "pil_"))
+    loaded = sys.modules.get(asked)
     sys.modules[asked] = import_module(twin)
     try:
         return getattr(import_module(home), name)
     finally:
         del sys.modules[asked]
+        if loaded is not None:
+            sys.modules[asked] = loaded
 
 
 def constructed(kind: Any, parts: dict[str, Any], settings: dict[str, Any]) -> Any:
