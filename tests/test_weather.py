@@ -47,7 +47,7 @@ class Sized(DataSource[SizedSettings]):
             asked = "<image>\n" * len(sizes) + "What is it?" + " Why?" * (number % 3)
             seen = tuple(Image(Path(self.settings.folder) / f"{width}x{height}.png") for width, height in sizes)
             turns = (Turn("user", asked), Turn("assistant", "a thing" + " or two" * (number % 4)))
-            yield Record(f"sized/{number}", turns, seen, where=f"sized:{number}")
+            yield Record(f"sized/{number % 5}", turns, seen, where=f"sized:{number}")
 
     def files(self) -> Sequence[Path]:
         return ()
