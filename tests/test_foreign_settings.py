@@ -228,7 +228,8 @@ CONNECTOR = {"base_model.model.model.mm_projector.0.weight": lambda: torch.ones(
 
 def read(more: dict[str, Any] | None = None, **config: Any) -> Reading:
     """An adapter of one layer."""
-    return Reading({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}, {**MATRICES, **(more or {})})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    return Reading(config, {**MATRICES, **(more or {})}, name_of=str)
 
 
 @pytest.mark.parametrize(
