@@ -6,6 +6,7 @@ import inspect
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -83,7 +84,6 @@ class HfProcessor:
         self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
-        self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
         self.trains_last_answer_only = self._rewrites()
         self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
@@ -99,6 +99,23 @@ class HfProcessor:
         nn.Module.__init__(made)
         made.config = self.config
         return made
+
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        """The tokens that make a conversation or an image what it is. Other special tokens, such as those round a box, are text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        known = set(self.tokenizer.special_tokens_map.values())
+        for name, value in (*vars(self.config.get_text_config()).items(), *vars(self.config).items()):
+            if name.endswith(("token_id", "token_index")) and isinstance(value, int):
+                known.add(self.tokenizer.convert_ids_to_tokens(value))
+        shown = str(self.hf.chat_template) + "".join(self.replacements(((64, 64),)))
+        for roles in (("system", "user", "assistant"), ("user", "assistant")):
+            turns = tuple(Turn(role, "x") for role in roles)  # type: ignore[arg-type]
+            with suppress(DataError):
+                shown += self.render(Record("", turns), len(turns), prompt=False)
+        meant = {token for token in special if token in known or token in shown}
+        return frozenset({*meant, self.hf.image_token, self.place, *self.stops})
 
     # Writing ------------------------------------------------------------------------------------------------------------
 
@@ -322,8 +339,9 @@ class HfProcessor:
         return replace(batch, token_fields={**batch.token_fields, POSITIONS: positions.transpose(0, 1)})
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and surrounding space."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of generated ids, without surrounding space and the special tokens that no text may hold."""
+        left_out = set(self.tokenizer.convert_tokens_to_ids(list(self.controls)))
+        text: str = self.tokenizer.decode([token for token in ids if token not in left_out])
         return text.strip()
 
     def save(self, folder: Path) -> None:
