@@ -111,7 +111,7 @@ class HfProcessor:
                 known.add(self.tokenizer.convert_ids_to_tokens(value))
         shown = str(self.hf.chat_template) + "".join(self.replacements(((64, 64),)))
         for roles in (("system", "user", "assistant"), ("user", "assistant")):
-            turns = tuple(Turn(role, "x") for role in roles)  # type: ignore[arg-type]
+            turns = tuple(Turn(role, "x") for role in roles)
             with suppress(DataError):
                 shown += self.render(Record("", turns), len(turns), prompt=False)
         meant = {token for token in special if token in known or token in shown}
@@ -234,7 +234,13 @@ class HfProcessor:
         """The dimension in which transformers' processor joins what two records have of images, where that is not the first."""
         asked = self.render(Record("", (Turn("user", "<image>?"),)), 1, prompt=True)
         blank = PILImage.new("RGB", (64, 64))
-        one, two = (self.hf(text=[asked] * n, images=[blank] * n, return_tensors="pt") for n in (1, 2))
+
+        def made(count: int) -> Any:
+            with suppress(ValueError):
+                return self.hf(text=[asked] * count, images=[blank] * count, return_tensors="pt")
+            return self.hf(text=[asked] * count, images=[[blank]] * count, return_tensors="pt")  # SmolVLM's
+
+        one, two = made(1), made(2)
         grown = {
             name: [
                 place for place, (few, more) in enumerate(zip(value.shape, two[name].shape, strict=True)) if few != more
