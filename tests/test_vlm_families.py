@@ -16,6 +16,7 @@ ALWAYS = ("llava_next", "qwen3_vl_moe", "gemma3")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5 for it
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers gives NumPy a tensor
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in FAMILIES])
 def test_a_family_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     row = kept(name, Path(os.environ.get(FOLDER) or tmp_path / "kept"))

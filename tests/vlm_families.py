@@ -6,11 +6,12 @@ from pathlib import Path
 
 from vlm_folders import CHATML, PARTS, Family, write_family
 from vlm_grids import GRIDS
+from vlm_newer import NEWER
 from vlm_tiles import TILES
 
 __all__ = ["CHATML", "FAMILIES", "PARTS", "write"]
 
-FAMILIES: dict[str, Family] = {**TILES, **GRIDS}
+FAMILIES: dict[str, Family] = {**TILES, **GRIDS, **NEWER}
 
 
 def write(name: str, folder: Path) -> Path:

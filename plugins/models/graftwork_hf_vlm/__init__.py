@@ -36,6 +36,8 @@ VOLATILE = frozenset(
     }
 )
 """What a configuration says besides that nothing is built from; it may differ where the model is the same."""
+PLAIN = frozenset({"full_attention", "sliding_attention", "chunked_attention", "linear_attention"})
+"""Kinds of layers whose masks, if they have one, transformers makes by its means for all models."""
 HEADS = ("num_attention_heads", "num_heads", "attention_heads")
 WIDTHS = ("embed_dim", "hidden_size")
 
@@ -135,6 +137,9 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         why = "" if heads and width else "its configuration does not say how many heads it has"
         if not causal and makes_masks(part):
             why = "its images are one sequence, with a mask that it makes itself"
+        if causal and (others := set(getattr(part, "layer_types", None) or ()) - PLAIN):
+            named = ", ".join(sorted(kind for kind in others if kind.endswith("attention")))
+            why = f"its layers choose what they see by means of their own ({named})" if named else why
         if self.settings.attention == "own":
             why = "the run file asks for it"
         return AttentionSite(

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from graftwork.errors import WeightsError
 from graftwork.weights import read_json
@@ -23,6 +21,14 @@ SETTINGS = (
 """What a processor is read from besides its tokenizer."""
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
 """Of which a tokenizer has one. transformers makes one without any words where there is none."""
+
+
+class Unused:
+    """Stands for what a processor has for videos or sound, and answers None to whatever it asks of it."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 def load_processor(folder: Path, model_type: str) -> Any:
@@ -46,7 +52,6 @@ def load_processor(folder: Path, model_type: str) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         ),
         "image_processor": lambda: load_images(folder),
-        "video_processor": VideoProcessorMixin,
     }
 
     def check(self: Any, name: str, part: Any) -> Any:
@@ -58,7 +63,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
     try:
         left_out = {"processor_class", "auto_map", "chat_template", *kind.get_attributes()}
         settings = {key: value for key, value in own.items() if key not in left_out}
-        parts = {part: makers.get(part, FeatureExtractionMixin)() for part in kind.get_attributes()}
+        parts = {part: makers.get(part, Unused)() for part in kind.get_attributes()}
         made = constructed(type(kind.__name__, (kind,), members), parts, settings)
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise WeightsError(

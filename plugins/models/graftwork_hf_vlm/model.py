@@ -74,22 +74,23 @@ class VisionLanguage:
         return hidden
 
     def positions(self, batch: Batch, cache: Any, begins: bool) -> Tensor:
-        """`[rows, tokens]`; of a model with three positions for each token `[4, rows, tokens]`, the plain ones first."""
+        """`[rows, tokens]`; of a model with several positions for each token `[positions, rows, tokens]`."""
         mask = batch.attention_mask
         plain = batch.positions
         if plain is None:
             plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -batch.input_ids.shape[1] :]
         if not hasattr(self.base_model, "get_rope_index"):
             return plain
-        three = plain.expand(3, -1, -1)
+        rope = getattr(self.config.get_text_config(), "rope_parameters", None) or {}
+        several = plain.expand(len(rope.get("mrope_section") or "thw"), -1, -1)
         if not begins:
-            three = three + cache.moved
+            several = several + cache.moved
         elif POSITIONS in batch.token_fields:
-            three = batch.token_fields[POSITIONS].transpose(0, 1)
+            several = batch.token_fields[POSITIONS].transpose(0, 1)
         if cache is not None and begins:
             # An image takes fewer positions than tokens: text goes on by so much less.
-            cache.moved = (three.amax((0, 2)) + 1 - mask.sum(-1))[:, None]
-        return torch.cat([plain[None], three])
+            cache.moved = (several.amax((0, 2)) + 1 - mask.sum(-1))[:, None]
+        return several
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The vocabulary's scores `[..., vocabulary]`, by transformers' own forward: models scale, divide or cap them each in their way."""

@@ -6,8 +6,10 @@ import inspect
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
+KINDS = "mm_token_type_ids"
+"""The token field that says which tokens are an image's, which some models find positions by."""
 Span = tuple[int, int]
 
 
@@ -80,12 +84,13 @@ class HfProcessor:
         self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
-        self.controls = {*tokenizer.all_special_tokens, self.hf.image_token, *self.stops}
         self.trains_last_answer_only = self._rewrites()
         self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(self._without_layers(), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
+        if KINDS in self.three_positions[1]:  # not every processor gives them unasked
+            self.hf.return_mm_token_type_ids = True
 
     def _without_layers(self) -> Any:
         """The model's class with its configuration and nothing else, which computes positions."""
@@ -94,6 +99,23 @@ class HfProcessor:
         nn.Module.__init__(made)
         made.config = self.config
         return made
+
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        """The tokens that make a conversation or an image what it is. Other special tokens, such as those round a box, are text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        known = set(self.tokenizer.special_tokens_map.values())
+        for name, value in (*vars(self.config.get_text_config()).items(), *vars(self.config).items()):
+            if name.endswith(("token_id", "token_index")) and isinstance(value, int):
+                known.add(self.tokenizer.convert_ids_to_tokens(value))
+        shown = str(self.hf.chat_template) + "".join(self.replacements(((64, 64),)))
+        for roles in (("system", "user", "assistant"), ("user", "assistant")):
+            turns = tuple(Turn(role, "x") for role in roles)
+            with suppress(DataError):
+                shown += self.render(Record("", turns), len(turns), prompt=False)
+        meant = {token for token in special if token in known or token in shown}
+        return frozenset({*meant, self.hf.image_token, self.place, *self.stops})
 
     # Writing ------------------------------------------------------------------------------------------------------------
 
@@ -207,6 +229,27 @@ class HfProcessor:
             )
         return [each["replacement"] for each in made["text_replacement_offsets"][0]]
 
+    @cached_property
+    def joined_in(self) -> dict[str, int]:
+        """The dimension in which transformers' processor joins what two records have of images, where that is not the first."""
+        asked = self.render(Record("", (Turn("user", "<image>?"),)), 1, prompt=True)
+        blank = PILImage.new("RGB", (64, 64))
+
+        def made(count: int) -> Any:
+            with suppress(ValueError):
+                return self.hf(text=[asked] * count, images=[blank] * count, return_tensors="pt")
+            return self.hf(text=[asked] * count, images=[[blank]] * count, return_tensors="pt")  # SmolVLM's
+
+        one, two = made(1), made(2)
+        grown = {
+            name: [
+                place for place, (few, more) in enumerate(zip(value.shape, two[name].shape, strict=True)) if few != more
+            ]
+            for name, value in one.items()
+            if isinstance(value, Tensor)
+        }
+        return {name: places[0] for name, places in grown.items() if places and places[0]}
+
     def tokens(self, record: Record) -> tuple[Tokens, str]:
         """The record's tokens, and the text before images were spread; no image is decoded."""
         written = self.written(record)
@@ -245,6 +288,7 @@ class HfProcessor:
                 f"the images of record '{record.id}' become other tokens than those of their sizes; leave it out"
             )
         made.pop("attention_mask", None)
+        made = {name: value.movedim(self.joined_in.get(name, 0), 0) for name, value in made.items()}
         fields = {name: value[0].tolist() for name, value in made.items() if value.shape == (1, len(ids))}
         pixels: dict[str, Tensor] = {name: value for name, value in made.items() if name not in fields}
         seen = [token == self.image_id for token in ids]
@@ -274,18 +318,36 @@ class HfProcessor:
         return [(size, self.resized_to(size)) for size in map(image_size, record.images)]
 
     def complete(self, batch: Batch) -> Batch:
-        """The batch with the three positions of each token, of models that have three."""
+        """The batch with its pixels as transformers' processor joins those of several records, and with the positions of each token, of
+        models that have several."""
         find, known = self.three_positions
-        if find is None or not batch.pixels:
+        if not batch.pixels:
             return batch
-        given = {"input_ids": batch.input_ids.masked_fill(batch.image_token_mask, self.image_id or 0)}
-        given |= {"attention_mask": batch.attention_mask, **batch.token_fields, **batch.pixels}
-        positions, _ = find(**{name: value for name, value in given.items() if name in known})
+        batch = replace(
+            batch, pixels={name: each.movedim(0, self.joined_in.get(name, 0)) for name, each in batch.pixels.items()}
+        )
+        if find is None:
+            return batch
+        seen, counts = batch.image_token_mask, batch.pixels[COUNTS]
+        given = {"input_ids": batch.input_ids.masked_fill(seen, self.image_id or 0)}
+        given |= {"attention_mask": batch.attention_mask, **batch.token_fields}
+        ends = torch.searchsorted(counts.cumsum(0), seen.sum(1).cumsum(0), right=True).tolist()
+        rows = []
+        for row, (begin, end) in enumerate(
+            pairwise([0, *ends])
+        ):  # each alone: one model numbers the images of a whole batch
+            told = {name: value[row : row + 1] for name, value in given.items()}
+            told |= {
+                n: value[begin:end] for n, value in batch.pixels.items() if begin < end and len(value) == len(counts)
+            }
+            rows.append(find(**{name: value for name, value in told.items() if name in known})[0])
+        positions = torch.cat(rows, 1)
         return replace(batch, token_fields={**batch.token_fields, POSITIONS: positions.transpose(0, 1)})
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and surrounding space."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of generated ids, without surrounding space and the special tokens that no text may hold."""
+        left_out = set(self.tokenizer.convert_tokens_to_ids(list(self.controls)))
+        text: str = self.tokenizer.decode([token for token in ids if token not in left_out])
         return text.strip()
 
     def save(self, folder: Path) -> None:
