@@ -21,7 +21,7 @@ from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Choice, Plan, config_of
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
-from graftwork.memory import cuda, images
+from graftwork.memory import cuda, fakes, images
 from graftwork.memory.images import AN_IMAGE, SMALL_IMAGE, Shown
 from graftwork.memory.timeline import BATCH, BUILD, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.memory.tracking import Tracker
@@ -77,14 +77,24 @@ class Watched:
             examples,
             block_bytes,
         )
+        self._peaks: dict[tuple[Shown, int], int] = {}
 
     def take(self, micro_batch: int) -> Step:
-        """The step of equal rows that needs the most: large images leave less text, whose labels may need more."""
-        packing = self.stepper.settings.packing
+        """The step of equal rows that needs the most: large images leave less text, whose labels may need more.
+
+        Memory grows evenly with the micro-batch, so after steps of 1 and 2 only the rows that then need the most are taken."""
+        packing, rows, peaks = self.stepper.settings.packing, self.examples, self._peaks
+        if micro_batch > 2 and len(peaks) == 2 * len(rows):
+            most = max(
+                rows, key=lambda shown: (micro_batch - 1) * peaks[shown, 2] - (micro_batch - 2) * peaks[shown, 1]
+            )
+            rows = {most: rows[most]}
         steps = [
             self.step(MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ()), shown)
-            for shown, row in self.examples.items()
+            for shown, row in rows.items()
         ]
+        if micro_batch <= 2:
+            peaks.update({(step.shown, micro_batch): step.footprint.peak for step in steps})
         return max(steps, key=lambda step: step.footprint.peak)
 
     def step(self, cut: MicroBatch, shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
@@ -185,7 +195,6 @@ def rehearsing(
     import torch
     from torch import _meta_registrations as meta
     from torch._subclasses import fake_tensor
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # a run on real tensors gives them
@@ -194,7 +203,7 @@ def rehearsing(
         fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT
         stack.callback(setattr, meta, "_meta_grouped_mm_common", meta._meta_grouped_mm_common)
         meta._meta_grouped_mm_common = partial(grouped_products, meta._meta_grouped_mm_common)
-        converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
+        converter: Any = stack.enter_context(fakes.mode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
         watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, shown=shown, fake=True))
