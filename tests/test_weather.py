@@ -208,12 +208,28 @@ def test_large_images_are_rehearsed_and_the_step_takes_what_was(qwen: Path, tmp_
         assert watched.take(2).footprint.peak < predicted.footprint.peak
 
 
+def test_what_needs_less_by_two_steps_is_not_rehearsed_with_more_records(qwen: Path, tmp_path: Path) -> None:
+    plan = plan_for(qwen, [(LARGE,)], tmp_path)
+    with rehearsing(plan, LOOKUP, CPU, device="cpu", shown=shown(plan)) as watched:
+        found = [watched.take(micro_batch) for micro_batch in (1, 2, 3)]
+        start = watched.tracker.timeline.now
+        again = watched.take(3)
+        one_image = watched.tracker.timeline.now - start
+    with rehearsing(plan, LOOKUP, CPU, device="cpu", shown=shown(plan)) as watched:
+        watched.take(1)
+        start = watched.tracker.timeline.now
+        both = watched.take(3)
+        assert watched.tracker.timeline.now - start > 1.5 * one_image
+    assert again.footprint.peak == pytest.approx(both.footprint.peak, rel=0.0001)
+    assert (again.shown, again.flops) == (both.shown, both.flops) == (found[-1].shown, found[-1].flops)
+
+
 @pytest.mark.parametrize(
     ("name", "max_length", "said"),
     [
         ("qwen2_5_vl", 512, "an image at the model's full resolution (128 x 128)"),
         ("llava", 512, "an image"),
-        ("llava_next", 512, "an image at the model's full resolution (64 x 64)"),
+        ("llava_next", 512, "an image at the model's full resolution (a square of any size)"),
         ("gemma3", 512, "an image"),
     ],
 )

@@ -66,6 +66,8 @@ def print_candidates(console: Console, search: CandidateSearch) -> None:
 
 def print_footprint(console: Console, candidate: Candidate, footprint: Footprint) -> None:
     """Where the bytes are at the peak."""
+    from rich.text import Text
+
     strategies = "" if candidate.name == "none" else f" with {candidate.name}"
     where = f", in {footprint.module}" if footprint.module else ""
     console.print(f"fullest{strategies}: {footprint.phase}{where} ({footprint.operation})")
@@ -75,17 +77,11 @@ def print_footprint(console: Console, candidate: Candidate, footprint: Footprint
         categories.add_row(category, format_size(size), "█" * round(BAR * size / max(1, footprint.peak)))
     console.print(categories)
     console.print()
-    groups = make_table(["the largest tensors at the peak", "category*", "shape*", "type*", "number", "size*"])
-    for column in (4, 5):
-        groups.columns[column].justify = "right"
+    groups = make_table(["the largest tensors at the peak", "category*", "size*"])
+    groups.columns[0].overflow = "fold"  # names are long, and their ends tell them apart
+    groups.columns[2].justify = "right"
     for group in footprint.largest:
         shape = " x ".join(map(str, group.shape)) or "a number"
-        groups.add_row(
-            group.path or "the step itself",
-            group.category,
-            shape,
-            group.dtype,
-            str(group.count),
-            format_size(group.bytes),
-        )
+        name = Text.assemble(group.path or "the step itself", (f"\n  {group.count} of {shape}, {group.dtype}", "dim"))
+        groups.add_row(name, group.category, format_size(group.bytes))
     console.print(groups)

@@ -20,8 +20,8 @@ from graftwork.errors import DataError
 SMALL: Size = (64, 64)
 UNEQUAL = ((1024, 1024), (2048, 512), (512, 2048))
 """Sizes that all take as many tokens as a small image where a processor gives every image the same."""
-ASPECTS = (1.0, 4 / 3, 3 / 4, 2.0, 1 / 2)
-"""Width to height of the images that are tried, the first of those that take the most tokens is shown."""
+SHAPES = {1.0: "a square", 4 / 3: "4 : 3", 3 / 4: "3 : 4", 2.0: "2 : 1", 1 / 2: "1 : 2"}
+"""Width to height of the images that are tried, and its name; the first of those that take the most tokens is shown."""
 LARGE, LARGEST = 1 << 20, 1 << 24
 """The pixels from which on an image that takes no more tokens than one of a quarter shows that none takes more, and of the largest that is
 tried."""
@@ -39,10 +39,18 @@ class Shown:
     """Width and height of each, in pixels."""
     what: str = ""
     """What they are, as a noun; empty where all images take the same."""
+    shape: str = ""
+    """As a noun, of an image that takes the same at every size, since small ones are scaled up; empty of all others."""
+
+    @property
+    def size(self) -> str:
+        """Of what size they are."""
+        if self.shape or not self.what:
+            return f"{self.shape} of any size" if self.shape else "any size"
+        return ", ".join(f"{width} x {height}" for width, height in self.sizes[:3]) + ", …" * (len(self.sizes) > 3)
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{width} x {height}" for width, height in self.sizes[:3])
-        return f"{self.what} ({sizes}{', …' if len(self.sizes) > 3 else ''})" if self.what else "an image"
+        return f"{self.what} ({self.size})" if self.what else "an image"
 
 
 AN_IMAGE = Shown()
@@ -107,10 +115,11 @@ def largest_allowed(processor: Processor, max_length: int) -> Shown:
             pixels, length = 4 * pixels, larger
         return length, pixels, aspect, True
 
-    length, pixels, aspect, is_full = max(map(grown, ASPECTS), key=lambda each: (each[0] <= max_length, each[0]))
+    length, pixels, aspect, is_full = max(map(grown, SHAPES), key=lambda each: (each[0] <= max_length, each[0]))
     if is_full:
         smaller = last(lambda power: length_of(processor, [sized(pixels / 4**power, aspect)]) == length, range(1, 7))
-        return Shown((sized(pixels / 4**smaller, aspect),), "an image at the model's full resolution")
+        shown = Shown((sized(pixels / 4**smaller, aspect),), "an image at the model's full resolution")
+        return replace(shown, shape=SHAPES[aspect]) if math.prod(shown.sizes[0]) <= math.prod(SMALL) else shown
     growth = last(lambda step: fits(pixels * 4 ** (step / 32), aspect), range(1, 32))
     return Shown((sized(pixels * 4 ** (growth / 32), aspect),), "the largest image that train.max_length allows")
 

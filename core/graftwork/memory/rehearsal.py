@@ -21,7 +21,7 @@ from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Choice, Plan, config_of
 from graftwork.contracts.stepper import Stepper, stepper_for
 from graftwork.errors import GraftworkError
-from graftwork.memory import cuda, images
+from graftwork.memory import cuda, fakes, images
 from graftwork.memory.images import AN_IMAGE, SMALL_IMAGE, Shown
 from graftwork.memory.timeline import BATCH, BUILD, FORWARD, PREPARATION, UPDATE, Footprint
 from graftwork.memory.tracking import Tracker
@@ -81,14 +81,22 @@ class Watched:
             examples,
             block_bytes,
         )
+        self._peaks: dict[tuple[int, int], int] = {}
 
     def take(self, micro_batch: int) -> Step:
-        """The step of equal rows that needs the most: large images leave less text, whose labels may need more."""
-        packing = self.stepper.settings.packing
-        steps = [
-            self.step(MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ()), shown)
-            for shown, row in self.examples
-        ]
+        """The step of equal rows that needs the most: large images leave less text, whose labels may need more.
+
+        Memory grows evenly with the micro-batch, so after steps of 1 and 2 only the rows that then need the most are taken."""
+        packing, peaks, tried = self.stepper.settings.packing, self._peaks, [*range(len(self.examples))]
+        if micro_batch > 2 and len(peaks) == 2 * len(tried):
+            tried = [max(tried, key=lambda n: (micro_batch - 1) * peaks[n, 2] - (micro_batch - 2) * peaks[n, 1])]
+        steps = []
+        for number in tried:
+            shown, row = self.examples[number]
+            cut = MicroBatch([*row] * micro_batch, [len(row)] * micro_batch if packing else ())
+            steps.append(self.step(cut, shown))
+            if micro_batch <= 2:
+                peaks[number, micro_batch] = steps[-1].footprint.peak
         return max(steps, key=lambda step: step.footprint.peak)
 
     def step(self, cut: MicroBatch, shown: Shown = AN_IMAGE, *, alone: bool | None = None) -> Step:
@@ -190,7 +198,6 @@ def rehearsing(
     import torch
     from torch import _meta_registrations as meta
     from torch._subclasses import fake_tensor
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # a run on real tensors gives them
@@ -199,7 +206,7 @@ def rehearsing(
         fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT
         stack.callback(setattr, meta, "_meta_grouped_mm_common", meta._meta_grouped_mm_common)
         meta._meta_grouped_mm_common = partial(grouped_products, meta._meta_grouped_mm_common)
-        converter: Any = stack.enter_context(FakeTensorMode()).fake_tensor_converter
+        converter: Any = stack.enter_context(fakes.mode()).fake_tensor_converter
         # A fake tensor that is remembered by a weak reference cannot be swapped, which `Module.to` wants to do.
         converter.set_tensor_memo = lambda *_: None
         watched = stack.enter_context(watching(without_weights(plan), lookup, longest=longest, shown=shown, fake=True))

@@ -225,16 +225,24 @@ def _mode(tracker: Tracker, answer: Callable[[str], float] | None) -> Any:
     number, device = torch.ops.aten._local_scalar_dense.default, torch.ops.prim.device.default
 
     class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # nothing is compiled here, and to see to that for each operator takes time
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is device:  # of a fake tensor, and so often that the way through all modes would take half the time
                 return args[0].fake_device
+            with torch._C.DisableTorchFunction():  # modes of functions have seen what this operator comes from
+                return self.followed(func, args, kwargs or {})
+
+        def followed(self, func: Any, args: Any, kwargs: Any) -> Any:
             if func is number and answer is not None and has_no_numbers(args[0]):
                 return type_of(args[0].dtype)(answer(tracker.phase))
-            made = made_of_nothing(func, args, kwargs or {}) if answer is not None else None
+            made = made_of_nothing(func, args, kwargs) if answer is not None else None
             if made is None:
-                made = func(*args, **(kwargs or {}))
+                made = func(*args, **kwargs)
             if count := flop_registry.get(func.overloadpacket):
-                tracker.flops += count(*args, **(kwargs or {}), out_val=made)
+                tracker.flops += count(*args, **kwargs, out_val=made)
             tracker.record_operation(func.overloadpacket.__name__, made)
             return made
 
