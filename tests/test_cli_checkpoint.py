@@ -201,5 +201,5 @@ def test_export_writes_what_peft_reads(trained: Run, tmp_path: Path) -> None:
 
 def test_export_names_the_formats_that_there_are(trained: Run, tmp_path: Path) -> None:
     said = error("export", trained.out, tmp_path / "out", "--to", "gguf")
-    assert said == "Error: this checkpoint has no format 'gguf'; it can be exported to mgm, peft\n"
+    assert said == "Error: this checkpoint has no format 'gguf'; merge it, or export it to mgm, peft\n"
     assert "Missing option '--to'" in error("export", trained.out, tmp_path / "out", status=2)

@@ -42,7 +42,8 @@ class FromTheLeft(Wrong):
 
         def counted(batch: Any, cache: Any, begins: bool) -> torch.Tensor:
             found = positions(batch, cache, begins)
-            return found if begins else found[:1].expand_as(found)
+            plain = batch.attention_mask.long().cumsum(-1) - 1
+            return found if begins else plain[:, -found.shape[-1] :].expand_as(found)
 
         model.positions = counted
 

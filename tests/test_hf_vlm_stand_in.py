@@ -54,6 +54,7 @@ def configurations_of(published: Path, without: str = "") -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of transformers' GLM
 def test_an_image_takes_the_tokens_that_it_takes_with_the_own_tokenizer(published: Path, tmp_path: Path) -> None:
     model, source, empty = HfVlm(HfVlmSettings()), configurations_of(published), tmp_path / "empty"
     empty.mkdir()

@@ -96,7 +96,7 @@ class VisionLanguage:
         """The vocabulary's scores `[..., vocabulary]`, by transformers' own forward: models scale, divide or cap them each in their way."""
         classes = type(self).__mro__
         kind: Any = classes[classes.index(VisionLanguage) + 1]
-        head, rows = kind.__new__(kind), hidden.flatten(0, -2)[None]
+        head, rows = kind.__new__(kind), hidden.reshape(1, -1, hidden.shape[-1])
         modules = {**self.__dict__["_modules"], self.base_model_prefix: KnownHidden(last_hidden_state=rows)}
         head.__dict__ = {**self.__dict__, "_modules": modules}
         found: Tensor = head.forward(inputs_embeds=rows, use_cache=False).logits
