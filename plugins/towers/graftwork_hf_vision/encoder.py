@@ -253,7 +253,8 @@ class Names:
         rules = get_model_conversion_mapping(model)
         self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self.prefixes = (*PREFIXES, f"{model.base_model_prefix}.")
-        self.known = {**dict(model.named_buffers()), **model.state_dict(keep_vars=True)}
+        # Names alone: whoever holds the tensors keeps whole what a strategy shares out among processes.
+        self.known = {*dict(model.named_buffers()), *model.state_dict()}
         self.children = {name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))}
 
     def built(self, name: str) -> str | None:
