@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def lookup() -> DictLookup:
     """The first-party components, and the tests' data source."""
     return DictLookup(*COMPONENTS)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a family of vision-language models is written, by its name; the folder is not to be changed."""
+    from vlm_families import write
+
+    return functools.cache(lambda name: write(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="session")

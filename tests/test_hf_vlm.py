@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from vlm_families import CHATML, FAMILIES, PARTS, write
+from vlm_families import CHATML, FAMILIES, PARTS
 from vlm_folders import LANGUAGE, UTTERANCES, VISION, write_family
 from vlm_grids import ERNIE
 from vlm_trial import LOOKUP, READ, RECORDS, built, labelled, logits_error, run_table, seen, theirs
@@ -27,16 +26,6 @@ from graftwork.contracts import DictLookup, Record, Turn
 from graftwork.errors import DataError, WeightsError
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
 from graftwork_torch_attention import Eager, Sdpa
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def made(name: str) -> Path:
-        return write(name, tmp_path_factory.mktemp(name))
-
-    return made
-
 
 # Labels ---------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import Shapes
-from vlm_families import write
 from vlm_trial import RECORDS, inputs, run_table, theirs
 
 from graftwork import weights
@@ -36,15 +34,6 @@ COMPONENTS = (HfVlm, Sdpa, Eager, Lora, Full, Ia3, Shapes)
 LOOKUP = DictLookup(*COMPONENTS)
 LORA = {"use": "lora", "on": ["language.attention"], "rank": 4}
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def made(name: str) -> Path:
-        return write(name, tmp_path_factory.mktemp(name))
-
-    return made
 
 
 def trained(

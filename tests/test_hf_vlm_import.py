@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_hf_vlm_exports import LOOKUP, far, logits_of, theirs
-from vlm_families import write
 
 from graftwork.checkpoint.merging import merge
 from graftwork.checkpoint.store import Opened, open_checkpoint
@@ -24,15 +22,6 @@ from graftwork.foreign.diagnosis import diagnose
 from graftwork.foreign.importing import import_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def made(name: str) -> Path:
-        return write(name, tmp_path_factory.mktemp(name))
-
-    return made
 
 
 def adapted(base: Path, out: Path, **settings: Any) -> Path:
