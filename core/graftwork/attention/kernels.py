@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import BOUND, limits
@@ -112,13 +112,13 @@ class Binding:
         import torch
 
         backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        shape, padded = (q.shape[-1], q.shape[1], k.shape[1]), padding is not None
-        site = AttentionSite(self.site.name, *shape, causal, padded, dropout, window, softcap)
-        site = replace(site, mask=mask is not None, segments=segments is not None)
-        key = (site, q.dtype, q.device, backward)
+        facts: tuple[Any, ...] = (q.shape[-1], q.shape[1], k.shape[1], causal, padding is not None, dropout)
+        facts += (window, softcap, mask is not None, segments is not None)
+        key = (*facts, q.dtype, q.device, backward)
         further = limits(window, softcap, mask, segments)
         while True:
             if key not in self._chosen:
+                site = AttentionSite(self.site.name, *facts)
                 self._chosen[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
             name, kernel = self._chosen[key]
             try:
