@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from graftwork.config.restore import restore_component
 from graftwork.contracts.lookup import Lookup
+from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Plan, RunContext
 from graftwork.data import cache, pipeline
 from graftwork.data.measuring import has_same_images, image_states, keep_image_states, kept_image_states
@@ -57,12 +58,13 @@ class Reading:
         return compute()
 
 
-def read(plan: Plan, lookup: Lookup, *, sample_each_answer: bool = False) -> Reading:
-    """Read the records of a plan; those of an earlier command where nothing has changed since. With `sample_each_answer` a record becomes
-    a sample for each answer that is trained on."""
+def read(plan: Plan, lookup: Lookup, processor: Processor) -> Reading:
+    """Read the records of a plan; those of an earlier command where nothing has changed since. A record becomes a sample for
+    each answer that is trained on, where the processor writes earlier answers otherwise."""
     run_context = plan.run_context
     sources: list[Any] = [restore_component(choice, lookup) for choice in run_context.sources]
     operators: list[Any] = [restore_component(choice, lookup) for choice in run_context.operators]
+    sample_each_answer: bool = getattr(processor, "trains_last_answer_only", False)
     if sample_each_answer:
         operators.append(SampleOfEachAnswer(SampleSettings(run_context.train_on)))
 
@@ -85,7 +87,7 @@ def read(plan: Plan, lookup: Lookup, *, sample_each_answer: bool = False) -> Rea
     return Reading(result, image_states(result.folders[0]), None)
 
 
-def key_of(run_context: RunContext, components: Sequence[Any], sample_each_answer: bool = False) -> str | None:
+def key_of(run_context: RunContext, components: Sequence[Any], sample_each_answer: bool) -> str | None:
     """The hash of all that records depend on but their images; None where that is not known."""
     files = [each.files() for each in components]
     if None in files:

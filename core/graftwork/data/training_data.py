@@ -170,7 +170,7 @@ def load_training_data(plan: Plan, lookup: Lookup, processor: Processor) -> Trai
 
 def _read_and_measured(plan: Plan, lookup: Lookup, processor: Processor) -> tuple[PipelineResult, Measured]:
     """The records of a plan, and what is known of them, new or kept from an earlier run."""
-    read = reading.read(plan, lookup, sample_each_answer=getattr(processor, "trains_last_answer_only", False))
+    read = reading.read(plan, lookup, processor)
     with tempfile.TemporaryDirectory() as folder:
         files = processor_files(processor, Path(folder))
     choices = [asdict(each) for each in (plan.model_spec.model, *plan.model_spec.parts.values())]

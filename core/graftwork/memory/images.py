@@ -144,8 +144,7 @@ def of_data(plan: Plan, lookup: Lookup, processor: Processor) -> Shown | None:
     alike = takes_all_alike(processor)
 
     def looked() -> tuple[reading.Reading, list[tuple[Size, ...]]]:
-        each = getattr(processor, "trains_last_answer_only", False)
-        read = reading.read(plan, lookup, sample_each_answer=each)
+        read = reading.read(plan, lookup, processor)
         if alike:
             return read, [(SMALL,) * len(record.images) for record in read.result.records]
         return read, read.kept(lambda: sizes_of(read.result.records), ImageSizes.load, "image sizes").of_records()
