@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,7 @@ def sources() -> dict[str, str]:
     return {module_name(file): file.read_text(encoding="utf-8") for file in tracked("core")}
 
 
+@cache
 def bound_names(text: str) -> set[str]:
     """The names that a package's `__init__` binds; they win over its modules of the same name."""
     return {
@@ -72,8 +74,9 @@ def bound_names(text: str) -> set[str]:
     }
 
 
-def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """The modules of the project that a module imports anywhere, each with whether for type checking only."""
+@cache
+def import_statements(text: str) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every statement that imports, wherever it is, each with whether for type checking only."""
     tree = ast.parse(text)
     checking = {
         id(inner)
@@ -82,10 +85,17 @@ def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterat
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    return [
+        (node, id(node) in checking) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+
+
+def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """The modules of the project that a module imports anywhere, each with whether for type checking only."""
+    for node, checking in import_statements(text):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             start = module.rsplit(".", node.level)[0] if node.level else ""
             source = ".".join(filter(None, [start, node.module]))
             bound = bound_names(known.get(source, ""))
@@ -94,9 +104,7 @@ def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterat
                 name if name in known and alias.name not in bound else source
                 for name, alias in zip(inner, node.names, strict=True)
             ]
-        else:
-            continue
-        yield from ((name, id(node) in checking) for name in names if name.partition(".")[0] == "graftwork")
+        yield from ((name, checking) for name in names if name.partition(".")[0] == "graftwork")
 
 
 def package_of(module: str) -> str:
