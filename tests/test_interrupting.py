@@ -218,6 +218,7 @@ def interrupt_on_two(runs: Runs, out: str, monkeypatch: pytest.MonkeyPatch) -> P
     return runs.folder / out
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     out = interrupt_on_two(runs, "two", monkeypatch)
     assert manifest.read(checkpoints(out)[-1]).steps == 6

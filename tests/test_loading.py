@@ -51,7 +51,8 @@ def largest_part(assembly: Assembly) -> int:
     return max(sizes)
 
 
-@pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp", "zero"])
 def test_two_processes_load_a_share_and_a_part_of_the_same_model(
     engine: str, base: Path, lacking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

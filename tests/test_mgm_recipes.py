@@ -76,7 +76,7 @@ def test_stage_1_trains_connector_and_mining_and_stage_2_all_but_the_towers() ->
     assert not any(row["trained"] for role, row in whole["roles"].items() if role.startswith("vision."))
 
 
-@pytest.mark.parametrize("recipe", [STAGE_1, STAGE_2, LORA])
+@pytest.mark.parametrize("recipe", [STAGE_1, STAGE_2, pytest.param(LORA, marks=pytest.mark.slow)])
 def test_the_files_that_are_not_there_yet_are_named_and_training_is_refused_for_them(recipe: str) -> None:
     missing_files = planned(recipe)["missing_files"]
     assert missing_files[0].startswith(f"model.weights: there is no folder '{RECIPES}/")
