@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,35 @@ class KindProcessor(CharProcessor):
 
 def encoded(tokens: int, **pixels: torch.Tensor) -> Encoded:
     return Encoded([5] * tokens, [False] * tokens, [IGNORED] * (tokens - 1) + [5], pixels)
+
+
+def test_a_batch_is_what_lists_padded_one_by_one_are() -> None:
+    draw, longest = random.Random(3), 9
+    examples = []
+    for tokens in (1, longest, 4, 6):
+        labels = [draw.choice((IGNORED, draw.randrange(50))) for _ in range(tokens)]
+        ids, seen = [draw.randrange(50) for _ in range(tokens)], [draw.random() < 0.5 for _ in range(tokens)]
+        examples.append(Encoded(ids, seen, labels, {}, weight=draw.random(), token_fields={"kinds": ids[::-1]}))
+    for side in ("right", "left"):
+
+        def padded(row: Any, filler: int) -> list[int]:
+            filling = [filler] * (longest - len(row))
+            return [*row, *filling] if side == "right" else [*filling, *row]  # noqa: B023
+
+        batch = collate(examples, pad_id=7, side=side)
+        labels = [padded(each.labels, IGNORED) for each in examples]
+        predicting = [longest * row + at - 1 for row in range(4) for at in range(1, longest) if labels[row][at] >= 0]
+        assert batch.input_ids.tolist() == [padded(each.input_ids, 7) for each in examples]
+        assert batch.attention_mask.tolist() == [padded([True] * len(each.input_ids), False) for each in examples]
+        assert batch.image_token_mask.tolist() == [padded(each.image_token_mask, False) for each in examples]
+        assert batch.token_fields["kinds"].tolist() == [padded(each.token_fields["kinds"], 0) for each in examples]
+        assert batch.labels.tolist() == labels
+        assert batch.label_positions is not None and batch.label_positions.tolist() == predicting
+        counts = [sum(label >= 0 for label in row[1:]) for row in labels]
+        assert batch.weights == [(each.weight, count) for each, count in zip(examples, counts, strict=True)]
+        fields = (batch.input_ids, batch.labels, batch.label_positions, batch.token_fields["kinds"])
+        assert {each.dtype for each in fields} == {torch.int64}
+        assert batch.attention_mask.dtype == batch.image_token_mask.dtype == torch.bool
 
 
 def test_what_is_seen_of_images_is_joined_with_zeros_at_the_ends() -> None:

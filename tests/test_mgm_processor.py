@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from mgm_folders import GOLDEN, small
@@ -42,6 +43,15 @@ def folded(example: Encoded) -> tuple[list[int], list[int]]:
             ids.append(-200 if place else token)
             labels.append(label)
     return ids, labels
+
+
+def test_pixels_are_scaled_shifted_and_divided_each_by_itself(processor: MgmProcessor) -> None:
+    size, pixels = 24, (processor.images.high or processor.images.low).pixels
+    noise = numpy.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=numpy.uint8)
+    mean, std = (numpy.array(values, dtype=numpy.float32) for values in (pixels.mean, pixels.std))
+    expected = torch.from_numpy((noise.astype(numpy.float32) / 255 - mean) / std).permute(2, 0, 1)[None]
+    found = processor.images.normalised(PILImage.fromarray(noise), size)
+    assert found.equal(expected) and found.is_contiguous()
 
 
 @pytest.mark.parametrize("golden", PREPROCESSED, ids=[golden["id"] for golden in PREPROCESSED])

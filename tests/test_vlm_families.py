@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import vlm_campaign
 from vlm_campaign import HEAD, committed, faults, kept, line_of
 from vlm_families import FAMILIES
 
@@ -25,9 +26,20 @@ def test_a_family_computes_what_transformers_computes(name: str, tmp_path: Path)
     assert line_of(name, row).split("|")[-2] == said.split("|")[-2]  # whose attention is computed
 
 
-def test_the_table_in_the_docs_holds_families_that_are_tried_here() -> None:
+def test_what_came_of_a_family_is_kept_for_the_code_that_it_came_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = iter(("then", "now"))
+    monkeypatch.setattr(vlm_campaign, "tried", lambda name, work: {"came": next(came)})
+    monkeypatch.setattr(vlm_campaign, "state", lambda: "one code")
+    assert [kept("llava", tmp_path)["came"] for _ in range(2)] == ["then", "then"]
+    monkeypatch.setattr(vlm_campaign, "state", lambda: "other code")
+    assert kept("llava", tmp_path)["came"] == "now"
+
+
+def test_the_table_in_the_docs_holds_the_families_that_are_tried_here() -> None:
     head, rows = committed().splitlines()[:2], committed().splitlines()[2:]
     names = [row.split("`")[1] for row in rows]
-    assert (tuple(head), names) == (HEAD, [name for name in FAMILIES if name in names])
+    assert (tuple(head), names) == (HEAD, [*FAMILIES])
     assert len(names) >= 16 and set(ALWAYS) <= set(names)
     assert [row for row in rows if row.count(" equal ") != 2 or row.count(" yes ") != 1] == []

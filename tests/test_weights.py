@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 
@@ -76,6 +77,37 @@ def test_changing_what_was_read_from_a_pickle_changes_nothing_that_is_read_later
     torch.save(ONE, tmp_path / "model.bin")
     weights.open_weights(tmp_path)["a"]().zero_()
     assert weights.open_weights(tmp_path)["a"]().tolist() == [1.0, 2.0]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """What a function is called with from now on."""
+    calls, function = [], getattr(module, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_a_file_is_opened_once_for_all_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"layer.{number}": torch.full((3,), float(number)) for number in range(20)}
+    folder = write(tmp_path, one=tensors)
+    calls = counted(monkeypatch, safetensors, "safe_open")
+    opened = weights.open_weights(folder)
+    assert all(opened[name]().equal(value) for name, value in tensors.items())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin"])
+def test_a_tensor_that_is_read_twice_is_in_memory_twice(tmp_path: Path, name: str) -> None:
+    (save_file if name.endswith("safetensors") else torch.save)(ONE | TWO, tmp_path / name)
+    opened = weights.open_weights(tmp_path)
+    first, other = opened["a"](), opened["b"]()
+    first.zero_()
+    assert opened["a"]().tolist() == [1.0, 2.0]
+    assert other.tolist() == [[3.0]]
 
 
 class Malice:
@@ -181,6 +213,22 @@ def test_a_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path: Path) ->
     file = tmp_path / "moved" / "two.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     assert weights.fingerprint(tmp_path / "moved") != first
+
+
+def test_a_process_hashes_a_file_of_weights_once_unless_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, one=ONE, two=TWO)
+    calls = counted(monkeypatch, weights, "sha256")
+    first = weights.fingerprint(folder)
+    assert weights.fingerprint(folder) == first
+    assert len(calls) == 2
+    file = folder / "two.safetensors"
+    state = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert weights.fingerprint(folder) != first
+    assert len(calls) == 3
 
 
 def test_a_fingerprint_does_not_move_bytes_between_files(tmp_path: Path) -> None:

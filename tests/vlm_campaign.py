@@ -1,14 +1,17 @@
 """Every family tried, and docs/models.md's table of it.
 
-As a program: `python tests/vlm_campaign.py FOLDER` tries those families that FOLDER does not hold yet, and writes the table.
+As a program: `python tests/vlm_campaign.py FOLDER` tries those families that FOLDER does not hold yet of the code as it is, and writes the
+table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +20,10 @@ import torch
 import vlm_trial as trial
 from vlm_families import FAMILIES, write
 
-DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "models.md"
+SOURCES = ("core/**/*.py", "plugins/**/*.py", "tests/vlm_*.py")
+"""What decides what comes of a family."""
 BEGINS, ENDS = "<!-- families: begin -->\n", "<!-- families: end -->"
 HEAD = (
     "| family | logits | answers | labels | LoRA, verified | base | merged | PEFT | rehearsal | attention |",
@@ -61,11 +67,20 @@ def faults(row: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {row[name]}" for name, kept in wanted.items() if not kept]
 
 
+@cache
+def state() -> str:
+    """Which code this is: a hash of the sources."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in SOURCES for file in ROOT.glob(pattern)):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
 def kept(name: str, folder: Path) -> Row:
-    """What came of a family, from `folder` where that holds it already."""
-    file = folder / f"{name}.json"
+    """What came of a family with this code, from `folder` where that holds it already."""
+    file = folder / state() / f"{name}.json"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as work:
             file.write_text(json.dumps(tried(name, Path(work))), encoding="utf-8")
     row: Row = json.loads(file.read_text(encoding="utf-8"))

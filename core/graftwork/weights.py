@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -153,10 +153,44 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
 
 def open_file(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name, read when called; pickles as `open_weights` reads them."""
-    if file.suffix == ".safetensors":
-        return {name: StoredTensor(file, name, partial(_read, file, name)) for name in shapes_in(file)}
-    loaded = _unpickle(str(file))
-    return {name: StoredTensor(file, name, partial(loaded.__getitem__, name)) for name in loaded}
+    source = _Source(file)
+    return {name: StoredTensor(file, name, partial(source.read, name)) for name in source.names()}
+
+
+class _Source:
+    """A file of tensors, opened once for all of them.
+
+    What is read of it shares its memory, so a tensor that is read again comes from the file opened anew.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.given: set[str] = set()
+        self.get: Callable[[str], Tensor] | None = None
+
+    def names(self) -> Collection[str]:
+        if self.file.suffix == ".safetensors":
+            return shapes_in(self.file)
+        loaded = _unpickle(str(self.file))
+        self.get = loaded.__getitem__
+        return loaded
+
+    def read(self, name: str) -> Tensor:
+        if self.get is None or name in self.given:
+            self.get, self.given = self.opened(), set()
+        self.given.add(name)
+        return self.get(name)
+
+    def opened(self) -> Callable[[str], Tensor]:
+        """What reads a tensor by its name."""
+        if self.file.suffix != ".safetensors":
+            return _unpickle(str(self.file)).__getitem__
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(self.file, framework="pt").get_tensor
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self.file, error) from None
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -181,7 +215,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(stream.read(length))
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
+        raise _damaged(file, error) from None
 
 
 def dtypes_in(file: Path) -> set[str]:
@@ -191,14 +225,8 @@ def dtypes_in(file: Path) -> set[str]:
     return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
 
 
-def _read(file: Path, name: str) -> Tensor:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(name)  # type: ignore[no-any-return]
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again") from None
+def _damaged(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"'{file}' is not a whole safetensors file ({error}); fetch or copy it again")
 
 
 def _unpickle(file: str) -> dict[str, Tensor]:
@@ -221,12 +249,19 @@ def _unpickle(file: str) -> dict[str, Tensor]:
 def fingerprint(folder: Path) -> str:
     """The sha256 of the contents of a folder's tensor files, taken in the order of their names.
 
-    File names do not enter, so a folder keeps its fingerprint when it is copied or renamed.
+    File names do not enter, so a folder keeps its fingerprint when it is copied or renamed. A process reads a file once, unless
+    it was changed.
     """
     digest = hashlib.sha256()
     for file in tensor_files(folder):
-        digest.update(bytes.fromhex(sha256(file)))
+        state = file.stat()
+        digest.update(bytes.fromhex(_sha256_once(file.resolve(), state.st_size, state.st_mtime_ns, state.st_ino)))
     return digest.hexdigest()
+
+
+@cache
+def _sha256_once(file: Path, *state: int) -> str:
+    return sha256(file)
 
 
 def sha256(file: Path) -> str:

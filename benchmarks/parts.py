@@ -1,0 +1,177 @@
+"""Parts of the work around and in a step, beside the same parts of another version of the project: ratios of processor time.
+
+    python benchmarks/parts.py --other-tree FOLDER [--rounds 9] [PART …]
+
+Each version has a process of its own that stays, on one thread; the rounds alternate between them, so that what else the machine does falls on
+both. The ratio is taken round by round: above 1, this version is quicker. Results are compared by their content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Timed = Callable[[], Any]
+"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike."""
+
+
+def opening(folder: Path) -> Timed:
+    """Every tensor of a file of 2,000, 31 MiB."""
+    import torch
+    from safetensors.torch import save_file
+
+    from graftwork.weights import open_weights
+
+    torch.manual_seed(0)
+    save_file({f"layer.{number}.weight": torch.randn(64, 64) for number in range(2000)}, folder / "model.safetensors")
+    return lambda: [read() for read in open_weights(folder).values()]
+
+
+def hashing(folder: Path) -> Timed:
+    """The hash of 256 MiB of base weights, asked for as often as a run of four checkpoints does."""
+    from graftwork.weights import fingerprint
+
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * (1 << 20))
+    return lambda: [fingerprint(folder) for _ in range(4)]
+
+
+def collation(folder: Path) -> Timed:
+    """The texts of eight records of about 1,024 tokens, 576 of them of an image."""
+    from graftwork.contracts import IGNORED, Encoded, collate
+
+    tokens, seen = list(range(1024)), [*[False] * 100, *[True] * 576, *[False] * 348]
+    labels = [*[IGNORED] * 700, *range(324)]
+    examples = [Encoded(tokens[n:], seen[n:], labels[n:], {}) for n in range(8)]
+
+    def timed() -> Any:
+        for _ in range(20):
+            batch = collate(examples, pad_id=0)
+        return [batch.input_ids, batch.attention_mask, batch.image_token_mask, batch.labels, batch.label_positions]
+
+    return timed
+
+
+def image(folder: Path) -> Timed:
+    """A JPEG of 1,024 x 768 pixels, as MGM-2B gets it: at 768 and at 336 pixels."""
+    import numpy
+    from PIL import Image as PILImage
+
+    from graftwork.contracts import Image, PixelSettings, TowerOutput
+    from graftwork_mgm.processor import Images
+
+    noise = numpy.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=numpy.uint8)
+    PILImage.fromarray(noise).resize((1024, 768), PILImage.Resampling.BICUBIC).save(folder / "image.jpg")
+    low, high = (
+        TowerOutput((8,), ((side, side),), PixelSettings(size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
+        for side, size in ((24, 336), (24, 768))
+    )
+    images = Images(low, high, "pad", 1, False)
+    return lambda: [images.pixels(Image(folder / "image.jpg")) for _ in range(5)]
+
+
+PARTS: dict[str, Callable[[Path], Timed]] = {part.__name__: part for part in (opening, hashing, collation, image)}
+
+
+def digest(result: Any) -> str:
+    """A hash of everything in a result."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            add(list(value.items()))
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                add(each)
+        else:
+            array = value.detach().numpy() if hasattr(value, "detach") else None
+            found.update(repr(value).encode() if array is None else repr(array.dtype).encode() + array.tobytes())
+
+    add(result)
+    return found.hexdigest()
+
+
+def serve() -> None:
+    """Answer each name of a part on standard input with its processor seconds and the hash of its result."""
+    warnings.filterwarnings("ignore")
+    ready: dict[str, Timed] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for line in sys.stdin:
+            name = line.strip()
+            if name not in ready:
+                (place := Path(folder) / name).mkdir()
+                ready[name] = PARTS[name](place)
+                ready[name]()
+            begun = time.process_time()
+            result = ready[name]()
+            used = time.process_time() - begun
+            print(json.dumps({"seconds": used, "digest": digest(result)}), flush=True)
+
+
+class Version:
+    """A process that measures parts in one version of the project: this one, or that in another tree."""
+
+    def __init__(self, tree: Path | None) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if tree:
+            roots = [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]
+            environment["PYTHONPATH"] = os.pathsep.join(map(str, roots))
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def measure(self, part: str) -> dict[str, Any]:
+        """The processor seconds of one run of a part, and the hash of its result."""
+        assert self.process.stdin and self.process.stdout
+        print(part, file=self.process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """A median with its range."""
+    least, *_, most = ordered = sorted(values)
+    return f"{statistics.median(ordered):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+
+
+def main() -> None:
+    """Print a table of the parts: both versions' times, their ratio, and whether the results are equal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("--other-tree", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+        return
+    if not options.other_tree:
+        parser.error("name the other version's folder with --other-tree")
+    versions = Version(options.other_tree.resolve()), Version(None)
+    print("| part | before, CPU ms | after | ratio | results |\n| --- | --- | --- | --- | --- |", flush=True)
+    for part in options.parts or PARTS:
+        rounds = [[version.measure(part) for version in versions] for _ in range(options.rounds)]
+        before, after = ([each["seconds"] * 1e3 for each in column] for column in zip(*rounds, strict=True))
+        ratio = spread((b / max(a, 1e-6) for b, a in zip(before, after, strict=True)), 2)
+        equal = all(one["digest"] == other["digest"] for one, other in rounds)
+        print(
+            f"| {part} | {spread(before)} | {spread(after)} | {ratio} | {'equal' if equal else 'differ'} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
