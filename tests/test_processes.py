@@ -18,16 +18,18 @@ from graftwork.evaluate.scores import ADAPTER, BASE
 from graftwork.jobs.evaluate import hashes_of
 
 ZERO = 'memory.use=["zero"]'
-OFFLOAD = ["memory.zero.offload_optimizer=true", "memory.zero.offload_parameters=true"]
+OFFLOAD = ["memory.zero.offload_optimizer=true"]
+PARAMETERS = ["memory.zero.offload_parameters=true"]
 ENGINES = {
     "fsdp": ['memory.use=["fsdp"]'],
     "fsdp and checkpointing": ['memory.use=["checkpointing", "fsdp"]'],
     "zero 1": [ZERO, "memory.zero.stage=1"],
     "zero 2": [ZERO, "memory.zero.stage=2"],
     "zero 3": [ZERO, "memory.zero.stage=3"],
-    "zero 3 with offload": [ZERO, "memory.zero.stage=3", *OFFLOAD],
+    "zero 2 with offload": [ZERO, "memory.zero.stage=2", *OFFLOAD],
+    "zero 3 with offload": [ZERO, "memory.zero.stage=3", *OFFLOAD, *PARAMETERS],
 }
-RESUMED_ON = dict(zip(ENGINES, (3, 1, 1, 3, 3, 1), strict=True))
+RESUMED_ON = dict(zip(ENGINES, (3, 1, 1, 3, 3, 3, 1), strict=True))
 """How many processes go on with a run of two."""
 
 

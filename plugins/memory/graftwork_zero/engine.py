@@ -103,6 +103,9 @@ class Engine(Stepper):
             largest = int(self.norms.nan_to_num(math.inf).argmax())
             parameter = list(self.parameters.values())[largest]
             safe_set_full_grad(parameter, parameter.new_full(shape_of(parameter), math.inf))
+            # With an offloaded optimizer it does not look at them again, but at the norms that it noted when they came.
+            for noted in getattr(self.optimizer, "norm_for_param_grads", {}).values():
+                noted.fill_(math.inf)
             self.engine.step()
         self.updated = False
 
