@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import vlm_trial as trial
-from vlm_families import FAMILIES, write
+from vlm_families import FAMILIES, UNREAD, write
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "models.md"
@@ -43,7 +43,7 @@ def tried(name: str, work: Path) -> Row:
         tuple(trial.labelled(assembly, each)) == labels
         for each, labels in zip(trial.READ, FAMILIES[name].labels, strict=True)
     )
-    opened = trial.trained(folder, work / "out")
+    opened = trial.trained(folder, work / "out", UNREAD.get(name, ()))
     row["verified"] = True
     row["base"] = trial.base_error(opened, model)
     row["merged"], row["peft"] = trial.exports_error(opened, model, folder, work)

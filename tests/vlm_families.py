@@ -9,9 +9,22 @@ from vlm_grids import GRIDS
 from vlm_newer import NEWER
 from vlm_tiles import TILES
 
-__all__ = ["CHATML", "FAMILIES", "PARTS", "write"]
+__all__ = ["CHATML", "FAMILIES", "PARTS", "UNREAD", "write"]
 
 FAMILIES: dict[str, Family] = {**TILES, **GRIDS, **NEWER}
+LAST = ("model.vision_tower.encoder.layers.1",)
+UNREAD: dict[str, tuple[str, ...]] = {
+    "llava": LAST,
+    "llava_next": LAST,
+    "llava_next_video": LAST,
+    "granite4_vision": tuple(f"model.spatial_projectors.{number}" for number in (1, 2, 3)),
+    "gemma3": ("connector",),
+    "ovis2": ("connector",),
+    "granite_docling": ("model.vision_model.connector.fine",),
+    "video_llava": ("model.image_tower.encoder.layers.1", "model.video_tower"),
+}
+"""What LoRA on vision and connector cannot teach: layers after the one that is read, projectors for layers that the language model lacks or for
+tiles that small images have not, a video's encoder, and connectors without a linear layer."""
 
 
 def write(name: str, folder: Path) -> Path:

@@ -78,14 +78,13 @@ def run_table(folder: Path) -> dict[str, Any]:
     }
 
 
-def lora_plan(folder: Path) -> Plan:
-    """Three steps of LoRA on the language model's attention, vision and connector."""
+def lora_plan(folder: Path, unread: Sequence[str] = ()) -> Plan:
+    """Three steps of LoRA on the language model's attention, vision and connector, of which some modules are `unread`."""
     table = run_table(folder)
     table["peft"] = {"use": "lora", "on": ["language.attention", "vision", "connector"], "rank": 4}
     table["data"] = {"source": [{"use": "shapes", "count": 8}]}
     table["train"] |= {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "max_length": 512}
-    # Some models read an earlier layer than the last, and some connectors have no linear layer.
-    table["train"]["allow_unreached"] = ["vision", "connector"]
+    table["train"]["allow_unreached"] = [*unread]
     return resolve(parse_run(table, Path.cwd()), LOOKUP)
 
 
@@ -154,9 +153,9 @@ def labelled(assembly: Assembly, record: Record) -> list[str]:
     return [assembly.processor.tokenizer.decode(ids) for ids in found if ids]  # type: ignore[attr-defined]
 
 
-def trained(folder: Path, out: Path) -> Opened:
+def trained(folder: Path, out: Path, unread: Sequence[str] = ()) -> Opened:
     """A checkpoint of a run on LoRA, verified in a fresh process and opened here."""
-    outcome = train(lora_plan(folder), LOOKUP, out, device="cpu")
+    outcome = train(lora_plan(folder, unread), LOOKUP, out, device="cpu")
     assert all(torch.tensor(line["loss"]).isfinite() for line in outcome.log)
     facts = verify_in_fresh_process(newest(out), LOOKUP)
     opened = open_checkpoint(out, LOOKUP, device="cpu", precision="fp32")
