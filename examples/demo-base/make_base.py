@@ -58,7 +58,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     assembly.architecture.write(assembly, target)
-    print(f"{target} holds the base: {assembly.counts()['total']:,} parameters")
+    print(f"{target} holds the base: {assembly.adaptation.counts['total']:,} parameters")
 
 
 def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Image, dict[str, torch.Tensor]]:
