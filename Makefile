@@ -76,7 +76,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 demo-base: $(READY)
-	$(BIN)/python examples/demo-base/make_base.py
+	$(BIN)/python examples/tiny-vlm/make_base.py
 
 clean:
 	rm -rf .venv .venv-data graftwork-demo examples/smollm2/weights examples/smollm2/out examples/better-data/out

@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "8M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "vocab_size": 4096},
     "30M": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 32000},
 }
-"""What of the demo's language model is changed for each size."""
+"""What of the tiny language model is changed for each size."""
 CHUNKED: dict[str, Any] = {"use": ["chunked-loss"], "chunked-loss": {"labels": 32}}
 MINING: dict[str, Any] = {"peft.also_train": ["connector", "mining"]}
 WHOLE: dict[str, Any] = {"peft": {"use": "full", "on": ["language"]}}

@@ -3,7 +3,7 @@
     python benchmarks/records.py [--records 665000] [--other-tree FOLDER]
 
 A file of LLaVA's JSON is made with conversations of one to five turns about some hundred small images. Each measurement is a process
-of its own, on the demo's model: the first reads and measures, the second finds what the first has kept. With `--other-tree`, another
+of its own, on a tiny MGM-Gemma: the first reads and measures, the second finds what the first has kept. With `--other-tree`, another
 version of the project is measured on the same file in the same run.
 """
 
@@ -93,9 +93,7 @@ def resident() -> int:
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """Load the data for the demo's model, and encode its first batch."""
-    from importlib.resources import files
-
+    """Load the data for a tiny MGM-Gemma, and encode its first batch."""
     from graftwork.build import compose
     from graftwork.config import runfile
     from graftwork.config.resolve import resolve
@@ -105,7 +103,7 @@ def measure(file: Path) -> dict[str, Any]:
 
     catalog = Catalog.discover()
     run = runfile.load(
-        Path(str(files("graftwork_demo") / "demo.toml")),
+        Path(__file__).parents[1] / "examples" / "demo-base" / "demo.toml",
         {
             "data.source": [{"use": "llava-json", "path": str(file)}],
             "data.operator": [],

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python benchmarks/round_trip.py [IMAGES] > benchmarks/round_trip.md
 
-The writer is the demo's base, without an adapter, or one whose replies are fixed; the images are easy-VQA's first ones, by default 1,000.
+The writer is the tiny MGM-Gemma, without an adapter, or one whose replies are fixed; the images are easy-VQA's first ones, by default 1,000.
 Needs `easy-vqa`; takes minutes on a CPU.
 """
 
@@ -35,7 +35,7 @@ FIXED: Mapping[str, Writer] = {
 TITLE = """# The round trip
 
 Made by `PYTHONPATH=tests python benchmarks/round_trip.py{given}`: easy-VQA's first {images:,} images, in {colours:,} of which a
-question asks for the colour, and in {shapes:,} for the shape. The demo's base knows whether there is a red shape, and says no to
+question asks for the colour, and in {shapes:,} for the shape. The tiny MGM-Gemma knows whether there is a red shape, and says no to
 whatever it is asked about circles.
 
 ## Verified
@@ -92,8 +92,8 @@ def main() -> None:
     whys: dict[str, str] = {}
     with TemporaryDirectory() as folder, demo_writer(Path(folder), installed()) as writer:
         for share in (0.0, 0.3, 0.6):
-            for found in verified("the demo's base", writer, records, share):
-                whys.setdefault(f"the demo's base, {found.group}", found.why)
+            for found in verified("the tiny MGM-Gemma", writer, records, share):
+                whys.setdefault(f"the tiny MGM-Gemma, {found.group}", found.why)
         for name, fixed in FIXED.items():
             for found in verified(name, fixed, records, 0.3):
                 whys[f"{name}, {found.group}"] = found.why

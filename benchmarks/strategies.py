@@ -2,7 +2,7 @@
 
     python benchmarks/strategies.py [--rounds 5] [--steps 3] [--batch-size 8] [--precision fp32]
 
-The model is a random MGM-Gemma of the demo's shape, some sizes larger, with LoRA on the language model, and connector and
+The model is a random MGM-Gemma of the shape in examples/demo-base, some sizes larger, with LoRA on the language model, and connector and
 mining trained. Time is CPU time over that of the plain steps of the same round, so that what else the machine does matters
 little. Memory is the most bytes of tensors alive in a step, weights, gradients and optimizer included, watched operation by
 operation. `host-offload` is watched with the CPU in the place of a device, without the bytes that it moves; its time needs

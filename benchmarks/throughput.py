@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--steps 60] [--rounds 3] [--batch-size 32]
 
-Both train LoRA on the demo's base, in fp32 on this machine's CPU or GPU. The rounds alternate, and the ratio is taken
+Both train LoRA on the tiny MGM-Gemma, in fp32 on this machine's CPU or GPU. The rounds alternate, and the ratio is taken
 round by round, so that what else the machine does falls on both. Both read and encode every record when it is needed.
 """
 
@@ -14,7 +14,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ RATE = 1e-3
 
 
 def make_plan(catalog: Catalog, steps: int, batch_size: int) -> Plan:
-    """The demo's plan, for so many steps, without an evaluation."""
+    """Its plan, for so many steps, without an evaluation."""
     settings = {
         "train.steps": steps,
         "train.batch_size": batch_size,
@@ -44,7 +43,7 @@ def make_plan(catalog: Catalog, steps: int, batch_size: int) -> Plan:
         "train.warmup_ratio=0",
         "data.source.0.pictures=400",
     ]
-    run = runfile.load(Path(str(files("graftwork_demo"))) / "demo.toml", overrides)
+    run = runfile.load(Path(__file__).parents[1] / "examples" / "demo-base" / "demo.toml", overrides)
     return resolve(run, catalog)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -19,21 +18,21 @@ from graftwork_easy_vqa import EasyVqaSource, EasyVqaSourceSettings
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 ASK_BACK = {"colour": "does the image contain a {answer} shape?", "shape": "does the image contain a {answer}?"}
-"""How the demo's base is asked, which knows yes and no, about colours."""
+"""How the tiny MGM-Gemma is asked, which knows yes and no, about colours."""
 
 
 @contextmanager
 def demo_writer(folder: Path, lookup: Lookup) -> Iterator[RecordedWriter]:
-    """The demo's base, without an adapter; its replies are kept in the cache, and written down in the folder."""
-    found = find_spec("graftwork_demo")
-    assert found and found.submodule_search_locations
-    base = Path(found.submodule_search_locations[0]) / "base"
+    """The tiny MGM-Gemma, without an adapter; its replies are kept in the cache, and written down in the folder."""
+    base = Path(__file__).parents[1] / "examples" / "demo-base" / "base"
     parts = {
         "low": {"use": "clip", "config": str(base / "low")},
         "high": {"use": "openclip-convnext", "config": str(base / "high")},
     }
     plan = Run(model={"use": "mgm-gemma", "weights": str(base), "parts": parts}).plan(lookup)
-    source = ModelSource(lambda: compose.build(plan, lookup, device="cpu"), {"model": "the demo's base"}, batch_size=32)
+    source = ModelSource(
+        lambda: compose.build(plan, lookup, device="cpu"), {"model": "the tiny MGM-Gemma"}, batch_size=32
+    )
     with (
         closing(ReplyCache()) as cache,
         closing(RecordedWriter(source, cache, folder, "1", "writer", lambda replies, asked: None)) as asked,

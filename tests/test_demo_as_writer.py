@@ -1,4 +1,4 @@
-"""The demo's base as a writer, which knows yes and no about colours and not about shapes: what makers make and verification keeps."""
+"""The tiny MGM-Gemma as a writer, which knows yes and no about colours and not about shapes: what makers make and verification keeps."""
 
 from __future__ import annotations
 

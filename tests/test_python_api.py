@@ -21,7 +21,7 @@ import graftwork as gw
 from graftwork.cli import main
 from graftwork.contracts import RunEnded
 from graftwork.weights import sha256
-from graftwork_mgm.model import VisionLanguage
+from graftwork_hf_vlm.model import VisionLanguage
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 SMALL = {

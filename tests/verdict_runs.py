@@ -43,7 +43,7 @@ from graftwork.errors import DataError
 from graftwork.train.loop import train
 
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "plugins" / "demo" / "graftwork_demo" / "base"
+DEMO = ROOT / "examples" / "demo-base" / "base"
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 COLOURS = ("red", "blue", "gray", "teal", "black")
 KINDS = ("circle", "square")
@@ -210,7 +210,7 @@ DATA: dict[str, tuple[bool, dict[str, Any]]] = {
     "captions": (False, {"use": "captions"}),
     "sums": (False, {"use": "sums"}),
 }
-"""Each data set: whether it is learned by the demo's model or by a random one, and its source."""
+"""Each data set: whether it is learned by the tiny MGM-Gemma or by a random one, and its source."""
 RATES = {"lora": 1e-2, "dora": 1e-2, "rslora": 1e-2, "full": 3e-3, "ia3": 3e-1}
 FAULTS: dict[str, dict[str, Any]] = {
     "fp16 overflow": {"train.precision": "fp16", "train.force_precision": True, "scaled": "mlp."},
@@ -244,7 +244,7 @@ class Case:
     kind: str
     seed: int
     demo: bool
-    """Whether it starts from the demo's base, and not from a random one."""
+    """Whether it starts from the tiny MGM-Gemma, and not from a random one."""
     changes: dict[str, Any]
     scaled: str = ""
 

@@ -72,9 +72,9 @@ def copied(out: Path) -> Path:
     if out.resolve() == HERE:
         return HERE
     out.mkdir(parents=True, exist_ok=True)
-    base = (HERE / "../../plugins/demo/graftwork_demo/base").resolve()
+    base = (HERE / "../demo-base/base").resolve()
     for file in HERE.glob("*.toml"):
-        text = file.read_text(encoding="utf-8").replace("../../plugins/demo/graftwork_demo/base", str(base))
+        text = file.read_text(encoding="utf-8").replace("../demo-base/base", str(base))
         (out / file.name).write_text(text, encoding="utf-8")
     return out
 

@@ -1,9 +1,9 @@
-"""Make the demo's base weights: a tiny MGM-Gemma that answers easy-VQA's yes/no questions, and nothing else.
+"""Make a tiny MGM-Gemma that answers easy-VQA's yes/no questions, and nothing else.
 
     python examples/demo-base/make_base.py [FOLDER]
 
 It sees only the yes/no questions about the training images, and takes a quarter of an hour or more on two CPU cores. FOLDER is
-where the base goes; by default it replaces the one that ships.
+where the base goes; by default it replaces the one in this folder.
 
 Such a model does not learn to see and to read at once: whether "yes" is right depends on question and image together,
 and on neither alone. So it learns in two steps. First, towers, mining and connector learn to answer without reading, as
@@ -32,7 +32,7 @@ from graftwork.contracts import Assembly, Batch, DataSource, Image, Record, coll
 from graftwork_registry import Catalog
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = HERE.parents[1] / "plugins" / "graftwork_demo" / "base"
+MADE = HERE / "base"
 WORDS = ["red", "green", "blue", "black", "gray", "teal", "brown", "yellow", "circle", "rectangle", "triangle"]
 BATCH = 64
 VISION_STEPS, VISION_RATE = 1500, 2e-3
@@ -41,7 +41,7 @@ LANGUAGE_STEPS, LANGUAGE_RATE, STEPS_PER_WORD = 3000, 2e-3, 50
 
 def main() -> None:
     """Tokenizer, vision, language, and the folder."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else SHIPPED
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else MADE
     subprocess.run([sys.executable, HERE / "make_tokenizer.py"], check=True)
     catalog = Catalog.discover()
     plan = resolve(runfile.load(HERE / "base.toml"), catalog, kernels=["sdpa"])
@@ -58,7 +58,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     assembly.architecture.write(assembly, target)
-    print(f"{target} holds the base: {assembly.counts()['total']:,} parameters")
+    print(f"{target} holds the base: {assembly.adaptation.counts['total']:,} parameters")
 
 
 def learn_to_see(assembly: Assembly, records: Sequence[Record]) -> dict[Image, dict[str, torch.Tensor]]:

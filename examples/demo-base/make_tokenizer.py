@@ -1,4 +1,4 @@
-"""Make the tokenizer of the demo's base: byte-level BPE over easy-VQA's questions, with Gemma's special tokens.
+"""Make the tokenizer of the tiny MGM-Gemma: byte-level BPE over easy-VQA's questions, with Gemma's special tokens.
 
 Run it once, in this folder: it writes language/tokenizer.json and language/tokenizer_config.json.
 """
