@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import vlm_trial as trial
-from vlm_families import write
+from vlm_families import FAMILIES
+from vlm_folders import write_family
+from vlm_newer import QWEN4
 
 WAYS = {
     "hunyuan_vl": "four positions for each token, one of them the number of the image within its record",
@@ -18,5 +20,5 @@ WAYS = {
 
 @pytest.mark.parametrize("name", WAYS)
 def test_a_record_gives_the_same_logits_in_a_mixed_batch_as_alone_in_transformers(name: str, tmp_path: Path) -> None:
-    folder = write(name, tmp_path)
+    folder = write_family({**FAMILIES, "qwen4_exp": QWEN4}[name], tmp_path)
     assert trial.logits_error(trial.built(folder), trial.theirs(folder)) < 1e-5, WAYS[name]

@@ -201,3 +201,28 @@ NEWER = {
         images="VideoLlavaImageProcessor",
     ),
 }
+QWEN4 = replace(
+    QWEN3,
+    config="Qwen4ExpConfig",
+    table=lambda id: {
+        "text_config": {
+            **TEXT,
+            **LINEAR,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "hc_count": 2,
+            "hc_lowrank": 8,
+            "eos_token_id": 2,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 1024,
+            "indexer_compress_ratio": 16,
+        },
+        "vision_config": SIXTEEN,
+        **tokens(id),
+    },
+)
+"""Of which a step takes too long to be rehearsed: its layers choose what they see token by token."""

@@ -70,8 +70,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"the processor in '{folder}' cannot be read ({str(error).strip().splitlines()[0].partition('. ')[0][:160]}); install what it names, or fetch its "
             "files again; images are read without torchvision here, so a model that needs it cannot be trained"
         ) from None
-    made.chat_template = template_in(folder) or getattr(parts["tokenizer"], "chat_template", None)
-    if not isinstance(made.chat_template, str):
+    made.chat_template = template_in(folder) or default_of(getattr(parts["tokenizer"], "chat_template", None))
+    if not made.chat_template:
         raise WeightsError(
             f"'{folder}' has no chat template, so it is not known how a conversation is written for this model; put one into "
             f"'{TEMPLATE}' there"
@@ -120,7 +120,16 @@ def settings_in(folder: Path, name: str) -> dict[str, Any]:
 
 
 def template_in(folder: Path) -> str | None:
-    """The chat template that stands in a file of its own."""
-    if (file := folder / TEMPLATE).is_file():
-        return file.read_text(encoding="utf-8")
-    return settings_in(folder, "chat_template.json").get("chat_template")
+    """The chat template in a file of its own or the processor's, whichever transformers' processors take."""
+    for name in ("processor_config.json", "chat_template.json"):
+        if found := default_of(settings_in(folder, name).get("chat_template")):
+            return found
+    return file.read_text(encoding="utf-8") if (file := folder / TEMPLATE).is_file() else None
+
+
+def default_of(template: Any) -> str | None:
+    """The template for conversations, where there are several for several uses; None where there is none."""
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
+    found = template.get("default") if isinstance(template, dict) else template
+    return found if isinstance(found, str) else None

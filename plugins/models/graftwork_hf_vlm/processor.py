@@ -33,6 +33,8 @@ FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
 )
 """What a processor is read from; copied as it is."""
+SMALL = (64, 56, 96, 224, 336, 384, 448)
+"""Sides in pixels of images, one of which any processor takes."""
 KINDS = "mm_token_type_ids"
 """The token field that says which tokens are an image's, which some models find positions by."""
 Span = tuple[int, int]
@@ -81,7 +83,8 @@ class HfProcessor:
         self.stops: list[str] = tokenizer.convert_ids_to_tokens(sorted(stops))
         self.image_id = image_token_id(config)
         # A template that does not write the first token leaves it to the tokenizer, as LLaVA-1.5's does.
-        self.first: str = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else ""
+        whole, (plain, *_) = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
+        self.first = "".join(tokenizer.convert_ids_to_tokens(whole[: whole.index(plain)]))
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
         self.trains_last_answer_only = self._rewrites()
@@ -109,7 +112,7 @@ class HfProcessor:
         for name, value in (*vars(self.config.get_text_config()).items(), *vars(self.config).items()):
             if name.endswith(("token_id", "token_index")) and isinstance(value, int):
                 known.add(self.tokenizer.convert_ids_to_tokens(value))
-        shown = str(self.hf.chat_template) + "".join(self.replacements(((64, 64),)))
+        shown = str(self.hf.chat_template) + "".join(self.replacements((self.small,)))
         for roles in (("system", "user", "assistant"), ("user", "assistant")):
             turns = tuple(Turn(role, "x") for role in roles)
             with suppress(DataError):
@@ -230,10 +233,22 @@ class HfProcessor:
         return [each["replacement"] for each in made["text_replacement_offsets"][0]]
 
     @cached_property
+    def small(self) -> Span:
+        """Width and height of a small image that transformers' processor takes; some that do not resize take multiples of something."""
+        for side in SMALL:
+            with suppress(ValueError):
+                self.replacements(((side, side),))
+                return side, side
+        raise WeightsError(
+            f"transformers' {type(self.hf).__name__} with the settings in '{self.folder}' takes no square image of {SMALL[0]} to {SMALL[-1]} "
+            "pixels a side; let it resize images (do_resize)"
+        )
+
+    @cached_property
     def joined_in(self) -> dict[str, int]:
         """The dimension in which transformers' processor joins what two records have of images, where that is not the first."""
         asked = self.render(Record("", (Turn("user", "<image>?"),)), 1, prompt=True)
-        blank = PILImage.new("RGB", (64, 64))
+        blank = PILImage.new("RGB", self.small)
 
         def made(count: int) -> Any:
             with suppress(ValueError):
@@ -257,7 +272,11 @@ class HfProcessor:
         moved: list[dict[str, Any]] = []
         text = written.text
         if sizes:
-            (text,), (moved,) = self.hf.get_text_with_replacements([text], self.replacements(sizes))
+            try:
+                becomes = self.replacements(sizes)
+            except ValueError as error:
+                raise refused(record, error) from None
+            (text,), (moved,) = self.hf.get_text_with_replacements([text], becomes)
 
         def place(char: int) -> int:
             passed = [m for m in moved if m["span"][1] <= char]
@@ -277,9 +296,7 @@ class HfProcessor:
             made = self.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
         except ValueError as error:
             if images:
-                raise DataError(
-                    f"transformers' processor refuses record '{record.id}' ({str(error)[:160]}); leave it out"
-                ) from None
+                raise refused(record, error) from None
             # Some read no text without an image; the tokens are all that there is of it.
             made = {"input_ids": torch.tensor([tokens.ids])}
         ids = tokens.ids
@@ -363,6 +380,11 @@ class HfProcessor:
             return ""
         names = resolution.write_told(self.folder, self.changes, folder)
         return f"the adapter was trained on images of other sizes than the base's folder says: use it with {' and '.join(names)} of this one"
+
+
+def refused(record: Record, error: ValueError) -> DataError:
+    """The error for a record whose images transformers' processor does not take."""
+    return DataError(f"transformers' processor refuses record '{record.id}' ({str(error)[:160]}); leave it out")
 
 
 def overlaps(token: Span, spans: Sequence[Span]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from graftwork.errors import WeightsError
 from graftwork_hf_vlm.example import byte_tokenizer
-from graftwork_hf_vlm.loading import SETTINGS, settings_in, template_in
+from graftwork_hf_vlm.loading import SETTINGS, default_of, settings_in, template_in
 
 IMAGES, TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
 
@@ -17,7 +17,7 @@ def write(source: Path, folder: Path) -> None:
     at their own ids, so that an image takes its own tokens. WeightsError where `source` holds too little for that."""
     settings = settings_in(source, TOKENIZER)
     special = {added["content"]: int(number) for number, added in settings.get("added_tokens_decoder", {}).items()}
-    template = settings.get("chat_template")
+    template = default_of(settings.get("chat_template"))
     there = {
         IMAGES: (source / IMAGES).is_file() or "image_processor" in settings_in(source, "processor_config.json"),
         f"{TOKENIZER} with its added_tokens_decoder": special,
