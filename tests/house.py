@@ -85,9 +85,7 @@ def import_statements(text: str) -> list[tuple[ast.Import | ast.ImportFrom, bool
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    return [
-        (node, id(node) in checking) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+    return [(node, id(node) in checking) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imported_modules(module: str, text: str, known: Mapping[str, str]) -> Iterator[tuple[str, bool]]:

@@ -17,7 +17,11 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "llava": LAST,
     "llava_next": LAST,
     "llava_next_video": LAST,
-    "granite4_vision": tuple(f"model.spatial_projectors.{number}" for number in (1, 2, 3)),
+    "granite4_vision": (
+        *(f"model.spatial_projectors.{number}" for number in (1, 2, 3)),
+        # It has a single query here, and attends to itself alone.
+        *(f"*.qformer.encoder.layer.0.attention.attention.{name}" for name in ("query", "key")),
+    ),
     "gemma3": ("connector",),
     "ovis2": ("connector",),
     "granite_docling": ("model.vision_model.connector.fine",),

@@ -93,7 +93,8 @@ def write_family(family: Family, folder: Path) -> Path:
         model = transformers.AutoModelForImageTextToText.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                if not parameter.any():  # Gemma 3's projector starts at zero, and would show nothing.
+                # Gemma 3's projector starts at zero, and SAM's layers at 1e-10, and would show nothing.
+                if parameter.abs().max() < 1e-6:
                     parameter.normal_(0, 0.05)
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=[id(end) for end in family.ends], pad_token_id=0

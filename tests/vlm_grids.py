@@ -10,6 +10,8 @@ from vlm_folders import CHATML, LANGUAGE, PARTS, TURNS, VISION, Family
 ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 BLOCKS = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
 TEXT = {**LANGUAGE, "vocab_size": 320, "rope_parameters": ROPE}
+THREE = {**TEXT, "num_hidden_layers": 3}
+"""What is added to the second layer reaches later tokens in the third."""
 PIXELS = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LINEAR = {
@@ -77,7 +79,7 @@ QWEN3 = replace(
     QWEN2,
     config="Qwen3VLConfig",
     table=lambda id: {
-        "text_config": {**TEXT, "head_dim": 16, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
+        "text_config": {**THREE, "head_dim": 16, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
         "vision_config": {**SIXTEEN, "depth": 3, "deepstack_visual_indexes": [0, 1]},
         "tie_word_embeddings": True,
         **tokens(id),

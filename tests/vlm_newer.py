@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm_folders import LANGUAGE, VISION
-from vlm_grids import GLM, LINEAR, QWEN3, ROPE, SIXTEEN, TEXT, tokens
+from vlm_grids import GLM, LINEAR, QWEN3, ROPE, SIXTEEN, TEXT, THREE, tokens
 from vlm_tiles import IDEFICS3, INTERN, LLAVA
 
 SMALL = {"size": {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}, "patch_size": 16}
@@ -29,8 +29,8 @@ NEWER = {
         config="CohereCompassConfig",
         table=lambda id: {
             "text_config": {
-                **TEXT,
-                "layer_types": ["sliding_attention", "full_attention"],
+                **THREE,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"],
                 "sliding_window": 16,
                 "logit_scale": 0.25,
                 "pad_token_id": 0,
@@ -127,7 +127,13 @@ NEWER = {
         named={"image_token": "<image>"},
         config="GraniteDoclingConfig",
         table=lambda id: {
-            "text_config": {**LANGUAGE, "vocab_size": 320, "logits_scaling": 2.0, "pad_token_id": 0},
+            "text_config": {
+                **LANGUAGE,
+                "num_hidden_layers": 3,
+                "vocab_size": 320,
+                "logits_scaling": 2.0,
+                "pad_token_id": 0,
+            },
             "vision_config": {
                 **VISION,
                 "num_hidden_layers": 3,
