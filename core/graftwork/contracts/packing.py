@@ -97,4 +97,5 @@ def packed(batch: Batch, rows: Sequence[int], pad_id: int) -> Batch:
         label_positions=find_label_positions(labels),
         token_fields={name: moved(values, 0) for name, values in batch.token_fields.items()},
         positions=positions,
+        padding="right" if bool((places[:, -1] < 0).any()) else "",
     )
