@@ -11,7 +11,7 @@ from graftwork.build import compose
 from graftwork.config.sizes import format_size
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.packing import MicroBatch, rows_of
+from graftwork.contracts.packing import MicroBatch, rows_of_step
 from graftwork.contracts.plan import Plan
 from graftwork.contracts.records import Record
 from graftwork.data.image_sizes import UNKNOWN, Size, sizes_of
@@ -317,11 +317,9 @@ class Forecast:
         for step in range(batches):
             for share in self.shares(sampler.batch(step)):
                 share = [place for place in share if UNKNOWN not in sizes[place]]
-                rows = [[place] for place in share]
-                if settings.packing:
-                    rows = [
-                        [share[n] for n in row] for row in rows_of(data.lengths[share].tolist(), settings.max_length)
-                    ]
+                limit = settings.max_length if settings.packing else None
+                order = rows_of_step(data.lengths[share].tolist(), per_step, limit)
+                rows = [[share[n] for n in row] for row in order]
                 members += [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
                 steps += [step] * (len(members) - len(steps))
         alone = -(-settings.batch_size // self.counted.processes) <= per_step
