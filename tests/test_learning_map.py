@@ -233,6 +233,18 @@ def test_a_bias_that_a_softmax_ignores_cannot_learn(run: PlanOf, tmp_path: Path)
     ]
 
 
+def test_nobody_is_warned_of_parameters_that_can_have_no_effect(run: PlanOf, tmp_path: Path) -> None:
+    notes: list[Event] = []
+    plan = run({"peft": {"also_train": ["mining"]}, "train.steps": 5})
+    outcome = train(plan, LOOKUP, tmp_path / "out", device="cpu", listen=notes.append)
+    learned = learning.read(outcome.checkpoint)
+    assert learned is not None and outcome.verdict.healthy
+    assert not [*learned.faults()] and not [*learned.idle()]
+    (aux,) = (module for module in learned.modules if module.name == "model.vlm_uni_aux_projector.1")
+    assert (aux.status, aux.idle) == ("learned", ())
+    assert not [note for note in notes if "no gradient can reach" in str(note)]
+
+
 @pytest.mark.parametrize("method", ["pissa", "ia3"])
 def test_sound_runs_of_other_methods_raise_no_alarm(method: str, run_of: Any) -> None:
     learned = learning.read(run_of(method).checkpoint)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mgm_folders import GOLDEN, QUESTION, TOWER_FOLDERS, config_folder, published, small
+from torch import nn
 from torch.nn import functional
 
 from graftwork.build.values import parameters_on_meta
@@ -17,6 +18,7 @@ from graftwork.weights import open_weights
 from graftwork_convnext import OpenClipConvNext
 from graftwork_hf_vision.clip import Clip, ClipSettings
 from graftwork_mgm import MgmGemma, MgmSettings
+from graftwork_mgm.model import KEY_BIASES
 
 
 def random_features(grid: int = 1, overview: bool = False, images: int = 2) -> dict[str, list[torch.Tensor]]:
@@ -67,13 +69,10 @@ def test_the_names_are_those_of_published_weights_outside_the_towers() -> None:
     assert names == {name for name in open_weights(GOLDEN / "full") if "vision_tower" not in name}
 
 
-def test_its_sites_are_the_language_model_and_mining() -> None:
+def test_its_one_site_is_the_language_model() -> None:
     model = small(GOLDEN / "full")
-    language, mining = model.architecture.sites(model.config, model.outputs)
+    (language,) = model.architecture.sites(model.config, model.outputs)
     assert (language.name, language.head_dim, language.heads, language.kv_heads) == ("language", 16, 4, 1)
-    assert (mining.name, mining.head_dim, mining.heads, mining.causal) == ("mining", 32, 1, False)
-    without = small(GOLDEN / "full", high=False)
-    assert [site.name for site in without.architecture.sites(without.config, without.outputs)] == ["language"]
 
 
 def test_mining_is_what_a_loop_over_patches_computes() -> None:
@@ -167,7 +166,41 @@ def test_gradients_reach_connector_mining_and_language_through_frozen_towers() -
     batch = collate([model.processor.encode(QUESTION)], pad_id=0)
     model.model.logits(model.model(batch)).square().mean().backward()
     for name, parameter in model.model.named_parameters():
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == ("vision_tower" not in name), name
+        expected = "vision_tower" not in name and name not in model.structure.without_effect
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == expected, name
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_mining_that_projects_no_pixel_has_the_values_and_gradients_of_one_that_projects_all(grid: int) -> None:
+    found = []
+    for plain in (True, False):
+        torch.manual_seed(5)
+        model = small(GOLDEN / "full", image_grid=grid, image_size_aux=128 * grid).model
+        features = random_features(grid, False)
+        projectors = [getattr(model.model, f"vlm_uni_{name}_projector") for name in ("query", "aux", "val")]
+        for parameter in nn.ModuleList(projectors).parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        if not plain:  # a hook makes a module be called, whatever it does
+            projectors[1][1].register_forward_hook(lambda module, given, output: output)
+        for each in (leaves := [*features["low"], *features["high"]]):
+            each.requires_grad_(True)
+        tokens = model.image_tokens(features)
+        tokens.square().sum().backward()
+        trained = {name: each.grad for name, each in model.named_parameters() if "_projector" in name}
+        ignored = {name: trained.pop(name) for name in KEY_BIASES}
+        assert all(each is None for each in ignored.values()) == plain
+        found.append({"tokens": tokens.detach(), **trained, **{str(n): each.grad for n, each in enumerate(leaves)}})
+    for name, value in found[0].items():
+        assert (value - found[1][name]).norm() <= 1e-5 * value.norm(), name
+    assert not found[0]["tokens"].equal(found[1]["tokens"]), "one of them was computed otherwise"
+
+
+def test_an_adapter_on_minings_projections_counts() -> None:
+    model = small(GOLDEN / "full").model
+    features = random_features()
+    before = model.image_tokens(features)
+    model.model.vlm_uni_aux_projector[1].register_forward_hook(lambda module, given, output: 3 * output)
+    assert (model.image_tokens(features) - before).norm() > 1e-3 * before.norm()
 
 
 def test_at_the_published_size_every_part_has_the_published_number_of_parameters(tmp_path: Path) -> None:

@@ -49,6 +49,15 @@ class Tiny(Narrow):
         return Support(True) if case.site.head_dim <= 16 else unsupported(f"head_dim is {case.site.head_dim}, not 16")
 
 
+class Wide(Narrow):
+    """A kernel for large heads only"""
+
+    name: ClassVar[str] = "wide"
+
+    def supports(self, case: AttentionCase) -> Support:
+        return Support(True) if case.site.head_dim >= 64 else unsupported(f"head_dim is {case.site.head_dim}")
+
+
 def rows(found: Outline) -> dict[str, RoleRow]:
     return {row.role: row for row in found.roles}
 
@@ -91,13 +100,12 @@ def test_roles_that_the_base_lacks_are_marked(base: Path, tmp_path: Path) -> Non
 
 
 def test_every_site_has_its_kernel_and_the_reasons_against_the_others(base: Path, tmp_path: Path) -> None:
-    lookup = DictLookup(*COMPONENTS, Narrow, Tiny)
-    attention = {"prefer": ["tiny", "narrow", "sdpa"], "sites": {"mining": ["narrow", "tiny"]}}
+    lookup = DictLookup(*COMPONENTS, Narrow, Tiny, Wide)
+    attention = {"prefer": ["wide", "tiny", "narrow", "sdpa"], "sites": {"vision.low": ["wide"]}}
     plan = plan_of(base, tmp_path, {"attention": attention}, lookup)
     assert {row.site: row for row in outline(plan, lookup, CPU).kernels} == {
-        "language": KernelRow("language", "narrow", (("tiny", "head_dim is 32, not 16"),)),
-        "mining": KernelRow("mining", "none", (("narrow", "head_dim is 64"), ("tiny", "head_dim is 64, not 16"))),
-        "vision.low": KernelRow("vision.low", "tiny", ()),
+        "language": KernelRow("language", "narrow", (("wide", "head_dim is 32"), ("tiny", "head_dim is 32, not 16"))),
+        "vision.low": KernelRow("vision.low", "none", (("wide", "head_dim is 16"),)),
     }
 
 

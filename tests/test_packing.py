@@ -19,7 +19,7 @@ from graftwork.config.resolve import resolve
 from graftwork.config.runfile import parse_run
 from graftwork.contracts import IGNORED, Assembly, Batch, DictLookup, Encoded, batch_of, collate, summed_loss
 from graftwork.contracts.events import Event, RunStarted
-from graftwork.contracts.packing import MicroBatch, micro_batches, packed, rows_of
+from graftwork.contracts.packing import MicroBatch, micro_batches, packed, rows_of, rows_of_step
 from graftwork.errors import PlanRefused
 from graftwork.memory.rehearsal import rehearsing, watching
 from graftwork.train.loop import train
@@ -44,9 +44,18 @@ def test_micro_batches_count_rows() -> None:
     of = {tokens: example(tokens) for tokens in (2, 3, 4, 6)}
     assert micro_batches([*of.values()], 2, 8) == [MicroBatch([of[6], of[2], of[4], of[3]], [2, 2])]
     assert micro_batches([*of.values()], 1, 8) == [MicroBatch([of[6], of[2]], [2]), MicroBatch([of[4], of[3]], [2])]
-    assert micro_batches([*of.values()], 3, None) == [MicroBatch([of[2], of[3], of[4]]), MicroBatch([of[6]])]
+    assert micro_batches([*of.values()], 3, None) == [MicroBatch([of[6], of[4], of[3]]), MicroBatch([of[2]])]
+    assert micro_batches([*of.values()], 4, None) == [MicroBatch([*of.values()])]
     assert micro_batches([], None, None) == []
     assert padded_size([2, 3, 4, 6], None) == 24 and padded_size([2, 3, 4, 6], 2) == 18
+
+
+def test_a_step_has_the_same_records_and_less_padding_where_they_are_cut_by_length() -> None:
+    lengths = [2, 9, 3, 8, 2, 9, 3, 8]
+    rows = rows_of_step(lengths, 2, None)
+    assert sorted(rows) == [[n] for n in range(8)]
+    ordered = [lengths[n] for (n,) in rows]
+    assert padded_size(ordered, 2) == sum(lengths) < padded_size(lengths, 2)
 
 
 def test_a_packed_batch_begins_each_record_anew() -> None:

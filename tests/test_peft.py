@@ -55,7 +55,13 @@ def moved(assembly: Assembly, by: float = 0.02) -> Assembly:
 def test_a_fresh_method_changes_nothing(
     base: Path, lookup: DictLookup, plain: Assembly, method: str, on: list[str]
 ) -> None:
+    # Mining whose projections something is put around calls them for every pixel, which rounds otherwise.
+    around = plain.structure.roles["mining"] if "mining" in on and method != "full" else ()
+    modules = [plain.model.get_submodule(name) for name in around]
+    hooks = [module[1].register_forward_hook(lambda *_: None) for module in modules]
     expected, _ = logits_of(plain)
+    for hook in hooks:
+        hook.remove()
     on_logits, off_logits = logits_of(built(base, lookup, METHODS[method] | {"on": on}))
     assert off_logits.equal(expected)
     if method in EXACT:

@@ -48,7 +48,7 @@ def test_what_is_saved_is_what_the_manifest_says(
     assert json.dumps(read.plan.to_json()) == json.dumps(written.plan.to_json())
     assert (read.tensors, read.files, read.data) == (written.tensors, written.files, {"records": 3})
     assert read.counts == trained.outcome.assembly.adaptation.counts
-    assert set(read.attention) == {"language", "mining", "vision.low"}
+    assert set(read.attention) == {"language", "vision.low"}
     assert read.attention["language"]["ran"].keys() == {"sdpa"}
     assert {"torch", "python", "created", "command"} <= read.provenance.keys()
     assert opened(tmp_path / "deep" / "one").verification.error == 0.0

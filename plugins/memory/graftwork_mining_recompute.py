@@ -28,7 +28,7 @@ class MiningRecomputeSettings:
 class MiningRecompute(MemoryStrategy[MiningRecomputeSettings]):
     """Keeps the towers' own maps and joins them again for the gradients, image by image
 
-    Joining enlarges every map to the finest one and projects all of it: far more values than the maps have. It works on
+    Joining enlarges every map to the finest one and normalises all of it: far more values than the maps have. It works on
     the blocks that a model lists under `mining`, whose inputs and outputs count images in their first dimension.
     """
 

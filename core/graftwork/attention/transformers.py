@@ -23,19 +23,23 @@ ATTN_IMPLEMENTATION = "graftwork"
 SEGMENTS: ContextVar[Tensor | None] = ContextVar("segments", default=None)
 """Within `packing`: the number of each token's record in its row, int32 `[rows, tokens]`, 0 at padding."""
 
+PADDED: ContextVar[Batch | None] = ContextVar("padded", default=None)
+"""Within `packing`: the batch, which says where its mask has padding."""
+
 
 @contextmanager
 def packing(batch: Batch) -> Iterator[None]:
     """Entered around the call of transformers' language model on a batch of Graftwork's: its kernels keep the records of a row apart, where
-    there are several."""
+    there are several, and know without reading the mask where padding is, where the batch says so."""
     positions, segments = batch.positions, None
     if positions is not None:
         segments = ((positions == 0).cumsum(-1) * batch.attention_mask).int()
-    token = SEGMENTS.set(segments)
+    tokens = SEGMENTS.set(segments), PADDED.set(batch)
     try:
         yield
     finally:
-        SEGMENTS.reset(token)
+        SEGMENTS.reset(tokens[0])
+        PADDED.reset(tokens[1])
 
 
 def register() -> None:
@@ -103,7 +107,6 @@ def _transformers_mask(
     None where no real query can see padding. That is so without any padding, and where causal queries, as many as keys,
     are padded on the right: the padding lies in every real query's future.
     """
-    from torch._subclasses.fake_tensor import FakeTensor
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     causal, segments = mask_function is causal_mask_function, SEGMENTS.get()
@@ -119,11 +122,19 @@ def _transformers_mask(
     if attention_mask is None:
         return None
     padding = attention_mask[:, -kv_length:]
-    whole = causal and q_length == kv_length
+    return padding if _is_seen(attention_mask, padding, whole=causal and q_length == kv_length) else None
+
+
+def _is_seen(mask: Tensor, padding: Tensor, *, whole: bool) -> bool:
+    """Whether a real query could see padding; `whole` where causal queries are as many as the keys."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    batch = PADDED.get()
+    if batch is not None and batch.padding is not None and batch.attention_mask is mask:
+        return batch.padding == "left" if whole else bool(batch.padding)
     if isinstance(padding, FakeTensor):  # it has no values: as in training, which pads on the right
-        return None if whole else padding
-    needed = (padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all()
-    return padding if needed else None
+        return not whole
+    return bool((padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all())
 
 
 def _unsupported(what: str) -> GraftworkError:

@@ -115,6 +115,9 @@ class Structure:
     must equal."""
     untied: Mapping[str, str] = field(default_factory=dict)
     """Tensors of the built model that are tied in its base, to those whose values they have there."""
+    without_effect: tuple[str, ...] = ()
+    """Parameters on which no output depends, whatever they are, such as the bias of a key that a softmax ignores: nobody is warned that
+    they do not learn."""
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:

@@ -68,6 +68,9 @@ class Batch:
     positions: torch.Tensor | None = None
     """`[rows, tokens]`, int64, where rows hold several records (packing): the place of each token in its own record, 0 at padding. No token
     may have anything of another record. None where each row is one record."""
+    padding: str | None = None
+    """Where `attention_mask` has padding: `right`, `left`, or empty where it has none. Known at collation, because finding it in the mask makes the
+    host wait for the device; None where it is to be found there."""
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -85,6 +88,7 @@ class Batch:
             self.weights,
             moved(self.token_fields),
             None if self.positions is None else self.positions.to(device, non_blocking=True),
+            self.padding,
         )
 
 
@@ -128,6 +132,7 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
         torch.from_numpy(labelled[labelled % longest > 0] - 1),
         _weights(examples, labels) if any(example.weight != 1 for example in examples) else (),
         {name: torch.from_numpy(padded(e.token_fields.get(name, ()) for e in examples)) for name in fields},
+        padding=side if min(lengths) < longest else "",
     )
 
 

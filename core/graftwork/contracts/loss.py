@@ -36,10 +36,10 @@ def summed_loss(
         return cross_entropy(model, hidden, labels)
     distinct = sorted({weight for weight, _ in batch.weights})
     rows = [distinct.index(weight) for weight, count in batch.weights for _ in range(count)]
-    which = torch.tensor(rows, device=labels.device)
     # One call for each weight, not for each row, as some ways to the loss keep something for each call.
-    losses = [
-        weight * cross_entropy(model, hidden[which == number], labels[which == number])
-        for number, weight in enumerate(distinct)
-    ]
+    losses = []
+    for number, weight in enumerate(distinct):
+        own = torch.tensor([place for place, row in enumerate(rows) if row == number])
+        own = own.to(labels.device, non_blocking=True)
+        losses.append(weight * cross_entropy(model, hidden.index_select(0, own), labels.index_select(0, own)))
     return sum(losses[1:], losses[0])

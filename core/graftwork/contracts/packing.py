@@ -27,6 +27,15 @@ class MicroBatch:
         return [[*islice(examples, count)] for count in self.rows or [1] * len(self.examples)]
 
 
+def rows_of_step(lengths: Sequence[int], size: int | None, limit: int | None) -> list[list[int]]:
+    """Which records of a step share each row, in the order in which rows are cut into micro-batches of `size`, by default one. With a
+    `limit` see `rows_of`; without one each has its own, and those of about one length are together, so that little is padded."""
+    if limit:
+        return rows_of(lengths, limit)
+    places = range(len(lengths))
+    return [[n] for n in (sorted(places, key=lambda n: -lengths[n]) if size and size < len(lengths) else places)]
+
+
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Which records of these lengths share a row of at most `limit` tokens: few rows, and those about equally long.
 
@@ -56,7 +65,7 @@ def micro_batches(examples: Sequence[Encoded], size: int | None, limit: int | No
     so many tokens, else one."""
     if not examples:
         return []
-    rows = rows_of([len(each.input_ids) for each in examples], limit) if limit else [[n] for n in range(len(examples))]
+    rows = rows_of_step([len(each.input_ids) for each in examples], size, limit)
     size = size or len(rows)
     return [
         MicroBatch([examples[n] for row in cut for n in row], [len(row) for row in cut] if limit else ())
@@ -97,4 +106,5 @@ def packed(batch: Batch, rows: Sequence[int], pad_id: int) -> Batch:
         label_positions=find_label_positions(labels),
         token_fields={name: moved(values, 0) for name, values in batch.token_fields.items()},
         positions=positions,
+        padding="right" if bool((places[:, -1] < 0).any()) else "",
     )

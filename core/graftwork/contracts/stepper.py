@@ -82,6 +82,7 @@ class Stepper:
             betas=self.settings.adam_betas,
             eps=self.settings.adam_epsilon,
             weight_decay=self.settings.weight_decay,
+            fused=True,  # one kernel for all parameters, as by default in Hugging Face's Trainer
         )
 
     def set_rate(self, factor: float) -> None:
@@ -175,7 +176,9 @@ class Stepper:
         def restored(key: str, parameter: nn.Parameter) -> Tensor | int:
             if state[key].dtype == torch.int64 and state[key].dim() == 0:
                 return int(state[key])
-            return state[key] if key.endswith("/step") else self.shard(state[key], parameter)
+            if key.endswith("/step"):  # where the fused kernel wants it; an older run kept it on the CPU
+                return state[key].to(parameter.device, torch.float32)
+            return self.shard(state[key], parameter)
 
         for name, parameter in self.parameters.items():
             keys = [key for key in state if key.rpartition("/")[0] == name]

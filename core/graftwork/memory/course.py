@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from graftwork.build import compose
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
-from graftwork.contracts.packing import MicroBatch, rows_of
-from graftwork.contracts.plan import Plan, TrainSettings
+from graftwork.contracts.packing import MicroBatch, rows_of_step
+from graftwork.contracts.plan import Plan
 from graftwork.contracts.records import Record
 from graftwork.data.image_sizes import UNKNOWN, Size, sizes_of
 from graftwork.data.sampling import steps_for
@@ -97,7 +97,10 @@ class Courses:
         steps: list[int] = []
         for step in range(batches):
             for share in self.shares(sampler.batch(step)):
-                rows = rows_in([place for place in share if UNKNOWN not in sizes[place]], data.lengths, settings)
+                share = [place for place in share if UNKNOWN not in sizes[place]]
+                limit = settings.max_length if settings.packing else None
+                order = rows_of_step(data.lengths[share].tolist(), per_step, limit)
+                rows = [[share[n] for n in row] for row in order]
                 members += [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
                 steps += [step] * (len(members) - len(steps))
         alone = -(-settings.batch_size // self.processes) <= per_step
@@ -139,14 +142,6 @@ class Courses:
             except DataError:
                 self.labels[key] = 0
         return self.labels[key]
-
-
-def rows_in(places: Sequence[int], lengths: Array, settings: TrainSettings) -> list[list[int]]:
-    """The rows that these records make: one each, or packed as the settings say."""
-    if not settings.packing:
-        return [[place] for place in places]
-    packed = rows_of(lengths[places].tolist(), settings.max_length)
-    return [[places[n] for n in row] for row in packed]
 
 
 def micro_batch_of(plan: Plan) -> int:

@@ -127,7 +127,8 @@ class Learning:
             f"{key} names '{role}', and nothing in it is trained, as train.allow_unreached allows"
             for role, key in frozen.items()
         ]
-        single = [name for name in self.names if name not in self.reached and self.modules[self.owners[name]].reached]
+        expected = {*self.reached, *self.assembly.structure.without_effect}
+        single = [name for name in self.names if name not in expected and self.modules[self.owners[name]].reached]
         if single and not self.stepper.zero_is_unreached:
             more = f" and {len(single) - 1} more parameters" if len(single) > 1 else ""
             said.append(f"no gradient can reach '{single[0]}'{more}, although others of the same module learn")
@@ -253,7 +254,12 @@ class Learning:
         return LearningMap(self.steps, tuple(modules), shapes_of(self.assembly.structure), self.since)
 
     def idle_parameters(self, counted: Sequence[float], last: Sequence[float], sizes: Sequence[int]) -> set[int]:
-        """The places of parameters that never had a gradient, or, of the base's own and in fp32, nothing but rounding."""
+        """The places of parameters that never had a gradient, or, of the base's own and in fp32, nothing but rounding, and of which that was
+        not to be expected."""
+        expected = {place for place, name in enumerate(self.names) if name in self.assembly.structure.without_effect}
+        return self._idle_parameters(counted, last, sizes) - expected
+
+    def _idle_parameters(self, counted: Sequence[float], last: Sequence[float], sizes: Sequence[int]) -> set[int]:
         idle = {place for place, steps in enumerate(counted) if not steps}
         if self.assembly.precision != "fp32" or not self.steps:
             return idle

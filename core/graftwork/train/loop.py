@@ -296,15 +296,19 @@ class Loop:
         self, micro_batches: Sequence[MicroBatch], totals: data_parallel.Tally, started: float
     ) -> dict[str, Any]:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
+        import torch
+
         factor = self.rate_factor(self.step)
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
-        loss, device = 0.0, self.assembly.device
+        losses: list[Tensor] = []
+        device = self.assembly.device
         for number, each in enumerate(micro_batches, 1):
             batch = batch_of(self.assembly.processor, each.examples, rows=each.rows).to(device)
-            loss += float(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
-        loss = sum(processes.all_gather_object(loss))
+            losses.append(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
+        # Read once, when all is queued: the host waits for a device at every number that it reads.
+        loss = sum(processes.all_gather_object(sum(torch.stack(losses).tolist() if losses else (), 0.0)))
         norm = float(self.stepper.gradient_norm())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if not skipped:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from graftwork import processes
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import batch_of
-from graftwork.contracts.packing import rows_of
+from graftwork.contracts.packing import rows_of_step
 from graftwork.errors import PlanRefused
 from graftwork.train.feeding import Feed
 
@@ -71,10 +71,14 @@ def padding_message(feed: Feed, steps: int) -> str:
         batch = feed.sampler.batch(step)
         for rank in range(processes.count()):
             lengths = [int(lengths_of[index]) for index in batch[rank :: processes.count()]]
-            rows = [sum(lengths[n] for n in row) for row in rows_of(lengths, settings.max_length)]
+            size = settings.micro_batch_size
+            alone, together = (
+                [sum(lengths[n] for n in row) for row in rows_of_step(lengths, size, limit)]
+                for limit in (None, settings.max_length)
+            )
             real += sum(lengths)
-            plain += padded_size(lengths, settings.micro_batch_size)
-            packed += padded_size(rows, settings.micro_batch_size)
+            plain += padded_size(alone, size)
+            packed += padded_size(together, size)
     return f"packing: {1 - real / packed:.1%} of the tokens are padding, and {1 - real / plain:.1%} would be without it"
 
 

@@ -210,9 +210,9 @@ class Mgm(ModelArchitecture[MgmSettings]):
         return {"low": low, "high": high}
 
     def sites(self, config: Mapping[str, Any], towers: Mapping[str, TowerOutput]) -> Sequence[AttentionSite]:
-        """Causal attention of the language model, and mining: one query over the fine pixels of a patch."""
+        """Causal attention of the language model. Mining has one query a window and projects no key, so no kernel suits it."""
         language = config["language"]
-        sites = [
+        return [
             AttentionSite(
                 "language",
                 head_dim=language["head_dim"],
@@ -223,10 +223,6 @@ class Mgm(ModelArchitecture[MgmSettings]):
                 dropout=language.get("attention_dropout", 0.0),
             )
         ]
-        if "high" in towers:
-            width = towers["low"].widths[0]
-            sites.append(AttentionSite("mining", head_dim=width, heads=1, kv_heads=1, causal=False, padding=False))
-        return sites
 
     def build(
         self,

@@ -11,10 +11,13 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graftwork.attention import attend, packing
+from graftwork.attention import packing
 from graftwork.contracts import Batch, Structure, TowerOutput
 from graftwork_mgm import TOWERS
 from graftwork_mgm.backbones import Backbone
+
+KEY_BIASES = ("model.vlm_uni_aux_projector.0.bias", "model.vlm_uni_aux_projector.1.bias")
+"""What they add to the scores of a window is the same for all its pixels, and the softmax ignores it."""
 
 
 class VisionLanguage(nn.Module):
@@ -142,14 +145,12 @@ class Mining(nn.Module):
         tokens = low.flatten(3).transpose(2, 3)
         windows = cut(self.tiles(pyramid(high)), rows, columns)
         query, key, value = (getattr(self.owner[0], f"vlm_uni_{name}_projector") for name in ("query", "aux", "val"))
-        mined = self.attend(query(tokens).flatten(0, 2), key(windows), value(windows))
+        queries = query(tokens).flatten(0, 2)
+        if all(map(is_plain, (*key, *value))):
+            mined = folded(queries, windows, key, value)
+        else:
+            mined = pooled(queries, key(windows), value(windows), queries.shape[-1])
         return tokens + mined.view_as(tokens)
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`[patches, width]` from queries of that shape and `[patches, pixels, width]` keys and values."""
-        scale = queries.shape[-1] ** -0.5
-        mined: Tensor = attend(self, queries[:, None, None], keys[:, None], values[:, None], causal=False, scale=scale)
-        return mined[:, 0, 0]
 
     def tiles(self, whole: Tensor) -> Tensor:
         """`[images * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
@@ -162,6 +163,33 @@ class Mining(nn.Module):
         if self.overview:
             views = torch.cat([scaled(whole, size).unsqueeze(1), views], dim=1)
         return views.flatten(0, 1)
+
+
+def folded(queries: Tensor, windows: Tensor, key: Any, value: Any) -> Tensor:
+    """The same as `pooled` with `key(windows)` and `value(windows)`, of which no pixel is projected.
+
+    A window has one query, so the key's projection is applied to it instead, and the value's to the mean of the pixels. What biases add to
+    the scores is the same for all pixels of a window, and the softmax ignores it.
+    """
+    (key_norm, key_linear), (value_norm, value_linear) = key, value
+    pixels = functional.layer_norm(windows, windows.shape[-1:], eps=key_norm.eps).to(queries.dtype)
+    sought = (queries @ key_linear.weight) * key_norm.weight
+    mean = pooled(sought, pixels, pixels, queries.shape[-1])
+    mined: Tensor = value_linear(mean * value_norm.weight + value_norm.bias)
+    return mined
+
+
+def pooled(queries: Tensor, keys: Tensor, values: Tensor, width: int) -> Tensor:
+    """Attention of one query to each window: `[windows, wide]` from such queries and `[windows, pixels, wide]`; `width` is that of the scores."""
+    scores = (keys @ queries.unsqueeze(2)).squeeze(2).float() * width**-0.5
+    mean: Tensor = scores.softmax(-1).to(values.dtype).unsqueeze(1) @ values
+    return mean.squeeze(1)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a projection's module computes what its weights say and nothing else: no method adapts it, and no engine acts when it is called."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in (nn.LayerNorm, nn.Linear) and not hooked
 
 
 def trained(module: nn.Module) -> bool:
@@ -206,7 +234,6 @@ def structure(
         },
         attention_modules={
             "language": layers,
-            "mining": ("mining",),
             **{name: (tower,) for name, tower in vision.items()},
         },
         image_encoder=tuple(TOWERS[part] for part in towers),
@@ -216,6 +243,7 @@ def structure(
             **{f"{layer}.self_attn.rotary_emb.inv_freq": "model.rotary_emb.inv_freq" for layer in layers},
         },
         untied={"lm_head.weight": "model.embed_tokens.weight"} if config.get("base_is_tied") else {},
+        without_effect=KEY_BIASES if "high" in towers else (),
     )
 
 
