@@ -13,18 +13,27 @@ __all__ = ["CHATML", "FAMILIES", "PARTS", "UNREAD", "write"]
 
 FAMILIES: dict[str, Family] = {**TILES, **GRIDS, **NEWER}
 LAST = ("model.vision_tower.encoder.layers.1",)
+MERGER = ("model.visual.deepstack_merger_list.1",)
 UNREAD: dict[str, tuple[str, ...]] = {
     "llava": LAST,
     "llava_next": LAST,
     "llava_next_video": LAST,
-    "granite4_vision": tuple(f"model.spatial_projectors.{number}" for number in (1, 2, 3)),
+    "granite4_vision": ("*.attention.attention", *(f"model.spatial_projectors.{number}" for number in (1, 2, 3))),
+    "qwen3_vl": MERGER,
+    "qwen3_vl_moe": MERGER,
+    "cohere_compass": MERGER,
     "gemma3": ("connector",),
     "ovis2": ("connector",),
-    "granite_docling": ("model.vision_model.connector.fine",),
+    "granite_docling": (
+        "model.vision_model.connector.fine",
+        "model.vision_model.connector.coarse.deepstack_mergers.1",
+    ),
+    "mistral_large4": ("*.indexer",),
     "video_llava": ("model.image_tower.encoder.layers.1", "model.video_tower"),
 }
-"""What LoRA on vision and connector cannot teach: layers after the one that is read, projectors for layers that the language model lacks or for
-tiles that small images have not, a video's encoder, and connectors without a linear layer."""
+"""What LoRA on vision and connector cannot teach: layers after the one that is read, what chooses tokens, what is added after the language
+model's last layer or to layers that it lacks, attention to one token, projectors for tiles that small images have not, a video's encoder, and
+connectors without a linear layer."""
 
 
 def write(name: str, folder: Path) -> Path:
