@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_stand_in import Hub
 from vlm_families import write
+from vlm_folders import LANGUAGE
 from vlm_trial import LOOKUP, run_table
 
 from graftwork.build import compose
@@ -61,6 +63,18 @@ def in_two_files_of_which_one_is_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
+TIMM = {
+    "model_type": "fast_vlm",
+    "vision_config": {"model_type": "timm_wrapper", "architecture": "resnet18", "hidden_size": 512},
+    "text_config": {**LANGUAGE, "model_type": "qwen2", "vocab_size": 320},
+}
+
+
+def processor_of_another_family(folder: Path) -> None:
+    """One that reads charts, and has no token for an image."""
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "PPChart2TableProcessor"}))
+
+
 QUANTIZED = "and only whole ones can be read; name the folder that they were made from"
 OWN_CODE = {"model_type": "minicpmv", "auto_map": {"AutoModel": "modeling.MiniCPMV"}}
 
@@ -94,6 +108,17 @@ OWN_CODE = {"model_type": "minicpmv", "auto_map": {"AutoModel": "modeling.MiniCP
             without("preprocessor_config.json", "processor_config.json"),
             "the processor in 'FOLDER' cannot be read (Can't load image processor for 'FOLDER'); install what it names, or fetch its "
             "files again",
+        ),
+        (
+            processor_of_another_family,
+            "transformers' PPChart2TableProcessor does not say what text an image becomes, so 'hf-vlm' cannot train the model in 'FOLDER'; "
+            "name a model of another family, or write a plugin for this one",
+        ),
+        pytest.param(
+            setting(**TIMM),
+            "transformers cannot build a 'fast_vlm' model here (TimmWrapperModel requires the timm library but it was not found in your "
+            "environment); install that, or name a model of another family",
+            marks=pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed"),
         ),
     ],
 )

@@ -41,6 +41,15 @@ class Curious(MemoryStrategy[NoSettings]):
         assembly.cross_entropy = lambda model, hidden, labels: hidden.sum() * float(hidden.sum())
 
 
+class Choosing(MemoryStrategy[NoSettings]):
+    """Takes of the loss what is positive"""
+
+    name: ClassVar[str] = "choosing"
+
+    def prepare(self, assembly: Any) -> None:
+        assembly.cross_entropy = lambda model, hidden, labels: hidden[hidden.sum(-1) > 0].sum()
+
+
 class Counting(MemoryStrategy[NoSettings]):
     """Decides by numbers that no weight enters"""
 
@@ -206,10 +215,11 @@ def test_it_is_rehearsed_as_if_all_weights_were_there_but_those_that_start_fresh
     assert lacking == {"mm_projector", *(f"vlm_uni_{part}_projector" for part in ("query", "aux", "val"))}
 
 
-def test_code_that_decides_by_a_number_is_named(base: Path, tmp_path: Path) -> None:
-    lookup = DictLookup(*COMPONENTS, Curious)
+@pytest.mark.parametrize("strategy", [Curious, Choosing])
+def test_code_that_decides_by_a_number_is_named(strategy: Any, base: Path, tmp_path: Path) -> None:
+    lookup = DictLookup(*COMPONENTS, strategy)
     with pytest.raises(GraftworkError) as caught:
-        rehearsed(plan_of(base, tmp_path, {"memory.use": ["curious"]}, lookup), 1, lookup=lookup)
+        rehearsed(plan_of(base, tmp_path, {"memory.use": [strategy.name]}, lookup), 1, lookup=lookup)
     assert str(caught.value) == (
         "the model or a memory strategy reads a number out of a tensor while it computes, which cannot be rehearsed; "
         "let it decide by shapes and settings"

@@ -14,6 +14,7 @@ WAYS = {
     "hunyuan_vl": "four positions for each token, one of them the number of the image within its record",
     "cosmos3_edge": "positions that need kinds of tokens, which its processor gives only when asked",
     "minicpmv4_6": "images in a row, one beside another in the last dimension",
+    "minicpmv4_7": "positions that need the sizes of the pieces of an image, not of images",
     "qwen4_exp": "layers that choose what they see, and need transformers' masks",
 }
 

@@ -17,18 +17,16 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "llava": LAST,
     "llava_next": LAST,
     "llava_next_video": LAST,
-    "granite4_vision": (
-        *(f"model.spatial_projectors.{number}" for number in (1, 2, 3)),
-        # It has a single query here, and attends to itself alone.
-        *(f"*.qformer.encoder.layer.0.attention.attention.{name}" for name in ("query", "key")),
-    ),
+    "granite4_vision": ("*.attention.attention", *(f"model.spatial_projectors.{number}" for number in (1, 2, 3))),
     "gemma3": ("connector",),
     "ovis2": ("connector",),
     "granite_docling": ("model.vision_model.connector.fine",),
+    "mistral_large4": ("*.indexer",),
     "video_llava": ("model.image_tower.encoder.layers.1", "model.video_tower"),
 }
-"""What LoRA on vision and connector cannot teach: layers after the one that is read, projectors for layers that the language model lacks or for
-tiles that small images have not, a video's encoder, and connectors without a linear layer."""
+"""What LoRA on vision and connector cannot teach: layers after the one that is read, what chooses tokens, what is added to layers that the language
+model lacks, attention to one token, projectors for tiles that small images have not, a video's encoder, and
+connectors without a linear layer."""
 
 
 def write(name: str, folder: Path) -> Path:

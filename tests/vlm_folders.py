@@ -93,8 +93,7 @@ def write_family(family: Family, folder: Path) -> Path:
         model = transformers.AutoModelForImageTextToText.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                # Gemma 3's projector starts at zero, and SAM's layers at 1e-10, and would show nothing.
-                if parameter.abs().max() < 1e-6:
+                if not parameter.any():  # Gemma 3's projector starts at zero, and would show nothing.
                     parameter.normal_(0, 0.05)
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=[id(end) for end in family.ends], pad_token_id=0

@@ -5,10 +5,58 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlm_folders import LANGUAGE, VISION
-from vlm_grids import GLM, LINEAR, QWEN3, ROPE, SIXTEEN, TEXT, THREE, tokens
+from vlm_grids import GLM, LINEAR, MISTRAL, QWEN3, ROPE, SIXTEEN, TEXT, THREE, tokens
 from vlm_tiles import IDEFICS3, INTERN, LLAVA
 
 SMALL = {"size": {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}, "patch_size": 16}
+MINICPM = replace(
+    INTERN,
+    special=(
+        *(
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "<image>",
+            "</image>",
+            "<slice>",
+            "</slice>",
+            "<image_id>",
+            "</image_id>",
+        ),
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ),
+    named={
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    },
+    template=INTERN.template.replace("<IMG_CONTEXT>", "<|image_pad|>"),
+    config="MiniCPMV4_6Config",
+    table=lambda id: {
+        "text_config": {**TEXT, **LINEAR, "model_type": "qwen3_5_text"},
+        "vision_config": {
+            **VISION,
+            "num_hidden_layers": 3,
+            "image_size": 64,
+            "patch_size": 8,
+            "insert_layer_id": 1,
+        },
+        "insert_layer_id": 1,
+        "image_size": 64,
+        "image_token_id": id("<|image_pad|>"),
+        "video_token_id": id("<|video_pad|>"),
+    },
+    processor="MiniCPMV4_6Processor",
+    processing={},
+    images="MiniCPMV4_6ImageProcessor",
+    resizing={"scale_resolution": 64, "patch_size": 8, "max_slice_nums": 4},
+)
 NEWER = {
     "cohere_compass": replace(
         QWEN3,
@@ -149,53 +197,43 @@ NEWER = {
         images="GraniteDoclingImageProcessor",
         resizing={"size": {"height": 64, "width": 64}, "max_patches": 4},
     ),
-    "minicpmv4_6": replace(
-        INTERN,
-        special=(
-            *(
-                "<|endoftext|>",
-                "<|im_start|>",
-                "<|im_end|>",
-                "<image>",
-                "</image>",
-                "<slice>",
-                "</slice>",
-                "<image_id>",
-                "</image_id>",
-            ),
-            "<|image_pad|>",
-            "<|video_pad|>",
-        ),
-        named={
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "image_start_token": "<image>",
-            "image_end_token": "</image>",
-            "slice_start_token": "<slice>",
-            "slice_end_token": "</slice>",
-            "image_id_start_token": "<image_id>",
-            "image_id_end_token": "</image_id>",
-        },
-        template=INTERN.template.replace("<IMG_CONTEXT>", "<|image_pad|>"),
-        config="MiniCPMV4_6Config",
+    "minicpmv4_6": MINICPM,
+    "minicpmv4_7": replace(
+        MINICPM,
+        config="MiniCPMV4_7Config",
         table=lambda id: {
-            "text_config": {**TEXT, **LINEAR, "model_type": "qwen3_5_text"},
-            "vision_config": {
-                **VISION,
-                "num_hidden_layers": 3,
-                "image_size": 64,
-                "patch_size": 8,
-                "insert_layer_id": 1,
-            },
-            "insert_layer_id": 1,
-            "image_size": 64,
-            "image_token_id": id("<|image_pad|>"),
-            "video_token_id": id("<|video_pad|>"),
+            **MINICPM.table(id),
+            "image_start_id": id("<image>"),
+            "image_end_id": id("</image>"),
+            "slice_start_id": id("<slice>"),
+            "slice_end_id": id("</slice>"),
+            "newline_id": id("Ċ"),
         },
-        processor="MiniCPMV4_6Processor",
-        processing={},
-        images="MiniCPMV4_6ImageProcessor",
-        resizing={"scale_resolution": 64, "patch_size": 8, "max_slice_nums": 4},
+        processor="MiniCPMV4_7Processor",
+    ),
+    "mistral_large4": replace(
+        MISTRAL,
+        config="MistralLarge4Config",
+        table=lambda id: {
+            **MISTRAL.table(id),
+            "text_config": {
+                **LANGUAGE,
+                "model_type": "mistral_large4_text",
+                "vocab_size": 320,
+                "num_key_value_heads": 4,
+                "index_topk": 1024,
+                "index_head_dim": 16,
+                "index_n_heads": 2,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 32,
+                "kv_lora_rank": 16,
+                "q_lora_rank": 16,
+                "v_head_dim": 16,
+                "qk_nope_head_dim": 16,
+                "qk_rope_head_dim": 16,
+            },
+        },
     ),
     "video_llava": replace(
         LLAVA,

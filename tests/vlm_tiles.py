@@ -289,6 +289,7 @@ TILES = {
                 "output_channels": 16,
                 "window_size": 4,
                 "global_attn_indexes": [],
+                "initializer_range": 0.02,  # by default next to nothing, and images would show nothing
             },
             "image_token_index": id("<imgpad>"),
             "image_seq_length": 4,

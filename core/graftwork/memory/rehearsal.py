@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 LARGEST_CONSTANT = 1 << 28
 """Of how many numbers a tensor may be that keeps them in a rehearsal: the tiles of 16 images are more than 1 << 26."""
 
+READS_NUMBERS = (
+    "the model or a memory strategy reads a number out of a tensor while it computes, which cannot be rehearsed; "
+    "let it decide by shapes and settings"
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -221,7 +226,10 @@ def rehearsing(
             cuda.imitate_cuda(assembly, watched.stepper, chosen)
         gc.freeze()  # the model stays, and searching it for garbage again and again takes a good part of the time
         stack.callback(gc.unfreeze)
-        yield watched
+        try:
+            yield watched
+        except (fake_tensor.DynamicOutputShapeException, fake_tensor.DataDependentOutputException) as error:
+            raise GraftworkError(READS_NUMBERS) from error
 
 
 def grouped_products(known: Any, one: Any, other: Any, **given: Any) -> Any:
@@ -243,10 +251,7 @@ def answer(phase: str) -> float:
     """
     if phase in (UPDATE, BUILD):
         return 1.0 if phase == UPDATE else 0.0
-    raise GraftworkError(
-        "the model or a memory strategy reads a number out of a tensor while it computes, which cannot be rehearsed; "
-        "let it decide by shapes and settings"
-    )
+    raise GraftworkError(READS_NUMBERS)
 
 
 def without_weights(plan: Plan) -> Plan:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import MODEL_MAPPING, AutoModelForImageTextToText, DynamicCache
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,8 +21,9 @@ from transformers.utils import logging
 
 from graftwork.attention import packing
 from graftwork.contracts import Batch, Structure
+from graftwork.errors import WeightsError
 from graftwork.weights import DerivedTensor, LazyTensor
-from graftwork_hf_vlm import HfVlm, image_token_id, known_to, own_attention, parts_of
+from graftwork_hf_vlm import HfVlm, image_token_id, known_to, model_class, own_attention, parts_of
 
 COUNTS = "image_tokens"
 """Among the pixels: how many tokens each image takes. It is the processor's, and transformers' models do not know it."""
@@ -163,9 +164,15 @@ def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
     for name, part in parts_of(config).items():
         key = next((key for key in config.sub_configs if getattr(config, key, None) is part), "")
         chosen[key] = kernels if name in bound else own
-    model = AutoModelForImageTextToText.from_config(
-        config, attn_implementation={"": own, **chosen}, dtype=torch.float32
-    )
+    try:
+        model = AutoModelForImageTextToText.from_config(
+            config, attn_implementation={"": own, **chosen}, dtype=torch.float32
+        )
+    except ImportError as error:
+        why = str(error).strip().splitlines()[0].partition(". ")[0]
+        raise WeightsError(
+            f"transformers cannot build a '{config.model_type}' model here ({why}); install that, or name a model of another family"
+        ) from None
     kind = type(model)
     model.__class__ = type(kind.__name__, (VisionLanguage, kind), {"__module__": kind.__module__})
     model.tie_weights()
@@ -182,6 +189,15 @@ def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
         image_encoder=(*roles.get("vision", ()), *roles.get("connector", ())),
         tied_weights=tied,
     )
+
+
+def without_layers(config: Any) -> Any:
+    """A model with its configuration and nothing else, which computes positions."""
+    kind: Any = MODEL_MAPPING.get(type(config), None) or model_class(config)
+    made = kind.__new__(kind)
+    nn.Module.__init__(made)
+    made.config = config
+    return made
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:

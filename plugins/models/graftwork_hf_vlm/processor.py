@@ -9,22 +9,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
 from PIL import Image as PILImage
-from torch import Tensor, nn
-from transformers import MODEL_MAPPING
+from torch import Tensor
 
 from graftwork.contracts import IGNORED, Batch, Encoded, Record, Turn
 from graftwork.data import image_size, load_image
 from graftwork.errors import DataError, WeightsError
-from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, model_class, resolution
+from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, resolution
 from graftwork_hf_vlm.loading import SETTINGS, load_processor, settings_in
-from graftwork_hf_vlm.model import COUNTS, POSITIONS
+from graftwork_hf_vlm.model import COUNTS, POSITIONS, without_layers
 
 PLACE = re.compile(r"[ \n]*<image>[ \n]*")
 """An image in a text. What space is around it is the template's business."""
@@ -35,6 +33,7 @@ FILES = (
 """What a processor is read from; copied as it is."""
 SMALL = (64, 56, 96, 224, 336, 384, 448)
 """Sides in pixels of images, one of which any processor takes."""
+SILENT = "does not say what text an image becomes"
 KINDS = "mm_token_type_ids"
 """The token field that says which tokens are an image's, which some models find positions by."""
 Span = tuple[int, int]
@@ -86,22 +85,23 @@ class HfProcessor:
         whole, (plain, *_) = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
         self.first = "".join(tokenizer.convert_ids_to_tokens(whole[: whole.index(plain)]))
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
-        self.place: str = getattr(self.hf, "image_placeholder_token", self.hf.image_token)
+        self.place: str = getattr(self.hf, "image_placeholder_token", "") or getattr(self.hf, "image_token", "")
+        if not self.place:
+            raise self._unserved(SILENT)
         self.trains_last_answer_only = self._rewrites()
         self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
-        find = getattr(self._without_layers(), "get_rope_index", None)
+        find = getattr(without_layers(config), "get_rope_index", None)
         self.three_positions = find, (inspect.signature(find).parameters if find else {})
         if KINDS in self.three_positions[1]:  # not every processor gives them unasked
             self.hf.return_mm_token_type_ids = True
 
-    def _without_layers(self) -> Any:
-        """The model's class with its configuration and nothing else, which computes positions."""
-        kind: Any = MODEL_MAPPING.get(type(self.config), None) or model_class(self.config)
-        made = kind.__new__(kind)
-        nn.Module.__init__(made)
-        made.config = self.config
-        return made
+    def _unserved(self, why: str) -> WeightsError:
+        """The error for a processor that cannot be used."""
+        return WeightsError(
+            f"transformers' {type(self.hf).__name__} {why}, so '{HfVlm.name}' cannot train the model in '{self.folder}'; name a model of "
+            "another family, or write a plugin for this one"
+        )
 
     @cached_property
     def controls(self) -> frozenset[str]:
@@ -226,10 +226,7 @@ class HfProcessor:
         cheap = {"resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
         made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True, **cheap)
         if "text_replacement_offsets" not in made:
-            raise WeightsError(
-                f"transformers' {type(self.hf).__name__} does not say what text an image becomes, so '{HfVlm.name}' cannot train the model "
-                f"in '{self.folder}'; name a model of another family, or write a plugin for this one"
-            )
+            raise self._unserved(SILENT)
         return [each["replacement"] for each in made["text_replacement_offsets"][0]]
 
     @cached_property
@@ -239,10 +236,7 @@ class HfProcessor:
             with suppress(ValueError):
                 self.replacements(((side, side),))
                 return side, side
-        raise WeightsError(
-            f"transformers' {type(self.hf).__name__} with the settings in '{self.folder}' takes no square image of {SMALL[0]} to {SMALL[-1]} "
-            "pixels a side; let it resize images (do_resize)"
-        )
+        raise self._unserved(f"takes no square image of {SMALL[0]} to {SMALL[-1]} pixels a side")
 
     @cached_property
     def joined_in(self) -> dict[str, int]:
@@ -348,15 +342,16 @@ class HfProcessor:
         seen, counts = batch.image_token_mask, batch.pixels[COUNTS]
         given = {"input_ids": batch.input_ids.masked_fill(seen, self.image_id or 0)}
         given |= {"attention_mask": batch.attention_mask, **batch.token_fields}
-        ends = torch.searchsorted(counts.cumsum(0), seen.sum(1).cumsum(0), right=True).tolist()
+        images = torch.searchsorted(counts.cumsum(0), seen.sum(1).cumsum(0), right=True)
+        pieces = ((seen[:, 1:] & ~seen[:, :-1]).sum(1) + seen[:, 0]).cumsum(0)
+        # What a model finds positions by has an entry for each image, or for each piece of one.
+        ends = {int(each[-1]): [0, *each.tolist()] for each in (pieces, images)}
         rows = []
-        for row, (begin, end) in enumerate(
-            pairwise([0, *ends])
-        ):  # each alone: one model numbers the images of a whole batch
+        for row in range(len(seen)):  # each alone: one model numbers the images of a whole batch
             told = {name: value[row : row + 1] for name, value in given.items()}
-            told |= {
-                n: value[begin:end] for n, value in batch.pixels.items() if begin < end and len(value) == len(counts)
-            }
+            for name, value in batch.pixels.items():
+                begin, end = ends.get(len(value), [0] * (row + 2))[row : row + 2]
+                told |= {name: value[begin:end]} if begin < end else {}
             rows.append(find(**{name: value for name, value in told.items() if name in known})[0])
         positions = torch.cat(rows, 1)
         return replace(batch, token_fields={**batch.token_fields, POSITIONS: positions.transpose(0, 1)})
