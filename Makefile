@@ -18,7 +18,7 @@ help:
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
 	@echo "make better-data  labels by a model, verified, and what they are worth (half an hour)"
 	@echo "make lint       formatting, lint and types"
-	@echo "make demo-base  train the demo's base weights again"
+	@echo "make demo-base  train the demo's base weights again, from nothing (examples/tiny-vlm; minutes)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Graftwork needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
