@@ -135,7 +135,9 @@ def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
     ):
         with torch.profiler.record_function("measured"):
             watched.take(micro_batch)
-        waiting = [*watched.example.pixels.values(), *watched.assembly.base_copy.values()]
+        rows = [example for _, row in watched.examples for example in row]
+        seen = {each.untyped_storage().data_ptr(): each for example in rows for each in example.pixels.values()}
+        waiting = [*seen.values(), *watched.assembly.adaptation.base_copy.values()]
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     (measured,) = (event for event in events if event.name() == "measured")
     begins, ends = measured.start_ns(), measured.end_ns()
@@ -150,25 +152,26 @@ def allocated(plan: Plan, catalog: Catalog, micro_batch: int) -> int:
 def on_card(plan: Plan, catalog: Catalog, micro_batch: int) -> tuple[int, int]:
     """Predicted, and measured by the CUDA allocator."""
     from graftwork.build import compose
-    from graftwork.contracts import collate, stepper_for
-    from graftwork.memory.rehearsal import longest_records
+    from graftwork.contracts import batch_of, stepper_for
+    from graftwork.memory.rehearsal import longest_rows
 
     with rehearsing(plan, catalog, detect_machine(), device="cuda") as watched:
         predicted = watched.take(micro_batch).footprint.peak
     assembly = compose.build(plan, catalog, device="cuda")
     assembly.model.train()
     stepper = stepper_for(assembly, plan.run_context.train)
-    (example,) = longest_records(assembly.processor, plan.run_context.train.max_length).values()
     micro_batches = 1 if plan.run_context.train.batch_size == micro_batch else 2
-    for _ in range(2):
+    rows, peaks = longest_rows(assembly.processor, plan.run_context.train.max_length), []
+    for _, row in rows * 2:  # the first time around there is no optimizer's state yet
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(micro_batches):
-            batch = collate([example] * micro_batch, pad_id=assembly.processor.pad_id)
-            stepper.accumulate(batch.to(assembly.device), 1)
+        for number in range(micro_batches):
+            batch = batch_of(assembly.processor, row * micro_batch).to(assembly.device)
+            stepper.accumulate(batch, 1, last=number + 1 == micro_batches)
         stepper.gradient_norm()
         stepper.update()
         stepper.clear()
-    return predicted, torch.cuda.max_memory_allocated()
+        peaks.append(torch.cuda.max_memory_allocated())
+    return predicted, max(peaks[len(rows) :])
 
 
 def shown_error(error: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from itertools import product
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -231,6 +232,18 @@ def test_a_library_is_called_in_its_own_layout(
     where = defined(real, causal, *LENGTHS[lengths])
     assert output.isfinite().all()
     torch.testing.assert_close(output * where, by_hand(*tensors, real, causal, 0.2).float() * where)
+
+
+def test_a_library_that_another_one_hides_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("import sys\nsys.no_such_thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    tensors, _ = inputs()
+    with pytest.raises(ImportError, match=r"has no attribute 'no_such_thing'.*install flash-attn-4 last"):
+        KERNELS["flash-4"].forward(*tensors, padding=None, causal=True, scale=0.2, dropout=0.0)
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from graftwork.cli import main
@@ -29,6 +30,12 @@ def test_the_folder_of_extension_builds_is_where_torch_has_it(tmp_path: Path) ->
     assert doctor.extensions_folder({"TORCH_EXTENSIONS_DIR": str(tmp_path)}) == tmp_path
     assert doctor.extensions_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "torch_extensions"
     assert doctor.extensions_folder({}) == Path.home() / ".cache" / "torch_extensions"
+
+
+def test_the_cuda_that_torch_was_built_for_is_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = doctor._describe_torch()
+    assert found["cuda"] == "13.0" and isinstance(found["devices"], tuple)
 
 
 def test_secrets_are_not_shown() -> None:

@@ -69,7 +69,7 @@ def test_a_budget_is_a_limit_of_the_device_that_is_meant(
 ) -> None:
     plan = run()
     budget.enforce(replace(plan, run_context=replace(plan.run_context, budget=20 << 30)), device)
-    assert limits == [(0.25, index)]
+    assert limits == [((20 + 1) / 80, index)], "the budget is of tensors, and the limit of all that PyTorch reserves"
     budget.enforce(plan, device)
     budget.enforce(replace(plan, run_context=replace(plan.run_context, budget=20 << 30)), "cpu")
     assert len(limits) == 1

@@ -40,7 +40,15 @@ class FlashKernel(AttentionKernel[NoSettings]):
         options: dict[str, Any] = {"softmax_scale": scale, "causal": causal}
         if dropout:
             options["dropout_p"] = dropout  # version 4 does not know the name
-        dense, ragged = self.functions()
+        try:
+            dense, ragged = self.functions()
+        except (
+            AttributeError
+        ) as error:  # flash-attn has an old `flash_attn.cute` of its own, which hides that of flash-attn-4
+            raise ImportError(
+                f"what is installed as flash_attn does not load ({error}); where flash-attn and flash-attn-4 are both wanted, install "
+                "flash-attn-4 last"
+            ) from error
         if padding is None and segments is None:
             return _first(dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **options)).transpose(1, 2)
         packed = pack(q, k, v, padding, causal, segments)

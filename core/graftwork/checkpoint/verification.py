@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.batch import IGNORED, Batch, Encoded
 from graftwork.contracts.model import Processor, batch_of
@@ -148,12 +149,28 @@ def golden_logits(assembly: Assembly, golden: Mapping[str, Tensor]) -> tuple[Ten
 
     try:
         # Not in inference mode: what sharding strategies fetch here may be kept for training.
-        with torch.no_grad():
+        with torch.no_grad(), whole_fp32():
             on = assembly.run_forward(logits)
             with assembly.disable_adapter():
                 return on, assembly.run_forward(logits)
     finally:
         model.train(training)
+
+
+@contextmanager
+def whole_fp32() -> Iterator[None]:
+    """While entered, a GPU computes products and convolutions of fp32 in fp32, not in TF32: that rounds more than is allowed here."""
+    import torch
+
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def measure(assembly: Assembly, golden: dict[str, Tensor]) -> GoldenFacts:

@@ -143,7 +143,8 @@ def _describe_torch() -> dict[str, Any]:
             torch.zeros((), device="cuda")
         except Exception as error:
             refusal = str(error)
-    return {"cuda": torch.version.cuda, "refusal": refusal, **asdict(machine)}
+    # The version that torch was built for takes the place of whether the machine has a device, which `devices` says.
+    return {**asdict(machine), "cuda": torch.version.cuda, "refusal": refusal}
 
 
 def problems_of_imports(imports: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:

@@ -305,10 +305,11 @@ def describe_memory(plan: Plan) -> str:
 
 
 def enforce(plan: Plan, device: str | None) -> None:
-    """Let PyTorch take no more of a CUDA device than the plan's budget; a CPU has no such limit."""
+    """Let PyTorch take no more of a CUDA device than the plan's budget, which is that of tensors, and what is reserved for the gaps between
+    them; a CPU has no such limit."""
     import torch
 
     chosen = chosen_device(device)
     if plan.run_context.budget is not None and chosen.type == "cuda":
         total = torch.cuda.get_device_properties(chosen).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.run_context.budget / total), chosen)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.run_context.budget + RESERVE) / total), chosen)
