@@ -51,7 +51,7 @@ demo: $(READY)
 	$(BIN)/graftwork demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(SMOLLM2) $(ZERO) test-data
 	$(BIN)/python -m pytest -n auto

@@ -26,10 +26,10 @@ from graftwork.report.value_wording import DataRuns, caveats, undecided, worse
 
 SMALL = {
     'kind = "open"': 'kind = "open"\nlimit = 32',
-    "epochs = 2": "steps = 5",
+    "epochs = 1": "steps = 5",
     "batch_size = 32": "batch_size = 4",
     "learning_rate = 2e-3": "learning_rate = 1e-2",
-    "per_group = 300": "per_group = 2",
+    "per_group = 200": "per_group = 2",
 }
 
 
