@@ -124,6 +124,7 @@ def test_a_run_of_one_process_goes_on_in_three(runs: Runs) -> None:
     assert farthest(runs.log("one"), runs.log("ddp three")) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_one_message_and_whole_checkpoints(runs: Runs) -> None:
     check_kill(runs, "ddp", ['memory.use=["ddp"]'], rank=1)
 

@@ -42,9 +42,8 @@ class FlashKernel(AttentionKernel[NoSettings]):
             options["dropout_p"] = dropout  # version 4 does not know the name
         try:
             dense, ragged = self.functions()
-        except (
-            AttributeError
-        ) as error:  # flash-attn has an old `flash_attn.cute` of its own, which hides that of flash-attn-4
+        except AttributeError as error:
+            # flash-attn has an old `flash_attn.cute` of its own, which hides that of flash-attn-4.
             raise ImportError(
                 f"what is installed as flash_attn does not load ({error}); where flash-attn and flash-attn-4 are both wanted, install "
                 "flash-attn-4 last"
