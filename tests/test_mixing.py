@@ -14,7 +14,7 @@ import torch
 from tiny_runs import COMPONENTS, PlanOf, Shapes
 
 from graftwork.build import compose
-from graftwork.contracts import DictLookup, Encoded, Image, Record, Turn, collate, summed_loss
+from graftwork.contracts import IGNORED, DictLookup, Encoded, Image, Record, Turn, collate, summed_loss
 from graftwork.contracts.plan import Mix
 from graftwork.data.sampling import Sampler, draws
 from graftwork.data.splitting import held_out
@@ -148,6 +148,10 @@ def test_a_record_counts_by_its_weight(run: PlanOf, lookup: DictLookup) -> None:
     assert loss(heavy) == pytest.approx(3 * loss(light), rel=1e-5)
     assert loss(heavy, other) == pytest.approx(3 * loss(light) + loss(other), rel=1e-5)
     assert heavy.loss_weight == 3 * light.num_label_tokens
+
+    # As what fills up the micro-batches of a process that has fewer than others.
+    unlabelled = replace(light, labels=[IGNORED] * len(light.labels), weight=2.0)
+    assert loss(heavy, unlabelled) == pytest.approx(loss(heavy))
 
 
 # Validation -----------------------------------------------------------------------------------------------------------------

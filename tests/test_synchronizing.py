@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graftwork.attention.transformers import _transformers_mask, packing
 from graftwork.build import compose
 from graftwork.contracts import Assembly, Batch, DictLookup, Encoded, batch_of, stepper_for
+from graftwork.evaluate.generation import answer
 from graftwork.train.loop import Loop, train
 
 LOOKUP = DictLookup(*COMPONENTS)
@@ -126,3 +127,22 @@ def test_of_another_mask_than_the_batchs_nothing_is_assumed(assembly: Assembly) 
             q_length=3, kv_length=3, mask_function=bidirectional_mask_function, attention_mask=mask
         )
     assert seen is not None and seen.equal(mask)
+
+
+def test_of_a_batch_that_does_not_say_it_padding_is_found_in_every_decoded_token(
+    assembly: Assembly, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly.processor, "stop_ids", frozenset({-1}))
+    wanted = answer(assembly, examples, max_new_tokens=6)
+    untold = lambda batch: replace(batch, padding=None)  # noqa: E731
+    monkeypatch.setattr(assembly.processor, "complete", untold, raising=False)
+    paddings = []
+    inner = assembly.model.forward
+
+    def seen(batch: Batch, *others: Any) -> Any:
+        paddings.append(batch.padding)
+        return inner(batch, *others)
+
+    monkeypatch.setattr(assembly.model, "forward", seen)
+    assert answer(assembly, examples, max_new_tokens=6) == wanted
+    assert paddings == [None] * 6

@@ -34,12 +34,14 @@ def summed_loss(
     labels = batch.labels.flatten()[label_positions + 1]
     if not batch.weights:
         return cross_entropy(model, hidden, labels)
-    distinct = sorted({weight for weight, _ in batch.weights})
-    rows = [distinct.index(weight) for weight, count in batch.weights for _ in range(count)]
+    places: dict[float, list[int]] = {}
+    begin = 0
+    for weight, count in batch.weights:
+        places.setdefault(weight, []).extend(range(begin, begin + count))
+        begin += count
     # One call for each weight, not for each row, as some ways to the loss keep something for each call.
     losses = []
-    for number, weight in enumerate(distinct):
-        own = torch.tensor([place for place, row in enumerate(rows) if row == number])
-        own = own.to(labels.device, non_blocking=True)
+    for weight in sorted(places):
+        own = torch.tensor(places[weight], dtype=torch.int64).to(labels.device, non_blocking=True)
         losses.append(weight * cross_entropy(model, hidden.index_select(0, own), labels.index_select(0, own)))
     return sum(losses[1:], losses[0])

@@ -98,7 +98,7 @@ def answer(
             mask = torch.cat([batch.attention_mask, (max_lengths > len(steps))[:, None]], dim=1)
             nothing = torch.zeros_like(token, dtype=torch.bool)[:, None]
             fields = {name: torch.zeros_like(value[..., -1:]) for name, value in batch.token_fields.items()}
-            padding = "left" if batch.padding or min(limits) <= len(steps) else ""
+            padding = "left" if min(limits) <= len(steps) else batch.padding
             batch = Batch(token[:, None], mask, nothing, token[:, None], {}, token_fields=fields, padding=padding)
             features = None
     rows = torch.stack(steps, dim=1).tolist()
