@@ -20,11 +20,9 @@ ATTN_IMPLEMENTATION = "graftwork"
 """The `attn_implementation` under which transformers' models find Graftwork's kernels, once `register` was called."""
 
 
-SEGMENTS: ContextVar[Tensor | None] = ContextVar("segments", default=None)
-"""Within `packing`: the number of each token's record in its row, int32 `[rows, tokens]`, 0 at padding."""
-
-PADDED: ContextVar[Batch | None] = ContextVar("padded", default=None)
-"""Within `packing`: the batch, which says where its mask has padding."""
+COMPUTED: ContextVar[tuple[Batch | None, Tensor | None]] = ContextVar("computed", default=(None, None))
+"""Within `packing`: the batch, which says where its mask has padding, and the number of each token's record in its row, int32
+`[rows, tokens]`, 0 at padding; None where each row is one record."""
 
 
 @contextmanager
@@ -34,12 +32,11 @@ def packing(batch: Batch) -> Iterator[None]:
     positions, segments = batch.positions, None
     if positions is not None:
         segments = ((positions == 0).cumsum(-1) * batch.attention_mask).int()
-    tokens = SEGMENTS.set(segments), PADDED.set(batch)
+    token = COMPUTED.set((batch, segments))
     try:
         yield
     finally:
-        SEGMENTS.reset(tokens[0])
-        PADDED.reset(tokens[1])
+        COMPUTED.reset(token)
 
 
 def register() -> None:
@@ -109,7 +106,7 @@ def _transformers_mask(
     """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-    causal, segments = mask_function is causal_mask_function, SEGMENTS.get()
+    causal, (batch, segments) = mask_function is causal_mask_function, COMPUTED.get()
     if causal and segments is not None:
         return segments
     if not causal and mask_function is not bidirectional_mask_function:
@@ -122,16 +119,17 @@ def _transformers_mask(
     if attention_mask is None:
         return None
     padding = attention_mask[:, -kv_length:]
-    return padding if _is_seen(attention_mask, padding, whole=causal and q_length == kv_length) else None
+    told = batch.padding if batch is not None and batch.attention_mask is attention_mask else None
+    return padding if _is_seen(padding, told, whole=causal and q_length == kv_length) else None
 
 
-def _is_seen(mask: Tensor, padding: Tensor, *, whole: bool) -> bool:
-    """Whether a real query could see padding; `whole` where causal queries are as many as the keys."""
+def _is_seen(padding: Tensor, told: str | None, *, whole: bool) -> bool:
+    """Whether a real query could see padding, which is where the batch has `told` (`Batch.padding`); `whole` where causal queries are as many as
+    the keys."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    batch = PADDED.get()
-    if batch is not None and batch.padding is not None and batch.attention_mask is mask:
-        return batch.padding == "left" if whole else bool(batch.padding)
+    if told is not None:
+        return told == "left" if whole else bool(told)
     if isinstance(padding, FakeTensor):  # it has no values: as in training, which pads on the right
         return not whole
     return bool((padding[:, 1:] > padding[:, :-1]).any() if whole else ~padding.all())

@@ -28,8 +28,8 @@ class MicroBatch:
 
 
 def rows_of_step(lengths: Sequence[int], size: int | None, limit: int | None) -> list[list[int]]:
-    """Which records of a step share each row, in the order in which rows are cut into micro-batches of `size`, by default one. With a
-    `limit` see `rows_of`; without one each has its own, and those of about one length are together, so that little is padded."""
+    """Which records of a step share each row, in the order in which rows are cut into micro-batches of `size` rows, or of all without a `size`. With
+    a `limit` see `rows_of`; without one each has its own, and those of about one length are together, so that little is padded."""
     if limit:
         return rows_of(lengths, limit)
     places = range(len(lengths))

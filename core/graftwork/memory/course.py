@@ -83,9 +83,9 @@ class Courses:
 
         settings, processor = plan.run_context.train, compose.processor_of(plan, self.lookup)
         data = load_training_data(plan, self.lookup, processor)
-        new = [record for record in data.records if (record.where, record.id) not in self.sizes]
-        self.sizes |= zip(((each.where, each.id) for each in new), sizes_of(new).of_records(), strict=True)
-        sizes = [self.sizes[(record.where, record.id)] for record in data.records]
+        new = [record for record in data.records if key_of(record) not in self.sizes]
+        self.sizes |= zip(map(key_of, new), sizes_of(new).of_records(), strict=True)
+        sizes = [self.sizes[key_of(record)] for record in data.records]
         sampler, per_step = data.sampler(plan.run_context), micro_batch_of(plan)
         batches = steps_for(sampler.records, settings.batch_size, settings.epochs, settings.steps)
         tokens, largest = image_tokens(processor, sizes)
@@ -134,7 +134,7 @@ class Courses:
 
     def labels_of(self, processor: Processor, record: Record) -> int:
         """How many labels a record has: those of its text, without its images."""
-        key = (record.where, record.id)
+        key = key_of(record)
         if key not in self.labels:
             turns = tuple(replace(turn, text=turn.text.replace("<image>", "")) for turn in record.turns)
             try:
@@ -142,6 +142,11 @@ class Courses:
             except DataError:
                 self.labels[key] = 0
         return self.labels[key]
+
+
+def key_of(record: Record) -> Key:
+    """What tells a record of data from any other; ids alone need not."""
+    return record.where, record.id
 
 
 def micro_batch_of(plan: Plan) -> int:

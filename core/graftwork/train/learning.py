@@ -228,7 +228,7 @@ class Learning:
         after = sampled(self.assembly, self.names)
         counted, first, last = (each.tolist() for each in (self.counted, self.first, self.last))
         sizes = [parameter_size(parameter) for parameter in self.stepper.parameters.values()]
-        idle = self.idle_parameters(counted, last, sizes)
+        idle, expected = self.idle_parameters(counted, last, sizes), self.assembly.structure.without_effect
         modules = []
         for name, module in self.modules.items():
             mine = [place for place, each in enumerate(self.names) if self.owners[each] == name]
@@ -248,18 +248,17 @@ class Learning:
                     last=math.sqrt(sum(last[place] for place in mine)),
                     moved=math.sqrt(moved / (max(size_before, size_after) or 1.0)),
                     # LoRA's A has no gradient before its B has moved.
-                    idle=tuple(self.names[place] for place in mine if steps >= FIRST_STEPS and place in idle),
+                    idle=tuple(
+                        self.names[place]
+                        for place in mine
+                        if steps >= FIRST_STEPS and place in idle and self.names[place] not in expected
+                    ),
                 )
             )
         return LearningMap(self.steps, tuple(modules), shapes_of(self.assembly.structure), self.since)
 
     def idle_parameters(self, counted: Sequence[float], last: Sequence[float], sizes: Sequence[int]) -> set[int]:
-        """The places of parameters that never had a gradient, or, of the base's own and in fp32, nothing but rounding, and of which that was
-        not to be expected."""
-        expected = {place for place, name in enumerate(self.names) if name in self.assembly.structure.without_effect}
-        return self._idle_parameters(counted, last, sizes) - expected
-
-    def _idle_parameters(self, counted: Sequence[float], last: Sequence[float], sizes: Sequence[int]) -> set[int]:
+        """The places of parameters that never had a gradient, or, of the base's own and in fp32, nothing but rounding."""
         idle = {place for place, steps in enumerate(counted) if not steps}
         if self.assembly.precision != "fp32" or not self.steps:
             return idle
