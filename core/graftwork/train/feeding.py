@@ -83,8 +83,10 @@ class Feed:
 
     def two_different(self) -> list[Encoded]:
         """Two records of different text, with images where there are some; the same twice where all have the same."""
+        import numpy
+
         first = self.shortest_with_images()
-        others = [each for each in self.first_usable() if list(each.input_ids) != list(first.input_ids)]
+        others = [each for each in self.first_usable() if not numpy.array_equal(each.input_ids, first.input_ids)]
         return [first, min(others, key=lambda each: (not each.pixels, len(each.input_ids)), default=first)]
 
     def validation(self, count: int, seed: int) -> list[Encoded]:
