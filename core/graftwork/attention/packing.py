@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,12 +64,8 @@ def pack(
     return Packed(*packed, found, len(q), q.shape[2])
 
 
-@cache
-def _known() -> MutableMapping[Tensor, dict[tuple[bool, int, bool, int], Sequences]]:
-    """What was found, for as long as the mask that it was found in lives."""
-    from torch.utils.weak import WeakTensorKeyDictionary
-
-    return WeakTensorKeyDictionary()
+KNOWN = "graftwork_sequences"
+"""The attribute of a mask that holds its sequences."""
 
 
 def sequences_of(padding: Tensor | None, segments: Tensor | None, queries: int, causal: bool) -> Sequences:
@@ -82,7 +76,7 @@ def sequences_of(padding: Tensor | None, segments: Tensor | None, queries: int, 
     packed = segments is not None
     mask = segments if segments is not None else padding
     assert mask is not None
-    known = _known().setdefault(mask, {})
+    known: dict[Any, Sequences] = vars(mask).setdefault(KNOWN, {})
     version = 0 if mask.is_inference() else mask._version
     if (key := (packed, queries, causal, version)) in known:
         return known[key]
