@@ -136,8 +136,36 @@ def optimizer(folder: Path) -> Timed:
     return timed
 
 
+WORDS = ("the", "image", "shows", "a", "red", "circle", "near", "two", "blue", "squares", "of", "light", "what", "is")
+TEXTS = [" ".join(WORDS[(n * k + k // 3) % 14] for k in range(20 + 7 * n % 90)) for n in range(1000)]
+"""The answers of a thousand records."""
+
+
+def tokenizer() -> Any:
+    """That of the demo's first model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "examples" / "demo-base" / "language")
+
+
+def lengths(folder: Path) -> Timed:
+    """How many tokens a thousand records have."""
+    from steps import demo_model, plan_of
+
+    from graftwork.build import compose
+    from graftwork.contracts import Record, Turn
+    from graftwork.data.measuring import CHUNK
+    from graftwork_registry import Catalog
+
+    catalog = Catalog.discover()
+    processor = compose.build_shape(plan_of(demo_model(), 1, catalog), catalog).processor
+    asked = [Record(str(n), (Turn("user", "what is it?"), Turn("assistant", text))) for n, text in enumerate(TEXTS)]
+    chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
+    return lambda: [length for chunk in chunks for length in processor.lengths(chunk)]
+
+
 PARTS: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer)
+    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer, lengths)
 }
 
 
