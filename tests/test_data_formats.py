@@ -112,7 +112,7 @@ def test_a_model_sees_the_same_in_every_format(source: Source, processor: Proces
             assert other == one
             continue
         taken += 1
-        assert (one.input_ids, one.labels) == (other.input_ids, other.labels)
+        assert [*one.input_ids, *one.labels] == [*other.input_ids, *other.labels]
         assert one.pixels.keys() == other.pixels.keys()
         assert all(torch.equal(one.pixels[part], other.pixels[part]) for part in one.pixels)
     assert taken >= 10

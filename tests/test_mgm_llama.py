@@ -207,7 +207,7 @@ def test_a_vicuna_conversation_is_tokenised_and_labelled_as_a_whole(tokenizer: A
         for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
     ]
     example = processor(tokenizer, "vicuna").encode(conversation(*turns))
-    assert (example.input_ids, example.labels) == ([1, *tokens["input_ids"]], [IGNORED, *labels])
+    assert ([*example.input_ids], [*example.labels]) == ([1, *tokens["input_ids"]], [IGNORED, *labels])
     pieces = tokenizer.convert_ids_to_tokens([label for label in labels if label != IGNORED])
     assert pieces[0].startswith("▁") and pieces.count("</s>") == 2 and pieces[-1] == "</s>"
 
@@ -219,7 +219,7 @@ def test_pieces_of_a_vicuna_conversation_around_an_image_are_tokenised_by_themse
     pieces = [f"{SYSTEM} USER: ", "\nwhat? ASSISTANT: red</s>USER: ", "\nand ? ASSISTANT: blue</s>"]
     first, second, third = (tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces)
     pad = tokenizer.pad_token_id
-    assert example.input_ids == [1, *first, *[pad] * 4, *second, *[pad] * 4, *third]
+    assert [*example.input_ids] == [1, *first, *[pad] * 4, *second, *[pad] * 4, *third]
     assert sum(example.image_token_mask) == 8
 
 
@@ -228,7 +228,7 @@ def test_a_vicuna_prompt_ends_where_the_answer_begins(tokenizer: Any) -> None:
     prompt = made.encode(conversation("what?", "red", "this?"))
     example = made.encode(conversation("what?", "red", "this?", "blue"))
     asked = f"{SYSTEM} USER: what? ASSISTANT: red</s>USER: this? ASSISTANT:"
-    assert prompt.input_ids == [1, *tokenizer(asked)["input_ids"]] == example.input_ids[: len(prompt.input_ids)]
+    assert [*prompt.input_ids] == [1, *tokenizer(asked)["input_ids"]] == [*example.input_ids[: len(prompt.input_ids)]]
     assert (
         prompt.num_label_tokens == 0
         and example.labels[len(prompt.input_ids)] == example.input_ids[len(prompt.input_ids)]
@@ -248,11 +248,11 @@ def test_a_vicuna_conversation_has_its_own_system_prompt_in_place_of_the_usual_o
     made, record = processor(tokenizer, "vicuna"), conversation("what?", "red", "this?", "blue")
     example, plain = made.encode(with_system(record)), made.encode(record)
     whole = "Be brief. USER: what? ASSISTANT: red</s>USER: this? ASSISTANT: blue</s>"
-    assert example.input_ids == [1, *tokenizer(whole)["input_ids"]]
+    assert [*example.input_ids] == [1, *tokenizer(whole)["input_ids"]]
     labelled = [[label for label in each.labels if label != IGNORED] for each in (example, plain)]
     assert labelled[0] == labelled[1]
     prompt = made.encode(with_system(record).without_answer())
-    assert prompt.num_label_tokens == 0 and example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    assert prompt.num_label_tokens == 0 and [*example.input_ids[: len(prompt.input_ids)]] == [*prompt.input_ids]
     for turn, why in [
         (Turn("system", "See <image>"), "record 'r' has '<image>' in its system turn; move it into a question"),
         (Turn("system", "Stop.</s>"), "has '</s>' in its text, which would end a turn; remove it"),
@@ -289,12 +289,12 @@ def test_a_chatml_conversation_begins_with_no_token_of_its_own(folder: Path) -> 
     ends = tokenizer.convert_tokens_to_ids("<|im_end|>")
     turns = [("user", "Q"), ("assistant", "A one"), ("user", "R"), ("assistant", "B")]
     whole = "\n".join(f"<|im_start|>{role}\n{said}<|im_end|>" for role, said in turns)
-    assert example.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert example.input_ids.count(ends) == 4
+    assert [*example.input_ids] == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert [*example.input_ids].count(ends) == 4
     begun = made.encode(with_system(conversation("Q", "A one", "R", "B")))
     system = tokenizer("<|im_start|>system\nBe brief.<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    assert begun.input_ids == [*system, *example.input_ids]
-    assert begun.labels == [*[IGNORED] * len(system), *example.labels]
+    assert [*begun.input_ids] == [*system, *example.input_ids]
+    assert [*begun.labels] == [*[IGNORED] * len(system), *example.labels]
     assert tokenizer.decode([t for t in example.labels if t != IGNORED]) == "A one<|im_end|>B<|im_end|>"
     assert (made.stop_ids, made.pad_id) == ({ends}, ends)
     assert made.decode(tokenizer(" A one<|im_end|>")["input_ids"]) == "A one"
@@ -314,7 +314,7 @@ def test_a_tokenizer_that_begins_texts_itself_does_so_with_chatml_too(folder: Pa
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     example = processor(tokenizer, "chatml").encode(conversation("Q", "A", "R", "B"))
-    assert example.input_ids[0] == bos and example.input_ids.count(bos) == 1
+    assert example.input_ids[0] == bos and [*example.input_ids].count(bos) == 1
 
 
 def test_a_tokenizer_that_the_template_does_not_fit_is_refused(vocabulary: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from mgm_folders import GOLDEN, small
 from PIL import Image as PILImage
 
+from graftwork.conformance.processor import differing
 from graftwork.contracts import IGNORED, Encoded, Image, Record, Turn
 from graftwork.errors import DataError, WeightsError
 from graftwork_mgm.processor import MgmProcessor, load_tokenizer
@@ -87,7 +88,7 @@ def test_a_training_example_begins_with_its_prompt(processor: MgmProcessor) -> N
     conversation = record("<image>\nWhat shape?", "a circle", images=1)
     prompt = processor.encode(conversation.without_answer())
     example = processor.encode(conversation)
-    assert example.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    assert [*example.input_ids[: len(prompt.input_ids)]] == [*prompt.input_ids]
     assert set(example.labels[: len(prompt.input_ids)]) == {IGNORED}
 
 
@@ -131,14 +132,15 @@ def test_a_saved_processor_reads_back_the_same(processor: MgmProcessor, tmp_path
     for golden in PREPROCESSED[:4]:
         text = golden["conversations"][0]["value"].replace("<image>", "")
         conversation = record(text, "Grüße 😀\n\n ok")
-        assert again.encode(conversation) == processor.encode(conversation)
+        assert not differing(again.encode(conversation), processor.encode(conversation))
 
 
 def test_a_sentencepiece_model_alone_is_the_same_tokenizer(processor: MgmProcessor, tmp_path: Path) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((GOLDEN / "base" / name).read_bytes())
     conversation = record("Grüße 😀\n\n Name two colors.", "Red  and blue.")
-    assert small(GOLDEN / "full", tokenizer=tmp_path).processor.encode(conversation) == processor.encode(conversation)
+    again = small(GOLDEN / "full", tokenizer=tmp_path).processor
+    assert not differing(again.encode(conversation), processor.encode(conversation))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

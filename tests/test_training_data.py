@@ -80,7 +80,7 @@ def test_cutting_keeps_labels_and_whole_images_or_refuses() -> None:
     example = Encoded(ids, [True] * 3 + [False] * 7, labels, {"low": torch.zeros(1)})
     assert cut(example, 10) is example
     shorter = cut(example, 8)
-    assert (shorter.input_ids, shorter.labels, len(shorter.image_token_mask)) == (ids[:8], labels[:8], 8)
+    assert ([*shorter.input_ids], [*shorter.labels], len(shorter.image_token_mask)) == (ids[:8], labels[:8], 8)
     assert shorter.pixels is example.pixels
     for length in (6, 2):
         assert "nothing to learn is left" in refused(cut, example, length)

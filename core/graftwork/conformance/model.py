@@ -341,7 +341,7 @@ def images_are_seen(subject: Subject) -> Iterator[str]:
         yield "a record with an image must have image positions, and there is none; set them in 'encode'"
         return
     last = len(places) - 1
-    for at, where in ((places.index(True), "at its first token"), (last, "at the last token of its record")):
+    for at, where in (([*places].index(True), "at its first token"), (last, "at the last token of its record")):
         if not distance(red[0, at], lime[0, at]) > 0:
             yield f"another image must change the hidden states, and {where} nothing changes; put the features at image_token_mask"
     n = len(pairs[0][1].input_ids)

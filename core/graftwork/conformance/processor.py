@@ -113,7 +113,7 @@ def answers_are_labelled_and_nothing_else(subject: Subject) -> Iterator[str]:
     for record in records():
         encoded = processor.encode(record)
         answers: list[list[int]] = [[]]
-        for label in encoded.labels:
+        for label in map(int, encoded.labels):
             if label != IGNORED:
                 answers[-1].append(label)
             elif answers[-1]:
@@ -160,7 +160,7 @@ def decoding_gives_the_text_alone(subject: Subject) -> Iterator[str]:
     processor = processor_of(subject)
     if (text := processor.decode([])) != "":
         yield f"no tokens must decode to no text, and they decode to {text!r}; fix 'decode'"
-    labels = [label for label in processor.encode(records()[0]).labels if label != IGNORED]
+    labels = [label for label in map(int, processor.encode(records()[0]).labels) if label != IGNORED]
     answer = labels[: next((at for at, id in enumerate(labels) if id in processor.stop_ids), len(labels))]
     if processor.decode(answer) != "red":
         yield f"an answer must decode to its text, and 'red' becomes {processor.decode(answer)!r}; undo in 'decode' what 'encode' does"

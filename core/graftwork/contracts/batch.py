@@ -4,43 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    import numpy
     import torch
+    from numpy.typing import NDArray
 
 IGNORED = -100
 """The label of a position that carries no loss (the convention of PyTorch's cross entropy)."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One record as the model's processor sees it; every image is already spread over its tokens."""
+PerToken: TypeAlias = "Sequence[int] | NDArray[Any]"
+"""A whole number, or a bool, for each token."""
 
-    input_ids: Sequence[int]
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One record as the model's processor sees it; every image is already spread over its tokens.
+
+    What there is for each token may be given as any sequence, and is kept as an array: int64, and bool in `image_token_mask`.
+    """
+
+    input_ids: PerToken
     """The token ids; positions of image tokens hold the padding id."""
-    image_token_mask: Sequence[bool]
-    labels: Sequence[int]
+    image_token_mask: PerToken
+    labels: PerToken
     """The ids to predict, `IGNORED` where there is no loss; as long as `input_ids`, not shifted."""
     pixels: Mapping[str, torch.Tensor]
     """What is seen of this record's images, by name: for each part `[images, 3, height, width]`, or more where a part sees an
     image in several views; for a model without parts whatever its images are made of. Empty without images."""
     weight: float = 1.0
     """What the record's loss counts; set by the engine."""
-    token_fields: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    token_fields: Mapping[str, PerToken] = field(default_factory=dict)
     """What else the model is told of each token, such as `token_type_ids`: name to whole numbers, as many as `input_ids`. Padding
     and generated tokens have 0."""
+
+    def __post_init__(self) -> None:
+        """Make arrays, once: a batch then copies them, and nothing goes through them one by one."""
+        held = {name: as_array(getattr(self, name)) for name in ("input_ids", "labels")}
+        held["image_token_mask"] = as_array(self.image_token_mask, bool)
+        fields = {name: as_array(values) for name, values in self.token_fields.items()}
+        for name, value in {**held, "token_fields": fields}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def num_label_tokens(self) -> int:
         """How many positions carry a loss."""
-        return sum(label != IGNORED for label in self.labels)
+        return int((as_array(self.labels) != IGNORED).sum())
 
     @property
     def loss_weight(self) -> float:
         """What its labels count in the mean of a step's loss, together."""
         return self.weight * self.num_label_tokens
+
+
+def as_array(values: PerToken, dtype: Any = "int64") -> NDArray[Any]:
+    """A number for each token, as an array; what is one already stays itself."""
+    import numpy
+
+    if isinstance(values, numpy.ndarray):
+        return values.astype(dtype, copy=False)
+    return numpy.fromiter(values, dtype, len(values))  # far quicker than giving it the list
 
 
 @dataclass
@@ -111,11 +135,11 @@ def collate(examples: Sequence[Encoded], *, pad_id: int, side: str = "right") ->
     lengths = [len(example.input_ids) for example in examples]
     longest, right = max(lengths), side == "right"
 
-    def padded(rows: Iterable[Sequence[int]], filler: int = 0, dtype: type = numpy.int64) -> numpy.ndarray[Any, Any]:
-        filled: numpy.ndarray[Any, Any] = numpy.full((len(lengths), longest), filler, dtype=dtype)
+    def padded(rows: Iterable[PerToken], filler: int = 0, dtype: Any = "int64") -> NDArray[Any]:
+        filled: NDArray[Any] = numpy.full((len(lengths), longest), filler, dtype=dtype)
         for place, row in zip(filled, rows, strict=True):
             end = len(row) if right else longest
-            place[end - len(row) : end] = numpy.fromiter(row, dtype, len(row))  # far quicker than giving it the list
+            place[end - len(row) : end] = row
         return filled
 
     parts = dict.fromkeys(name for example in examples for name in example.pixels)
@@ -151,6 +175,6 @@ def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([filled(tensor) for tensor in tensors])
 
 
-def _weights(examples: Sequence[Encoded], labels: numpy.ndarray[Any, Any]) -> list[tuple[float, int]]:
+def _weights(examples: Sequence[Encoded], labels: NDArray[Any]) -> list[tuple[float, int]]:
     counts = (labels[:, 1:] != IGNORED).sum(1).tolist()
     return [(example.weight, count) for example, count in zip(examples, counts, strict=True)]

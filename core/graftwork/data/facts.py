@@ -363,7 +363,7 @@ class _Lengths:
         if len(record.images) == 1 and self.tried < self.TRIED:
             self.tried += 1
             with suppress(DataError):  # A broken image, which is counted elsewhere.
-                self.image_tokens.add(sum(self.processor.encode(record).image_token_mask))
+                self.image_tokens.add(int(sum(self.processor.encode(record).image_token_mask)))
         return length if length > self.max_length else 0
 
     def facts(self) -> LengthFacts:

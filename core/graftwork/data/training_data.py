@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import processes
-from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.batch import Encoded
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor
 from graftwork.contracts.plan import Plan, RunContext
@@ -311,12 +311,13 @@ def cut(example: Encoded, max_length: int) -> Encoded:
         raise DataError("nothing is to be learned from a record without a labelled token")
     if len(example.input_ids) <= max_length:
         return example
-    if any(example.image_token_mask[max_length:]) or all(label == IGNORED for label in example.labels[:max_length]):
-        raise DataError(f"nothing to learn is left of a record of {len(example.input_ids)} tokens cut to {max_length}")
-    return replace(
+    shorter = replace(
         example,
         input_ids=example.input_ids[:max_length],
         image_token_mask=example.image_token_mask[:max_length],
         labels=example.labels[:max_length],
         token_fields={name: values[:max_length] for name, values in example.token_fields.items()},
     )
+    if any(example.image_token_mask[max_length:]) or not shorter.num_label_tokens:
+        raise DataError(f"nothing to learn is left of a record of {len(example.input_ids)} tokens cut to {max_length}")
+    return shorter

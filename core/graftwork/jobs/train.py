@@ -14,8 +14,9 @@ from graftwork.build.outline import Outline
 from graftwork.checkpoint import ancestry, learning, manifest
 from graftwork.checkpoint.locking import one_writer
 from graftwork.checkpoint.store import checkpoints
-from graftwork.config.machine import Machine, detect_machine
+from graftwork.config.machine import Machine, detect_machine, free_bytes
 from graftwork.config.restore import restore_component
+from graftwork.config.sizes import format_size
 from graftwork.contracts.events import Evaluated
 from graftwork.contracts.kinds import Evaluator
 from graftwork.contracts.lookup import Lookup
@@ -112,7 +113,13 @@ def fitted(
     Where the amount of memory is not known, the plan stays as it is, and nothing is rehearsed.
     """
     on_cuda = device.startswith("cuda")
-    allowed = budget.budget_bytes(plan, machine) if on_cuda else plan.run_context.budget
+    free = min(processes.all_gather_object(free_bytes(device) if on_cuda else 0))
+    if 0 < free < 0.9 * machine.device_bytes:
+        told = (
+            f"of a device's {format_size(machine.device_bytes)} only {format_size(free)} are free; others have the rest"
+        )
+        listen(Message(told, "warning"))
+    allowed = budget.budget_bytes(plan, free)
     if allowed is None:
         return plan, None
     shown, not_known = images_of(plan, lookup, listen)

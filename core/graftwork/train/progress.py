@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graftwork import processes
-from graftwork.contracts.batch import IGNORED, Encoded
+from graftwork.contracts.batch import IGNORED, Encoded, as_array
 from graftwork.contracts.model import batch_of
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def loss_of_guessing(examples: Sequence[Encoded]) -> float:
 
     It is the entropy of the labels in nats, by the Miller-Madow estimate, as few labels show too few of the rare tokens.
     """
-    counts = Counter(label for example in examples for label in example.labels if label != IGNORED)
+    counts = Counter(label for example in examples for label in as_array(example.labels).tolist() if label != IGNORED)
     total = counts.total()
     entropy = -sum(count / total * math.log(count / total) for count in counts.values())
     return entropy + (len(counts) - 1) / (2 * total)

@@ -141,7 +141,7 @@ class MgmProcessor:
                 "the tokenizer names no bos_token or no eos_token; use the one that belongs to the model"
             )
         self.end = template.end or tokenizer.eos_token
-        if len(end := self._ids(self.end)) != 1:
+        if len(end := self._ids([self.end])[0]) != 1:
             raise WeightsError(
                 f"the template ends answers with '{self.end}', and the tokenizer has no such token; choose the model's template"
             )
@@ -211,24 +211,23 @@ class MgmProcessor:
         """Write the tokenizer's files; everything else is in the model's configuration."""
         self.tokenizer.save_pretrained(folder)
 
-    def _tokens(self, record: Record) -> tuple[list[int], list[bool], list[int]]:
+    def _tokens(self, record: Record) -> tuple[Any, Any, Any]:
         """Token ids, image positions and labels, every image spread over its tokens."""
         ids, labels = list(self.start), [IGNORED] * len(self.start)
-        for asked, answered, known, trained in self._turns(record):
+        turns = [*self._turns(record)]
+        found = iter(self._ids([text for asked, answered, _, _ in turns for text in (asked, answered)]))
+        for (_, _, known, trained), asked, answered in zip(turns, found, found, strict=True):
             # Tokenised together, as the published models were trained: a tokenizer may join characters across the seam.
-            turn = self._ids(answered)[known:]
-            prompt = len(self._ids(asked)) - known if trained else len(turn)
+            turn = answered[known:]
+            prompt = len(asked) - known if trained else len(turn)
             ids += turn
             labels += [IGNORED] * prompt + turn[prompt:]
         if record.turns[-1].role == "user":
             labels = [IGNORED] * len(ids)
         times = [self.images.tokens if token == IMAGE else 1 for token in ids]
-        spread = [(token, label) for token, label, n in zip(ids, labels, times, strict=True) for _ in range(n)]
-        return (
-            [self.pad_id if token == IMAGE else token for token, _ in spread],
-            [token == IMAGE for token, _ in spread],
-            [IGNORED if token == IMAGE else label for token, label in spread],
-        )
+        tokens, wanted = (numpy.repeat(numpy.array(each), times) for each in (ids, labels))
+        seen = tokens == IMAGE
+        return numpy.where(seen, self.pad_id, tokens), seen, numpy.where(seen, IGNORED, wanted)
 
     def _turns(self, record: Record) -> Iterator[tuple[str, str, int, bool]]:
         """For each question and its answer: the text up to the answer, the text with it, how many tokens before both are not
@@ -279,12 +278,15 @@ class MgmProcessor:
             )
         return texts
 
-    def _ids(self, text: str) -> list[int]:
-        """The tokens of a text whose images are one `IMAGE` each; what is around one is tokenised by itself."""
-        first, *others = (
-            self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in text.split(PLACE)
-        )
-        return [*first, *(token for part in others for token in (IMAGE, *part))]
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, whose images are one `IMAGE` each; what is around one is tokenised by itself."""
+        parts = [text.split(PLACE) for text in texts]
+        every = [part for each in parts for part in each]
+        found = iter(self.tokenizer(every, add_special_tokens=False, verbose=False)["input_ids"])
+        return [
+            [token for number in range(len(each)) for token in (*[IMAGE] * (number > 0), *next(found))]
+            for each in parts
+        ]
 
 
 def _images_first(text: str, count: int) -> str:
