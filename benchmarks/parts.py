@@ -202,14 +202,18 @@ def serve() -> None:
             print(json.dumps({"seconds": used, "result": str(file)}), flush=True)
 
 
+def tree_on_path(tree: Path) -> str:
+    """The PYTHONPATH with which a process runs the version of the project in `tree`."""
+    return os.pathsep.join(map(str, [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]))
+
+
 class Version:
     """A process that measures parts in one version of the project: this one, or that in another tree."""
 
     def __init__(self, tree: Path | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         if tree:
-            roots = [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]
-            environment["PYTHONPATH"] = os.pathsep.join(map(str, roots))
+            environment["PYTHONPATH"] = tree_on_path(tree)
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve"],
             env=environment,
