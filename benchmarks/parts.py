@@ -62,6 +62,47 @@ def collation(folder: Path) -> Timed:
     return timed
 
 
+def lengths(folder: Path) -> Timed:
+    """256 records of one to four questions about an image, measured with a LLaVA's template and a tokenizer of 4,000 words."""
+    import random
+    from io import BytesIO
+
+    from PIL import Image as PILImage
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from transformers import AutoConfig
+
+    from graftwork.contracts import Image, Record, Turn
+    from graftwork.data.measuring import lengths_of
+    from graftwork_hf_vlm import HfVlmSettings, example
+    from graftwork_hf_vlm.processor import HfProcessor
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
+
+    def text(most: int) -> str:
+        return " ".join(words[int(len(words) * draw.random() ** 3)] for _ in range(draw.randint(5, most)))
+
+    def record(number: int) -> Record:
+        file = BytesIO()
+        PILImage.new("L", (600 + number % 5, 400)).save(file, "PNG")
+        said = [text(most) for _ in range(draw.randint(1, 4)) for most in (30, 80)]
+        turns = [Turn("assistant" if place % 2 else "user", each) for place, each in enumerate(said)]
+        turns[0] = Turn("user", f"<image>\n{turns[0].text}")
+        return Record(str(number), tuple(turns), (Image(data=file.getvalue()),))
+
+    example.write(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=[*example.SPECIAL], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text(200) for _ in range(500)), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    processor = HfProcessor(folder, AutoConfig.from_pretrained(folder), HfVlmSettings())
+    records = [record(number) for number in range(256)]
+    return lambda: lengths_of(processor, records)
+
+
 def image(folder: Path) -> Timed:
     """A JPEG of 1,024 x 768 pixels, as MGM-2B gets it: at 768 and at 336 pixels."""
     import numpy
@@ -137,7 +178,7 @@ def optimizer(folder: Path) -> Timed:
 
 
 PARTS: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer)
+    part.__name__: part for part in (opening, hashing, collation, lengths, image, mining, optimizer)
 }
 
 
