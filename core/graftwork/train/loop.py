@@ -156,8 +156,7 @@ class Loop:
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
-        size = self.settings.micro_batch_size or self.settings.batch_size
-        self.accumulate = Accumulator(self.stepper, size, lambda: self.is_early, self.use_smaller)
+        self.accumulate = Accumulator(self.stepper, lambda: self.is_early, self.use_smaller)
         overflows_in = assembly.architecture.overflows_in
         self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
