@@ -132,7 +132,7 @@ def peak_of(assembly: Assembly, stepper: Stepper, batch: Batch, num_label_tokens
 
     model = assembly.model
     if any(strategy.name == "host-offload" for strategy in assembly.strategies):
-        model.forward = partial(graftwork_host_offload.forward, model, model.forward, 64 << 10, "cpu")
+        model.forward = partial(graftwork_host_offload.forward, model, model.forward, 64 << 10, assembly.device)
     take_step(stepper, batch, num_label_tokens)
     state = [value for values in stepper.optimizer.state.values() for value in values.values()]
     watch = Watch([*model.parameters(), *model.buffers(), *state, *tree_leaves(vars(batch))])

@@ -119,7 +119,9 @@ def test_a_batch_without_its_padding_is_attended_to_sequence_by_sequence() -> No
         (q, k, v), real = inputs(lengths, padding)
         assert real is not None
         packed = pack(q, k, v, real, causal)
-        output = packed.unpack(ragged(packed.q, packed.k, packed.v, packed.q_lengths, packed.k_lengths, causal, 0.3))
+        output = packed.unpack(
+            ragged(packed.q, packed.k, packed.v, packed.sequences.q_lengths, packed.sequences.k_lengths, causal, 0.3)
+        )
         where = defined(real, causal, *LENGTHS[lengths])
         torch.testing.assert_close(output * where, by_hand(q, k, v, real, causal, 0.3).float() * where)
 
@@ -132,7 +134,7 @@ def test_a_sequence_of_nothing_but_padding_gives_finite_numbers() -> None:
         for causal in (False, True):
             output = KERNELS[name].forward(*tensors, padding=real, causal=causal, scale=1.0, dropout=0.0)
             assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sum(), tensors))
-    assert pack(*tensors, real, True).k_lengths.tolist() == [6, 6, 6]
+    assert pack(*tensors, real, True).sequences.k_lengths == [6, 6, 6]
 
 
 # Kernels of other libraries -------------------------------------------------------------------------------------------
@@ -247,6 +249,7 @@ def test_a_library_that_another_one_hides_says_so(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # flash-attn-4 warns when it is imported
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("head_dim", [64, 256])
 @pytest.mark.parametrize("name", ["eager", "sdpa", "flash", "flash-4", "xformers"])

@@ -1,4 +1,4 @@
-"""The budget: sizes, candidates, micro-batches, what happens when memory runs out, and that none of it changes what is learned."""
+"""The budget: sizes, candidates, micro-batches, and that none of it changes what is learned."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from graftwork.cli import main
 from graftwork.config.machine import Machine
 from graftwork.config.runfile import parse_run
 from graftwork.config.sizes import format_size
-from graftwork.contracts import DictLookup, Event, MemoryRanOut, MemoryStrategy, NoSettings, Plan, Stepper
+from graftwork.contracts import DictLookup, MemoryStrategy, NoSettings, Plan
 from graftwork.errors import GraftworkError
+from graftwork.jobs.messages import Message
 from graftwork.jobs.outcome import memory_facts
+from graftwork.jobs.train import fitted
 from graftwork.memory import budget
 from graftwork.memory.rehearsal import Step
 from graftwork.memory.timeline import CATEGORIES, Footprint
@@ -27,57 +29,10 @@ from graftwork.report.markdown import render_markdown
 from graftwork.report.memory import memory_course
 from graftwork.report.page import render_page
 from graftwork.train.loop import train
-from graftwork.train.out_of_memory import OutOfMemory
 from graftwork.train.resuming import comparable
 
 CPU = Machine()
 MIB = 1 << 20
-
-
-class Greedy(MemoryStrategy[NoSettings]):
-    """Runs out of memory in the second step of more than a record"""
-
-    name: ClassVar[str] = "greedy"
-    largest: ClassVar[int] = 0
-
-    def stepper(self, assembly: Any, settings: Any) -> Stepper:
-        largest = self.largest
-
-        class Limited(Stepper):
-            def accumulate(self, batch: Any, num_label_tokens: int, **options: Any) -> Any:
-                if self.optimizer.state and len(batch.input_ids) > largest:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, num_label_tokens, **options)
-
-        return Limited(assembly, settings)
-
-
-class Frugal(Greedy):
-    """Runs out of memory in the second step of more than two records"""
-
-    name: ClassVar[str] = "frugal"
-    largest: ClassVar[int] = 2
-
-
-class Late(MemoryStrategy[NoSettings]):
-    """Runs out of memory in the third step"""
-
-    name: ClassVar[str] = "late"
-
-    def stepper(self, assembly: Any, settings: Any) -> Stepper:
-        class Third(Stepper):
-            steps = 0
-
-            def update(self) -> None:
-                super().update()
-                self.steps += 1
-
-            def accumulate(self, batch: Any, num_label_tokens: int, **options: Any) -> Any:
-                if self.steps == 2:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                return super().accumulate(batch, num_label_tokens, **options)
-
-        return Third(assembly, settings)
 
 
 class Odd(MemoryStrategy[NoSettings]):
@@ -101,7 +56,7 @@ class Shared(MemoryStrategy[NoSettings]):
         return {"optimizer state": alone["optimizer state"] // processes}
 
 
-LOOKUP = DictLookup(*COMPONENTS, Greedy, Frugal, Late, Odd, Shared)
+LOOKUP = DictLookup(*COMPONENTS, Odd, Shared)
 
 
 # The run file ---------------------------------------------------------------------------------------------------------
@@ -231,13 +186,22 @@ def test_what_one_process_cannot_show_is_said_by_the_strategys_arithmetic(base: 
     assert (alone.peak or 0) - (four.peak or 0) == pytest.approx(saved, abs=1024)
 
 
-def test_a_budget_and_a_card_both_limit(tmp_path: Path) -> None:
+def test_a_budget_and_what_is_free_of_a_card_both_limit(tmp_path: Path) -> None:
     plan, limited = plan_of(None, tmp_path), plan_of(None, tmp_path, {"memory.budget": "12 GiB"})
-    gpu = Machine(devices=("a CUDA device",), device_bytes=24 << 30, cuda=True)
-    assert budget.budget_bytes(plan, CPU) is None
-    assert budget.budget_bytes(plan, gpu) == 23 << 30
-    assert budget.budget_bytes(limited, gpu) == budget.budget_bytes(limited, CPU) == 12 << 30
-    assert budget.budget_bytes(limited, CPU, "8 GiB") == 7 << 30
+    assert budget.budget_bytes(plan) is None
+    assert budget.budget_bytes(plan, 24 << 30) == 23 << 30
+    assert budget.budget_bytes(limited, 24 << 30) == budget.budget_bytes(limited) == 12 << 30
+    assert budget.budget_bytes(limited, 8 << 30) == 7 << 30
+
+
+def test_a_run_fits_into_what_others_left_of_a_card_and_says_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, told = Machine(devices=("a CUDA device",), device_bytes=80 << 30, cuda=True), list[Any]()
+    monkeypatch.setattr("graftwork.jobs.train.free_bytes", lambda device: budget.RESERVE + 60 * MIB)
+    _, search = fitted(plan_of(base, tmp_path), LOOKUP, gpu, "cuda", listen=told.append)
+    assert told[0] == Message("of a device's 80.0 GiB only 1.1 GiB are free; others have the rest", "warning")
+    assert search and search.budget == 60 * MIB
 
 
 # What is trained ------------------------------------------------------------------------------------------------------
@@ -262,37 +226,6 @@ def test_a_resumed_run_may_be_cut_otherwise_and_must_have_the_same_strategies(tm
     plain, saving = plan.run_context.candidates
     assert comparable(budget.with_candidate(plan, plain, 1)) == comparable(plan_of(None, tmp_path))
     assert comparable(budget.with_candidate(plan, saving)) != comparable(plan)
-
-
-# When memory runs out -------------------------------------------------------------------------------------------------
-
-
-def test_where_memory_runs_out_early_the_next_candidate_is_chosen_and_then_smaller_micro_batches(
-    base: Path, tmp_path: Path
-) -> None:
-    memory = {"try": [["greedy"], ["frugal"]]}
-    plan = plan_of(base, tmp_path, {"memory": memory, "train.steps": 3}, LOOKUP)
-    events: list[Event] = []
-    outcome = train(plan, LOOKUP, tmp_path / "out", device="cpu", listen=events.append)
-    assert [event.sentence for event in events if isinstance(event, MemoryRanOut)] == [
-        "the device's memory ran out in step 2; beginning again with frugal, 4 records at a time",
-        "the device's memory ran out in step 2; beginning again with frugal, 2 records at a time",
-    ]
-    assert [row["step"] for row in outcome.log] == [1, 2, 3]
-    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
-    assert [choice.name for choice in outcome.assembly.plan.run_context.memory] == ["frugal"]
-
-
-@pytest.mark.parametrize(("name", "step"), [("greedy", 2), ("late", 3)])
-def test_where_nothing_is_left_to_try_or_it_is_too_late_the_run_ends_with_what_to_do(
-    base: Path, tmp_path: Path, name: str, step: int
-) -> None:
-    changes = {"memory.use": [name], "train.batch_size": 1, "train.steps": 4}
-    with pytest.raises(OutOfMemory) as caught:
-        train(plan_of(base, tmp_path, changes, LOOKUP), LOOKUP, tmp_path / "out", device="cpu")
-    assert str(caught.value) == (
-        f"the device's memory ran out in step {step}; lower train.micro_batch_size or memory.budget, or name strategies in memory"
-    )
 
 
 # What people see ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from tiny_vlm import STOP, TinyAssembly, question, tiny_assembly
 
 from graftwork.contracts import Encoded, collate
+from graftwork.contracts.device import standing_for
 from graftwork.errors import DataError
 from graftwork.evaluate.generation import answer, encode_prompt, until_stop
 from graftwork_mgm import MgmGemma, MgmSettings
@@ -95,6 +96,20 @@ def test_decoding_ends_when_every_row_has_stopped() -> None:
     assert answers.texts == ("",) * 4
     assert answers.tokens == (1,) * 4
     assert len(assembly.model.rows) == 1
+
+
+@pytest.mark.parametrize("stops_at", [1, 12])
+def test_on_cuda_the_host_is_one_token_behind_and_answers_are_the_same(stops_at: int) -> None:
+    """So that the device need not wait for it; there is no token more than the longest answer may have."""
+    assembly = tiny_assembly(0)
+    with torch.no_grad():
+        assembly.model.head.bias[STOP] += 1e3 if stops_at == 1 else -1e3
+    prompts = [encode_prompt(assembly, record, 12) for record in QUESTIONS]
+    here = answer(assembly, prompts, max_new_tokens=12)
+    passes = len(assembly.model.rows)
+    with standing_for("cuda"):
+        assert answer(assembly, prompts, max_new_tokens=12) == here
+    assert (passes, len(assembly.model.rows) - passes) == (stops_at, min(stops_at + 1, 12))
 
 
 def test_dropout_is_off_while_answering_and_each_module_gets_its_mode_back() -> None:

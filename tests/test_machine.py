@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_runs import PlanOf
 
-from graftwork.config.machine import Machine, chosen_device, detect_machine, unmet_requirement
+from graftwork.config.machine import Machine, chosen_device, detect_machine, free_bytes, unmet_requirement
 from graftwork.contracts import Requires, missing_requirements
 from graftwork.memory import budget
 
@@ -73,6 +73,16 @@ def test_a_budget_is_a_limit_of_the_device_that_is_meant(
     budget.enforce(plan, device)
     budget.enforce(replace(plan, run_context=replace(plan.run_context, budget=20 << 30)), "cpu")
     assert len(limits) == 1
+
+
+def test_what_is_free_of_a_device_is_what_others_have_not_taken_and_pytorch_does_not_use(
+    limits: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the device that is meant: another may be full."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (((10, 50)[device.index]) << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 << 30)
+    assert [free_bytes(name) for name in (None, "cuda:0", "cpu")] == [54 << 30, 14 << 30, 0]
 
 
 def test_pytorch_refuses_a_cuda_device_without_an_index_there(limits: list[Any]) -> None:

@@ -7,10 +7,11 @@ Limits: README of flash-attn 2.8, and `flash_attn/cute/interface.py` of flash-at
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from graftwork import SUPPORTED, NoSettings, Requires, Support, hookimpl, unsupported
-from graftwork.attention import pack, unmet_requirement
+from graftwork.attention import one_query_attention, pack, unmet_requirement
 from graftwork.contracts import AttentionCase, AttentionKernel
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ class FlashKernel(AttentionKernel[NoSettings]):
         dropout: float,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """The dense function, or with padding or segments the one for sequences of different lengths, on a packed batch."""
-        from torch.nn import functional
+        """The dense function, or with padding or segments the one for sequences of different lengths, on a packed batch; a single query among
+        padding is PyTorch's."""
+        import torch
 
+        if q.shape[2] == 1 and padding is not None:
+            return one_query_attention(q, k, v, padding[:, None, None], scale, dropout)
         options: dict[str, Any] = {"softmax_scale": scale, "causal": causal}
         if dropout:
             options["dropout_p"] = dropout  # version 4 does not know the name
@@ -51,9 +55,9 @@ class FlashKernel(AttentionKernel[NoSettings]):
         if padding is None and segments is None:
             return _first(dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **options)).transpose(1, 2)
         packed = pack(q, k, v, padding, causal, segments)
-        for side, lengths in {"q": packed.q_lengths, "k": packed.k_lengths}.items():
-            options[f"cu_seqlens_{side}"] = functional.pad(lengths.cumsum(0), (1, 0)).int()
-            options[f"max_seqlen_{side}"] = int(lengths.max())
+        for side, lengths in {"q": packed.sequences.q_lengths, "k": packed.sequences.k_lengths}.items():
+            options[f"cu_seqlens_{side}"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=q.device)
+            options[f"max_seqlen_{side}"] = max(lengths)
         return packed.unpack(_first(ragged(packed.q, packed.k, packed.v, **options)))
 
     @abstractmethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftwork import SUPPORTED, NoSettings, Support, hookimpl
-from graftwork.attention import plain_attention, visible_keys
-from graftwork.contracts import AttentionCase, AttentionKernel
+from graftwork.attention import one_query_attention, plain_attention, visible_keys
+from graftwork.contracts import AttentionCase, AttentionKernel, device_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,12 @@ class Sdpa(AttentionKernel[NoSettings]):
         plain = padding is None and mask is None
         whole = causal and q.shape[2] == k.shape[2] and window is None and segments is None
         seen = None if plain and whole else visible_keys(q, k, padding, causal, window, mask, segments)
+        if q.shape[2] == 1:
+            return one_query_attention(q, k, v, seen, scale, dropout)
         if seen is not None and not plain:
             # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
             seen = seen | ~seen.any(-1, keepdim=True)
-        if q.shape[1] != k.shape[1] and q.is_cuda and not _groups_heads(q, seen):
+        if q.shape[1] != k.shape[1] and device_type(q.device) == "cuda" and not _groups_heads(q, seen):
             group = q.shape[1] // k.shape[1]
             k, v = (tensor[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for tensor in (k, v))
         return functional.scaled_dot_product_attention(

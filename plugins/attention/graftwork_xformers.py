@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from graftwork import SUPPORTED, NoSettings, Requires, Support, hookimpl, unsupported
-from graftwork.attention import pack, unmet_requirement
+from graftwork.attention import one_query_attention, pack, unmet_requirement
 from graftwork.contracts import AttentionCase, AttentionKernel
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ class XFormers(AttentionKernel[NoSettings]):
         dropout: float,
         segments: Tensor | None = None,
     ) -> Tensor:
-        """One call of memory_efficient_attention; with padding or segments on a packed batch with a block-diagonal mask."""
+        """One call of memory_efficient_attention; with padding or segments on a packed batch with a block-diagonal mask. A single query among
+        padding is PyTorch's."""
+        if q.shape[2] == 1 and padding is not None:
+            return one_query_attention(q, k, v, padding[:, None, None], scale, dropout)
         from xformers.ops import fmha
 
         group = q.shape[1] // k.shape[1]
@@ -69,7 +72,7 @@ class XFormers(AttentionKernel[NoSettings]):
             return output.transpose(1, 2)
         packed = pack(q, k, v, padding, causal, segments)
         blocks = fmha.attn_bias.BlockDiagonalCausalFromBottomRightMask if causal else fmha.attn_bias.BlockDiagonalMask
-        bias = blocks.from_seqlens(packed.q_lengths.tolist(), packed.k_lengths.tolist(), device=q.device)
+        bias = blocks.from_seqlens(packed.sequences.q_lengths, packed.sequences.k_lengths, device=q.device)
         q, k, v = packed.q[None], packed.k[None], packed.v[None]
         return packed.unpack(fmha.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout, scale=scale)[0])
 

@@ -118,3 +118,20 @@ def visible_keys(
         if each is not None:
             visible = each if visible is None else visible & each
     return visible
+
+
+def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Attention of a single query, as in decoding, by PyTorch's scaled_dot_product_attention; `seen` is as `visible_keys` gives it.
+
+    The heads that share a key head become its queries. So the cache is read once, and neither repeated for every head nor copied without its
+    padding, as it would be anew for each token and layer.
+    """
+    from torch.nn import functional
+
+    batch, kv_heads = k.shape[:2]
+    if seen is not None:
+        # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
+        seen = seen | ~seen.any(-1, keepdim=True)
+    stacked = q.reshape(batch, kv_heads, -1, q.shape[-1])
+    output = functional.scaled_dot_product_attention(stacked, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+    return output.reshape(batch, -1, 1, v.shape[-1])

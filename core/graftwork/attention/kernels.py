@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from graftwork.attention.definition import BOUND, limits
 from graftwork.contracts.anatomy import AttentionCase, AttentionSite
 from graftwork.contracts.component import Requires, missing_requirements
+from graftwork.contracts.device import device_type
 from graftwork.contracts.kinds import AttentionKernel
 from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+MOST_ROWS = 65_535
+"""The most rows that fused CUDA kernels take: they lie along a dimension of the grid that allows no more."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,8 @@ class Binding:
                 self._chosen[key] = self._choose(case_of(site, q.dtype, q.device, backward), self._failed.get(key, {}))
             name, kernel = self._chosen[key]
             try:
-                output = kernel.forward(
-                    q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout, **further
+                output = in_grids(
+                    kernel, q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout, **further
                 )
             except (ImportError, NotImplementedError) as error:
                 # A library that was built for another torch or device raises only when it is used.
@@ -147,6 +151,27 @@ class Binding:
             if line not in self.fallbacks:
                 self.fallbacks.append(line)
         return chosen.name, chosen.kernel
+
+
+def in_grids(kernel: AttentionKernel[Any], q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """What a kernel computes, on a CUDA device at most `MOST_ROWS` rows at a time."""
+    import torch
+
+    if device_type(q.device) != "cuda" or len(q) <= MOST_ROWS:
+        return kernel.forward(q, k, v, **options)
+
+    def part(value: Any, start: int) -> Any:
+        has_rows = isinstance(value, torch.Tensor) and len(value) == len(q)
+        return value[start : start + MOST_ROWS] if has_rows else value
+
+    outputs = [
+        kernel.forward(
+            *(part(tensor, start) for tensor in (q, k, v)),
+            **{name: part(value, start) for name, value in options.items()},
+        )
+        for start in range(0, len(q), MOST_ROWS)
+    ]
+    return torch.cat(outputs)
 
 
 def case_of(site: AttentionSite, dtype: torch.dtype, device: torch.device, backward: bool) -> AttentionCase:

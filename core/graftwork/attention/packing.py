@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of a padded batch lie in it, and how long they are."""
+
+    rows: Tensor
+    """`[real queries]`: where the queries lie in the padded batch, with batch and positions in one dimension."""
+    columns: Tensor
+    """`[real keys]`: where the keys lie, likewise."""
+    q_lengths: list[int]
+    """How many queries each sequence has."""
+    k_lengths: list[int]
+    """How many keys each sequence has, at least one."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +33,16 @@ class Packed:
     """`[real keys, kv_heads, head_dim]`."""
     v: Tensor
     """As `k`."""
-    q_lengths: Tensor
-    """`[batch]`: how many queries each sequence has."""
-    k_lengths: Tensor
-    """`[batch]`: how many keys each sequence has, at least one."""
+    sequences: Sequences
     batch: int
     """How many rows the padded batch has."""
-    rows: Tensor
-    """`[real queries]`: where the queries lie in the padded batch, with batch and positions in one dimension."""
     queries: int
     """How many queries each sequence of the padded batch has."""
 
     def unpack(self, output: Tensor) -> Tensor:
         """From `[real queries, heads, head_dim]` to `[batch, heads, queries, head_dim]`, with 0 at padding."""
-        padded = output.new_zeros(self.batch * self.queries, *output.shape[1:]).index_copy(0, self.rows, output)
+        padded = output.new_zeros(self.batch * self.queries, *output.shape[1:])
+        padded = padded.index_copy(0, self.sequences.rows, output)
         return padded.view(self.batch, self.queries, *output.shape[1:]).transpose(1, 2)
 
 
@@ -45,21 +55,38 @@ def pack(
     Causal queries are the last positions of the keys, so that padding among them goes too, and the queries that stay are
     still the last of the keys that stay: a causal kernel must align its mask at the bottom right. Other queries all stay.
     """
-    import torch
-
-    queries = q.shape[2]
-    if segments is not None:
-        padding = segments > 0
-    assert padding is not None
-    padding = padding | ~padding.any(1, keepdim=True)  # a sequence without any key would have no defined result
-    real = padding[:, -queries:] if causal else torch.ones_like(padding[:, :1]).expand(-1, queries)
-    rows, columns = real.flatten().nonzero()[:, 0], padding.flatten().nonzero()[:, 0]
 
     def lines(tensor: Tensor, index: Tensor) -> Tensor:
         return tensor.transpose(1, 2).flatten(0, 1)[index]
 
-    q_lengths, k_lengths = real.sum(1), padding.sum(1)
-    if segments is not None:
-        numbers = segments + torch.arange(len(segments), device=q.device)[:, None] * (segments.shape[1] + 1)
+    found = sequences_of(padding, segments, q.shape[2], causal)
+    packed = lines(q, found.rows), lines(k, found.columns), lines(v, found.columns)
+    return Packed(*packed, found, len(q), q.shape[2])
+
+
+KNOWN = "graftwork_sequences"
+"""The attribute of a mask that holds its sequences."""
+
+
+def sequences_of(padding: Tensor | None, segments: Tensor | None, queries: int, causal: bool) -> Sequences:
+    """The sequences of a batch, found once for all layers of a forward pass, which share its mask: to find them the host waits for a
+    device."""
+    import torch
+
+    packed = segments is not None
+    mask = segments if segments is not None else padding
+    assert mask is not None
+    known: dict[Any, Sequences] = vars(mask).setdefault(KNOWN, {})
+    version = 0 if mask.is_inference() else mask._version
+    if (key := (packed, queries, causal, version)) in known:
+        return known[key]
+    seen = mask > 0
+    seen = seen | ~seen.any(1, keepdim=True)  # a sequence without any key would have no defined result
+    real = seen[:, -queries:] if causal else torch.ones_like(seen[:, :1]).expand(-1, queries)
+    rows, columns = real.flatten().nonzero()[:, 0], seen.flatten().nonzero()[:, 0]
+    q_lengths, k_lengths = real.sum(1), seen.sum(1)
+    if packed:
+        numbers = mask + torch.arange(len(mask), device=mask.device)[:, None] * (mask.shape[1] + 1)
         q_lengths = k_lengths = torch.unique_consecutive(numbers.flatten()[columns], return_counts=True)[1]
-    return Packed(lines(q, rows), lines(k, columns), lines(v, columns), q_lengths, k_lengths, len(q), rows, queries)
+    known[key] = Sequences(rows, columns, q_lengths.tolist(), k_lengths.tolist())
+    return known[key]

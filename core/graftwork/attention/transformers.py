@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from graftwork.attention.definition import attend
+from graftwork.attention.windows import attend_within
 from graftwork.errors import GraftworkError
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ATTN_IMPLEMENTATION = "graftwork"
 """The `attn_implementation` under which transformers' models find Graftwork's kernels, once `register` was called."""
+WINDOWED = f"{ATTN_IMPLEMENTATION}_flash"
+"""The same for image encoders whose attention sees windows, or images, that lie one after another in a row: to an implementation with `flash`
+in its name, and to no other, transformers says where they lie; it calls all others for each of them."""
 
 
 COMPUTED: ContextVar[tuple[Batch | None, Tensor | None]] = ContextVar("computed", default=(None, None))
@@ -40,11 +44,12 @@ def packing(batch: Batch) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make `ATTN_IMPLEMENTATION` known to transformers; calling it again changes nothing."""
+    """Make `ATTN_IMPLEMENTATION` and `WINDOWED` known to transformers; calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(ATTN_IMPLEMENTATION, _transformers_attention)
-    AttentionMaskInterface.register(ATTN_IMPLEMENTATION, _transformers_mask)
+    for name in (ATTN_IMPLEMENTATION, WINDOWED):
+        AttentionInterface.register(name, _transformers_attention)
+        AttentionMaskInterface.register(name, _transformers_mask)
 
 
 def _transformers_attention(
@@ -72,19 +77,22 @@ def _transformers_attention(
     if unknown:
         raise _unsupported(", ".join(unknown))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    output = attend(
-        module,
-        query,
-        key,
-        value,
-        padding=attention_mask if two and not packed else None,
-        causal=causal and not whole,
-        scale=scaling,
-        dropout=dropout,
-        softcap=others.get("softcap"),
-        mask=attention_mask if whole else None,
-        segments=attention_mask if packed else None,
-    )
+    options: dict[str, Any] = {
+        "causal": causal and not whole,
+        "scale": scaling,
+        "dropout": dropout,
+        "softcap": others.get("softcap"),
+    }
+    if (boundaries := others.get("cu_seq_lens_q")) is not None and attention_mask is None:
+        output = attend_within(module, query, key, value, boundaries, **options)
+    else:
+        padding, segments = (None, attention_mask) if packed else (attention_mask, None)
+        masks: dict[str, Any] = {
+            "padding": padding if two else None,
+            "mask": attention_mask if whole else None,
+            "segments": segments,
+        }
+        output = attend(module, query, key, value, **options, **masks)
     return output.transpose(1, 2).contiguous(), None
 
 

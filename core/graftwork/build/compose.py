@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.attention.kernels import Binding, bind
-from graftwork.attention.transformers import ATTN_IMPLEMENTATION, register
+from graftwork.attention.transformers import ATTN_IMPLEMENTATION, WINDOWED, register
 from graftwork.build.copies import account_for
 from graftwork.build.filling import (
     BaseWeights,
@@ -151,7 +151,7 @@ def assemble(
         if on_meta:
             building.enter_context(parameters_on_meta())
         torch.manual_seed(run_context.seed)
-        context = BuildContext(attn_implementation=ATTN_IMPLEMENTATION)
+        context = BuildContext(ATTN_IMPLEMENTATION, WINDOWED)
         modules = {part: tower.build(config_of(model_spec.parts[part]), context) for part, tower in towers.items()}
         structure = architecture.build(config_of(model_spec.model), modules, outputs, context)
     sites = attention_sites(plan, architecture, towers, outputs)

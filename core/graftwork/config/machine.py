@@ -62,6 +62,18 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
+def free_bytes(name: str | None = None) -> int:
+    """The bytes of the CUDA device of that name that nobody else has taken, with those that PyTorch keeps there for this process and does not
+    use; 0 on a CPU."""
+    import torch
+
+    device = chosen_device(name)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -37,6 +37,7 @@ from graftwork.contracts.configuration import (
     unknown_settings,
 )
 from graftwork.contracts.data import DataMaker, DataOperator, DataSource, DataVerifier, VerifiedGroup
+from graftwork.contracts.device import device_type, in_main_memory
 from graftwork.contracts.hookspecs import hookimpl
 from graftwork.contracts.kinds import (
     KINDS,
@@ -204,11 +205,13 @@ __all__ = [
     "collate",
     "config_of",
     "cross_entropy",
+    "device_type",
     "earlier_names",
     "find_label_positions",
     "folder_of",
     "hookimpl",
     "image_key",
+    "in_main_memory",
     "missing_packages",
     "missing_requirements",
     "modules_of",

@@ -57,7 +57,7 @@ class NotLearning(Event):
 
 @dataclass(frozen=True)
 class MemoryRanOut(Event):
-    """The device's memory did not hold the first steps; the run begins again as the sentence says."""
+    """The device's memory did not hold a step; the run begins again, or goes on, as the sentence says."""
 
     sentence: str
 

@@ -26,6 +26,17 @@ class MicroBatch:
         examples = iter(self.examples)
         return [[*islice(examples, count)] for count in self.rows or [1] * len(self.examples)]
 
+    def cut(self, size: int) -> list[MicroBatch]:
+        """The same rows in micro-batches of at most `size`."""
+        rows = self.by_row()
+        if len(rows) <= size:
+            return [self]
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [
+            MicroBatch([each for row in part for each in row], [len(row) for row in part] if self.rows else ())
+            for part in parts
+        ]
+
 
 def rows_of_step(lengths: Sequence[int], size: int | None, limit: int | None) -> list[list[int]]:
     """Which records of a step share each row, in the order in which rows are cut into micro-batches of `size` rows, or of all without a `size`. With
@@ -66,11 +77,8 @@ def micro_batches(examples: Sequence[Encoded], size: int | None, limit: int | No
     if not examples:
         return []
     rows = rows_of_step([len(each.input_ids) for each in examples], size, limit)
-    size = size or len(rows)
-    return [
-        MicroBatch([examples[n] for row in cut for n in row], [len(row) for row in cut] if limit else ())
-        for cut in (rows[start : start + size] for start in range(0, len(rows), size))
-    ]
+    counts = [len(row) for row in rows] if limit else ()
+    return MicroBatch([examples[n] for row in rows for n in row], counts).cut(size or len(rows))
 
 
 def packed(batch: Batch, rows: Sequence[int], pad_id: int) -> Batch:

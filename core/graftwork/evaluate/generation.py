@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftwork.contracts.batch import Batch, Encoded
+from graftwork.contracts.device import device_type
 from graftwork.contracts.model import batch_of
 from graftwork.contracts.plan import config_of
 from graftwork.contracts.records import Record
@@ -85,6 +86,8 @@ def answer(
     limits = [room(assembly, prompt, max_new_tokens) for prompt in prompts]
     max_lengths = torch.tensor(limits, device=device)
     steps: list[Tensor] = []
+    ended: list[Tensor] = []
+    lag = int(device_type(device) == "cuda")
     with answering(assembly):
         cache = model.new_cache()
         while True:
@@ -92,7 +95,9 @@ def answer(
             token = model.logits(hidden[:, -1]).argmax(dim=-1)
             steps.append(token)
             finished = finished | torch.isin(token, stop) | (max_lengths <= len(steps))
-            if finished.all():
+            ended.append(finished.all())
+            # Of a device that is one step behind, so that it goes on computing while the host waits for it.
+            if len(steps) == max(limits) or (len(ended) > lag and ended[-1 - lag]):
                 break
             # A sequence at its limit is not extended: the model has no positions beyond it.
             mask = torch.cat([batch.attention_mask, (max_lengths > len(steps))[:, None]], dim=1)

@@ -13,7 +13,8 @@ from graftwork.build.outline import Outline
 from graftwork.build.outline import outline as outline_of
 from graftwork.checkpoint import ancestry
 from graftwork.checkpoint.manifest import Ancestor, told
-from graftwork.config.machine import Machine, detect_machine
+from graftwork.config.machine import Machine, detect_machine, free_bytes
+from graftwork.config.sizes import parse_size
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Plan
 from graftwork.errors import GraftworkError
@@ -85,7 +86,7 @@ def plan(
     """
     run, lookup, missing_files, machine = Run.of(run), lookup or installed(), list[str](), detect_machine()
     resolved = run.plan(lookup, fetch=False, missing=missing_files)
-    allowed = budget.budget_bytes(resolved, machine, device_memory)
+    allowed = budget.budget_bytes(resolved, parse_size(device_memory) if device_memory is not None else free_bytes())
     ancestors = ancestors_of(resolved, lookup, missing_files)
     outline = outline_of(resolved, lookup, machine)
     if outline.no_processor and not any(line.startswith("model.weights:") for line in missing_files):

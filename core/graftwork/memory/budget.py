@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graftwork.config.machine import Machine, chosen_device
 from graftwork.config.restore import restore_component
-from graftwork.config.sizes import format_size, parse_size
+from graftwork.config.sizes import format_size
 from graftwork.contracts.kinds import MemoryStrategy
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.plan import Choice, Plan
@@ -269,16 +269,11 @@ def lines(search: CandidateSearch) -> list[str]:
     ]
 
 
-def budget_bytes(plan: Plan, machine: Machine, device_memory: str | None = None) -> int | None:
-    """The bytes that a plan's tensors may take: its own budget, and no more than a device of `device_memory`, or the smallest
-    of the machine, has left; None where neither is set. GraftworkError for a `device_memory` that is no size."""
-    device_bytes = parse_size(device_memory) if device_memory is not None else machine.device_bytes
-    limits = [
-        limit
-        for limit in (plan.run_context.budget, max(0, device_bytes - RESERVE) if device_bytes else None)
-        if limit is not None
-    ]
-    return min(limits, default=None)
+def budget_bytes(plan: Plan, device_bytes: int = 0) -> int | None:
+    """The bytes that a plan's tensors may take: its own budget, and no more than a device with so many free ones has, less the reserve;
+    None where neither is known."""
+    limits = [plan.run_context.budget, max(0, device_bytes - RESERVE) if device_bytes else None]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def next_fallback(plan: Plan) -> Plan | None:

@@ -15,6 +15,7 @@ from graftwork.build import compose
 from graftwork.config.machine import Machine
 from graftwork.config.sites import attention_sites, kernels_on
 from graftwork.contracts.batch import IGNORED, Batch, Encoded
+from graftwork.contracts.device import standing_for
 from graftwork.contracts.lookup import Lookup
 from graftwork.contracts.model import Processor, batch_of
 from graftwork.contracts.packing import MicroBatch
@@ -206,6 +207,7 @@ def rehearsing(
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # a run on real tensors gives them
+        stack.enter_context(standing_for(device))
         # What no weight enters keeps its numbers beside it, whatever its size: models decide by grids, counts and masks.
         stack.callback(setattr, fake_tensor, "CONSTANT_NUMEL_LIMIT", fake_tensor.CONSTANT_NUMEL_LIMIT)
         fake_tensor.CONSTANT_NUMEL_LIMIT = LARGEST_CONSTANT

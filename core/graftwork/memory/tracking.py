@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from graftwork.contracts.device import is_main_memory
 from graftwork.memory.timeline import (
     BACKWARD,
     BUILD,
@@ -46,7 +47,8 @@ class Tracker:
         self.phase = BUILD
         self.flops = 0
         """Floating-point operations of matrix products and convolutions so far."""
-        self._alive: dict[int, tuple[weakref.ref[Any], Allocation]] = {}
+        self._alive: dict[int, tuple[weakref.ref[Any], int, Allocation]] = {}
+        """By storage: a reference to it, its size, and what it counts as."""
         self._names: dict[int, str] = {}
         self._within: list[str] = []
         self._pass_index, self._forwards = 0, True
@@ -105,23 +107,29 @@ class Tracker:
             return None
         key, size = storage._cdata, storage.nbytes()
         known = self._alive.get(key)
-        if known and known[1].size == size:
-            return known[1]
+        if known and known[1] == size:
+            return known[2]
         if known:  # it was resized
             self._died(key, known[0])
         dtype = str(tensor.dtype).removeprefix("torch.")
         allocation = Allocation(
-            size, max(self.timeline.now, 0), phase, self._pass_index, path, tuple(tensor.shape), dtype
+            0 if is_main_memory() else size,
+            max(self.timeline.now, 0),
+            phase,
+            self._pass_index,
+            path,
+            tuple(tensor.shape),
+            dtype,
         )
         self.timeline.allocations.append(allocation)
-        self._alive[key] = (weakref.ref(storage, partial(self._died, key)), allocation)
+        self._alive[key] = (weakref.ref(storage, partial(self._died, key)), size, allocation)
         return allocation
 
     def _died(self, key: int, reference: weakref.ref[Any]) -> None:
         known = self._alive.get(key)
         if known and known[0] is reference:
             del self._alive[key]
-            known[1].freed_at, known[1].last_pass = self.timeline.now + 1, self._pass_index
+            known[2].freed_at, known[2].last_pass = self.timeline.now + 1, self._pass_index
 
     # Naming ---------------------------------------------------------------------------------------------------------------
 
@@ -146,7 +154,7 @@ class Tracker:
 
     def name_optimizer_state(self, stepper: Stepper) -> None:
         """What an update allocated and kept is the optimizer's state; its names are those of `optimizer.state`, if any."""
-        for _, allocation in self._alive.values():
+        for _, _, allocation in self._alive.values():
             if allocation.phase in (PREPARATION, UPDATE) and not allocation.category:
                 allocation.category = OPTIMIZER
         for name, parameter in stepper.parameters.items():

@@ -67,6 +67,20 @@ class Feed:
             chosen += self._encode(self.sampler.batch(batch)[: count - len(chosen)])[0].values()
         return chosen
 
+    def longest(self, count: int) -> list[Encoded]:
+        """So many records that can be used: the longest of all, and the longest with images, if there are any; none is counted here."""
+        import numpy
+
+        shortest_first = numpy.argsort(self.data.lengths, kind="stable")
+        with_images = shortest_first[self.data.measured.has_images[shortest_first]]
+        order = [*shortest_first[::-1][:1], *with_images[::-1], *shortest_first[::-1]]
+        found = list[Encoded]()
+        for index in map(int, order):
+            if len(found) == count:
+                break
+            found += self._encode([index])[0].values()
+        return found
+
     def two_different(self) -> list[Encoded]:
         """Two records of different text, with images where there are some; the same twice where all have the same."""
         import numpy

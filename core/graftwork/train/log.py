@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import processes
+from graftwork.contracts.events import StepTaken
 
 FILE = "log.jsonl"
 
@@ -47,3 +48,11 @@ class Log:
         work = self.file.with_suffix(".unfinished")
         work.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         work.replace(self.file)
+
+
+LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")
+
+
+def line_of(step: StepTaken, skipped: bool) -> dict[str, Any]:
+    """A step's line of the log."""
+    return {key: getattr(step, key) for key in LOGGED} | ({"skipped": True} if skipped else {})

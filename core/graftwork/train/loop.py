@@ -15,7 +15,6 @@ from graftwork.build import compose
 from graftwork.checkpoint import ancestry, manifest, store, verification, writing
 from graftwork.contracts import events
 from graftwork.contracts.lookup import Lookup
-from graftwork.contracts.model import batch_of
 from graftwork.contracts.packing import MicroBatch
 from graftwork.contracts.plan import Plan, TrainSettings
 from graftwork.contracts.stepper import stepper_for
@@ -25,14 +24,16 @@ from graftwork.data.training_data import TrainingData, load_training_data
 from graftwork.errors import AdapterError, CheckpointError, RunInterrupted
 from graftwork.memory import budget
 from graftwork.train import data_parallel, progress, resuming
+from graftwork.train.accumulating import Accumulator
 from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
 from graftwork.train.interrupting import Signals
 from graftwork.train.learning import Learning
-from graftwork.train.log import Log
+from graftwork.train.log import Log, line_of
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
 from graftwork.train.packing import try_packing
 from graftwork.train.progress import Measurement
+from graftwork.train.saving import Saving
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def attempt(
         loop.restore(saved, start, accept_data=accept_data)
     else:
         with out_of_memory_told("in the dry backward pass", early=lambda: loop.is_early):
-            loop.learning.check(loop.feed, loop.micro_batch_size)
+            loop.learning.check(loop.feed, loop.accumulate.size)
     with loop.signals:
         return loop.run()
 
@@ -144,7 +145,6 @@ class Loop:
         self.plan, self.assembly, self.data = plan, assembly, data
         self.steps, self.out, self.lookup = steps, out, lookup
         self.settings: TrainSettings = plan.run_context.train
-        self.micro_batch_size = self.settings.micro_batch_size or self.settings.batch_size
         self.step, self.ancestors = 0, tuple[manifest.Ancestor, ...]()
         self.signals = Signals()
         self.stopped_by = 0
@@ -156,12 +156,14 @@ class Loop:
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
+        self.accumulate = Accumulator(self.stepper, lambda: self.is_early, self.use_smaller)
         overflows_in = assembly.architecture.overflows_in
         self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.learning = Learning(assembly, self.stepper, self.settings.allow_unreached)
         self.log = Log(out)
+        self.saving = Saving(out, self.settings.keep, lookup, self.tell)
         self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor)
         self.filler = self.feed.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
@@ -181,16 +183,19 @@ class Loop:
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.log.begin()
-        begun = saved = self.step
+        begun = self.saving.step = self.step
         line = dict[str, Any]()
-        with ThreadPoolExecutor(1) as encoder:
+        with ThreadPoolExecutor(1) as encoder, self.saving:
             if self.step == 0:
                 self.measure_progress(encoder)
             for share, totals, started in self.shares(encoder):
                 with out_of_memory_told(f"in step {self.step + 1}", early=lambda: self.is_early):
                     line = self.take_step(share.micro_batches, totals, started)
+                    if self.step == 1:
+                        self.accumulate.try_largest(self.feed.longest)
                 if self.step % self.settings.log_every == 0:
                     self.log.write(line)
+                self.saving.poll()
                 if self.is_over:
                     break
                 if self.step in self.measured_steps:
@@ -199,14 +204,13 @@ class Loop:
                         self.tell(events.NotLearning(self.out, self.step, found))
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
                     self.save()
-                    saved = self.step
             if self.step != begun and not self.stopped_by:
                 self.log.write(line)
                 self.measure_progress(encoder)
             if self.stopped_by:
-                raise self.stop(saved)
-            if self.step != saved:
-                self.save()
+                raise self.stop()
+            self.save()
+            self.saving.wait()
         verdict = self.health.verdict()
         self.tell(events.RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         if number := max(processes.all_gather_object(self.signals.number)):
@@ -214,14 +218,14 @@ class Loop:
         peak = peak_memory(self.assembly.device) or None
         return Outcome(self.folder, verdict, self.assembly, self.data.summary, self.log.lines, peak)
 
-    def stop(self, saved: int) -> RunInterrupted:
-        """Save the step that a signal ended the run after, unless it is the one that was `saved` last; what to raise."""
+    def stop(self) -> RunInterrupted:
+        """Save the step that a signal ended the run after; what to raise."""
         why = ""
-        if self.step != saved:
-            try:
-                self.save()
-            except AdapterError as error:
-                why = error.sentence  # So early that there is nothing to save.
+        try:
+            self.save()
+        except AdapterError as error:
+            why = error.sentence  # So early that there is nothing to save.
+        self.saving.wait()
         folder = self.folder if self.step and not why else None
         interrupted = RunInterrupted(self.stopped_by, self.step, self.steps, folder, why)
         self.tell(events.RunStopped(self.out, self.step, self.steps, interrupted.signal, folder))
@@ -266,7 +270,7 @@ class Loop:
     @property
     def is_early(self) -> bool:
         """Whether nothing is lost by beginning again."""
-        return self.step < EARLY_STEPS and not store.checkpoints(self.out)
+        return self.step < EARLY_STEPS and not (self.saving.step or store.checkpoints(self.out))
 
     def measure_progress(self, encoder: Executor) -> None:
         """Measure the validation loss, and the records that are followed through the run, once after a step; `encoder` is who
@@ -276,13 +280,13 @@ class Loop:
         self.measured, seed, count = self.step, self.plan.run_context.seed, len(self.data.records)
         if held_out := encoder.submit(self.feed.validation, progress.VALIDATED, seed).result():
             with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
-                loss = progress.mean_loss(self.assembly, held_out, self.micro_batch_size)
+                loss = progress.mean_loss(self.assembly, held_out, self.accumulate.size)
             self.data.validation_losses.append((self.step, loss if math.isfinite(loss) else None))
         if self.step and not self.health.measurements:
             return  # It began before there were measurements, or with other data: there is nothing to compare with.
         examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
         with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
-            losses = progress.measure(self.assembly, examples, self.micro_batch_size)
+            losses = progress.measure(self.assembly, examples, self.accumulate.size)
         travelled = sum(self.rate_factor(step) for step in range(self.step))
         self.health.guessing = progress.loss_of_guessing(examples)
         weights = progress.size_of_weights(self.assembly)
@@ -302,11 +306,7 @@ class Loop:
         self.stepper.set_rate(factor)
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
-        losses: list[Tensor] = []
-        device = self.assembly.device
-        for number, each in enumerate(micro_batches, 1):
-            batch = batch_of(self.assembly.processor, each.examples, rows=each.rows).to(device)
-            losses.append(self.stepper.accumulate(batch, totals.loss_weight, last=number == len(micro_batches)))
+        losses = self.accumulate(micro_batches, totals.loss_weight)
         # Read once, when all is queued: the host waits for a device at every number that it reads.
         loss = sum(processes.all_gather_object(sum(torch.stack(losses).tolist() if losses else (), 0.0)))
         norm = float(self.stepper.gradient_norm())
@@ -330,7 +330,13 @@ class Loop:
             memory=peak_memory(self.assembly.device),
         )
         self.tell(event)
-        return {key: getattr(event, key) for key in LOGGED} | ({"skipped": True} if skipped else {})
+        return line_of(event, skipped)
+
+    def use_smaller(self, size: int) -> None:
+        """Record that micro-batches have `size` rows from this step on, also when the run is resumed, and say so."""
+        self.assembly.plan = self.plan = budget.with_candidate(self.plan, self.plan.run_context.memory, size)
+        told = f"the device's memory ran out in step {self.step + 1}; going on with {budget.describe_memory(self.plan)}"
+        self.tell(events.MemoryRanOut(self.out, told))
 
     def tell(self, event: events.Event) -> None:
         """Tell the caller and every observer, once for all processes."""
@@ -339,14 +345,15 @@ class Loop:
             self.lookup.emit(event)
 
     def save(self) -> None:
-        """Save a complete checkpoint of this step, and remove the oldest."""
+        """Begin to save a complete checkpoint of this step, unless it is saved; it is written while the next ones are taken. Collective."""
+        if self.step == self.saving.step:
+            return
+        self.saving.wait()
         self.health.data_faults = self.data.faults()
         learned = self.learning.map()
         self.health.unlearned = [*learned.faults()]
-        store.save(
+        captured = store.capture(
             self.assembly,
-            self.folder,
-            self.lookup,
             step=self.step,
             steps=self.steps,
             golden=self.golden,
@@ -356,9 +363,7 @@ class Loop:
             initialised_from=self.ancestors,
             learned=learned,
         )
-        for old in store.checkpoints(self.out)[: -self.settings.keep] if processes.is_first() else ():
-            writing.remove(old)
-        self.tell(events.CheckpointSaved(self.out, self.step, self.folder))
+        self.saving.begin(captured, self.step, self.folder)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs besides the trained tensors, as tensors."""
@@ -393,6 +398,3 @@ class Loop:
             self.data.leave_out_again(state["left_out"].tolist(), saved.data)
             self.data.validation_losses = [(step, loss) for step, loss in saved.data.get("validation_losses", ())]
         self.log.keep(self.step)
-
-
-LOGGED = ("step", "loss", "learning_rate", "gradient_norm", "images", "tokens", "seconds")

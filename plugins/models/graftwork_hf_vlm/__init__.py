@@ -167,7 +167,7 @@ class HfVlm(ModelArchitecture[HfVlmSettings]):
         from graftwork_hf_vlm.model import build
 
         bound = {site.name for site in self.sites(config, {}) if not site.own}
-        return build(config_from(config), bound, context.attn_implementation)
+        return build(config_from(config), bound, context)
 
     def tensors(
         self,

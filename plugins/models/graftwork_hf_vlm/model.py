@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from graftwork.attention import packing
-from graftwork.contracts import Batch, Structure
+from graftwork.contracts import Batch, BuildContext, Structure
 from graftwork.errors import WeightsError
 from graftwork.weights import DerivedTensor, LazyTensor
 from graftwork_hf_vlm import HfVlm, image_token_id, known_to, model_class, own_attention, parts_of
@@ -158,12 +158,12 @@ def together(parts: Sequence[Any]) -> Any:
     return [together(each) for each in zip(*parts, strict=True)]
 
 
-def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
-    """The built model and its map; the sites in `bound` compute attention by `kernels`, the others as transformers does."""
+def build(config: Any, bound: Collection[str], context: BuildContext) -> Structure:
+    """The built model and its map; the sites in `bound` compute attention by Graftwork's kernels, the others as transformers does."""
     own, chosen = own_attention(config), {}
     for name, part in parts_of(config).items():
         key = next((key for key in config.sub_configs if getattr(config, key, None) is part), "")
-        chosen[key] = kernels if name in bound else own
+        chosen[key] = context.attn_implementation if name in bound else own
     try:
         model = AutoModelForImageTextToText.from_config(
             config, attn_implementation={"": own, **chosen}, dtype=torch.float32
@@ -175,9 +175,12 @@ def build(config: Any, bound: Collection[str], kernels: str) -> Structure:
         ) from None
     kind = type(model)
     model.__class__ = type(kind.__name__, (VisionLanguage, kind), {"__module__": kind.__module__})
+    encoder = model.get_encoder("image")
+    if "vision" in bound and any("cu_seqlens" in known_to(module) for module in encoder.modules()):
+        encoder.config._attn_implementation = context.windowed_attn_implementation or context.attn_implementation
     model.tie_weights()
     tied = dict(model.all_tied_weights_keys)
-    language, vision = path_of(model, model.get_decoder()), path_of(model, model.get_encoder("image"))
+    language, vision = path_of(model, model.get_decoder()), path_of(model, encoder)
     roles = roles_of(model, language, vision, tied)
     blocks = {"language": language, "vision": vision}
     layers = [name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]

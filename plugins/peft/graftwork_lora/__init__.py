@@ -91,6 +91,8 @@ class Lora(PeftMethod[LoraSettings]):
                 layer.set_adapter([ADAPTER, START])
                 for matrices in (layer.lora_A, layer.lora_B):
                     matrices.float()  # what is trained will be, and the other must cancel it
+            # Autocast casts what enters the matrices; DoRA takes its norms in the precision that its input has.
+            layer.cast_input_dtype_enabled = self.settings.use_dora
             for name, parameter in layer.named_parameters():
                 # peft unfreezes every active adapter; what PiSSA started from is to stay.
                 parameter.requires_grad_(f".{ADAPTER}" in f".{name}" and "base_layer" not in name)

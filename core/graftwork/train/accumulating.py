@@ -1,0 +1,67 @@
+"""The gradients of a step, micro-batch by micro-batch, in smaller ones where the device's memory does not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from graftwork.contracts.batch import Encoded
+from graftwork.contracts.device import device_type
+from graftwork.contracts.model import batch_of
+from graftwork.contracts.packing import MicroBatch
+from graftwork.contracts.stepper import Stepper
+from graftwork.train.out_of_memory import free_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Accumulator:
+    """Feeds a stepper the micro-batches of a step."""
+
+    def __init__(self, stepper: Stepper, size: int, fatal: Callable[[], bool], smaller: Callable[[int], None]) -> None:
+        """`size` is how many rows a micro-batch has at most; it is halved where memory runs out, and `smaller` told, unless that is `fatal`."""
+        self.stepper, self.assembly, self.size = stepper, stepper.assembly, size
+        self.fatal, self.smaller = fatal, smaller
+
+    def __call__(self, micro_batches: Sequence[MicroBatch], loss_weight: float) -> list[Tensor]:
+        """Accumulate the gradients of a step; each micro-batch's share of its loss, on the device.
+
+        Where memory runs out the step begins again in smaller micro-batches. Processes that have to go on in step cannot do so, and raise
+        torch.OutOfMemoryError.
+        """
+        import torch
+
+        while True:
+            cut = [part for each in micro_batches for part in each.cut(self.size)]
+            try:
+                return [self._accumulate(each, loss_weight, last=each is cut[-1]) for each in cut]
+            except torch.OutOfMemoryError:
+                rows = max(len(each.by_row()) for each in cut)
+                if rows == 1 or self.stepper.reduces_gradients or self.fatal():
+                    raise
+            # Outside of `except`, as the error holds all that the pass had made.
+            self.size = (rows + 1) // 2
+            self.stepper.optimizer.zero_grad(set_to_none=True)
+            free_memory()
+            self.smaller(self.size)
+
+    def _accumulate(self, each: MicroBatch, loss_weight: float, *, last: bool) -> Tensor:
+        batch = batch_of(self.assembly.processor, each.examples, rows=each.rows)
+        return self.stepper.accumulate(batch.to(self.assembly.device), loss_weight, last=last)
+
+    def try_largest(self, longest: Callable[[int], Sequence[Encoded]]) -> None:
+        """On a CUDA device, take the `longest` so many records of a run through two micro-batches, beside everything that a step has in
+        memory, and forget their gradients: what does not hold the largest step fails before much is lost."""
+        import torch
+
+        if device_type(self.assembly.device) != "cuda" or self.stepper.reduces_gradients:
+            return
+        largest, devices = (
+            MicroBatch(longest(self.size)),
+            [self.assembly.device] * (self.assembly.device.type == "cuda"),
+        )
+        with torch.random.fork_rng(devices=devices):  # dropout goes on as if nothing had been
+            for _ in range(2):
+                self._accumulate(largest, 1.0, last=False)
+        self.stepper.optimizer.zero_grad(set_to_none=True)
