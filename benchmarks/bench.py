@@ -54,7 +54,7 @@ def parts(rounds: int, folder: Path) -> Iterator[Compared]:
         # In this order: the files that both read are made by the first.
         ours, other = part(place), REFERENCES[name](place)
         told = [" ".join((each[name].__doc__ or "").split()).rstrip(".") for each in (PARTS, REFERENCES)]
-        yield Compared(f"{name}: {told[0]}", told[1], timed(ours), timed(other), rounds)
+        yield Compared(f"`{name}`. {told[0]}", told[1], timed(ours), timed(other), rounds)
 
 
 def timed(work: Callable[[], Any]) -> Seconds:
@@ -86,9 +86,7 @@ def packing(rounds: int, folder: Path) -> Iterator[Compared]:
 
     torch.set_num_threads(1)
     for name, ours, other in rows.pairs(folder):
-        yield Compared(
-            f"packing: a step of 16 records {name}", "the same records, padded", ours, other, (rounds + 1) // 2
-        )
+        yield Compared("a step of 16 packed records", f"padded, {name}", ours, other, (rounds + 1) // 2)
 
 
 def commands(rounds: int, folder: Path) -> Iterator[Compared]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Timed = Callable[[], Any]
-"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike."""
+"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike, or what makes them, which is not timed."""
 
 
 def opening(folder: Path) -> Timed:
@@ -62,8 +62,57 @@ def collation(folder: Path) -> Timed:
     return timed
 
 
-def image(folder: Path) -> Timed:
-    """A JPEG of 1,024 x 768 pixels, as MGM-2B gets it: at 768 and at 336 pixels."""
+def conversations(folder: Path) -> list[Any]:
+    """256 records of one to four questions about an image; the folder becomes a LLaVA's with a tokenizer of 4,000 words."""
+    import random
+    from io import BytesIO
+
+    from PIL import Image as PILImage
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+
+    from graftwork.contracts import Image, Record, Turn
+    from graftwork_hf_vlm import example
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
+
+    def text(most: int) -> str:
+        return " ".join(words[int(len(words) * draw.random() ** 3)] for _ in range(draw.randint(5, most)))
+
+    def record(number: int) -> Record:
+        file = BytesIO()
+        PILImage.new("L", (600 + number % 5, 400)).save(file, "PNG")
+        said = [text(most) for _ in range(draw.randint(1, 4)) for most in (30, 80)]
+        turns = [Turn("assistant" if place % 2 else "user", each) for place, each in enumerate(said)]
+        turns[0] = Turn("user", f"<image>\n{turns[0].text}")
+        return Record(str(number), tuple(turns), (Image(data=file.getvalue()),))
+
+    example.write(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=[*example.SPECIAL], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text(200) for _ in range(500)), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return [record(number) for number in range(256)]
+
+
+def lengths(folder: Path) -> Timed:
+    """How many tokens 256 conversations about an image have, with a LLaVA's template."""
+    from transformers import AutoConfig
+
+    from graftwork.data.measuring import lengths_of
+    from graftwork_hf_vlm import HfVlmSettings
+    from graftwork_hf_vlm.processor import HfProcessor
+
+    records = conversations(folder)
+    processor = HfProcessor(folder, AutoConfig.from_pretrained(folder), HfVlmSettings())
+    return lambda: lengths_of(processor, records)
+
+
+def mgm_images(folder: Path) -> tuple[Any, Any]:
+    """MGM-2B's way with images, of 768 and 336 pixels, and a JPEG of 1,024 x 768."""
     import numpy
     from PIL import Image as PILImage
 
@@ -76,8 +125,37 @@ def image(folder: Path) -> Timed:
         TowerOutput((8,), ((side, side),), PixelSettings(size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
         for side, size in ((24, 336), (24, 768))
     )
-    images = Images(low, high, "pad", 1, False)
-    return lambda: [images.pixels(Image(folder / "image.jpg")) for _ in range(5)]
+    return Images(low, high, "pad", 1, False), Image(folder / "image.jpg")
+
+
+def as_seen(images: Any, pixels: Any) -> Any:
+    """What towers see of pixels, which some versions send in 8 bits and have the model normalise."""
+    return images.parts(pixels) if hasattr(images, "parts") else pixels
+
+
+def image(folder: Path) -> Timed:
+    """A JPEG of 1,024 x 768 pixels, as the host prepares it for MGM-2B, which sees it at 768 and at 336 pixels."""
+    images, jpeg = mgm_images(folder)
+
+    def timed() -> Any:
+        found = [images.pixels(jpeg) for _ in range(5)]
+        return lambda: [as_seen(images, each) for each in found]
+
+    return timed
+
+
+def pixels(folder: Path) -> Timed:
+    """The images of eight records of MGM-2B joined in a batch."""
+    from graftwork.contracts import Encoded, collate
+
+    images, jpeg = mgm_images(folder)
+    one = Encoded([5], [True], [5], images.pixels(jpeg))
+
+    def timed() -> Any:
+        batch = collate([one] * 8, pad_id=0)
+        return lambda: as_seen(images, {name: each[:1] for name, each in batch.pixels.items()})
+
+    return timed
 
 
 def mining(folder: Path) -> Timed:
@@ -136,36 +214,8 @@ def optimizer(folder: Path) -> Timed:
     return timed
 
 
-WORDS = ("the", "image", "shows", "a", "red", "circle", "near", "two", "blue", "squares", "of", "light", "what", "is")
-TEXTS = [" ".join(WORDS[(n * k + k // 3) % 14] for k in range(20 + 7 * n % 90)) for n in range(1000)]
-"""The answers of a thousand records."""
-
-
-def tokenizer() -> Any:
-    """That of the demo's first model."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "examples" / "demo-base" / "language")
-
-
-def lengths(folder: Path) -> Timed:
-    """How many tokens a thousand records have."""
-    from steps import demo_model, plan_of
-
-    from graftwork.build import compose
-    from graftwork.contracts import Record, Turn
-    from graftwork.data.measuring import CHUNK
-    from graftwork_registry import Catalog
-
-    catalog = Catalog.discover()
-    processor = compose.build_shape(plan_of(demo_model(), 1, catalog), catalog).processor
-    asked = [Record(str(n), (Turn("user", "what is it?"), Turn("assistant", text))) for n, text in enumerate(TEXTS)]
-    chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
-    return lambda: [length for chunk in chunks for length in processor.lengths(chunk)]
-
-
 PARTS: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer, lengths)
+    part.__name__: part for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer)
 }
 
 
@@ -173,8 +223,10 @@ def numbers(result: Any) -> Any:
     """Everything in a result as one array; what is no number, as its hash."""
     import numpy
 
+    if callable(result):
+        return numbers(result())
     if isinstance(result, dict):
-        return numbers(list(result.values()))
+        return numbers([result[name] for name in sorted(result)])
     if isinstance(result, (list, tuple)):
         return numpy.concatenate([numbers(each) for each in result])
     if isinstance(result, str):

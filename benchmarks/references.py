@@ -115,13 +115,27 @@ def optimizer(folder: Path) -> Timed:
 
 
 def lengths(folder: Path) -> Timed:
-    """transformers' tokenizer, called for each record."""
-    from parts import TEXTS, tokenizer
+    """transformers' `apply_chat_template`, conversation by conversation, which leaves images out."""
+    from parts import conversations
+    from transformers import AutoTokenizer
 
-    words = tokenizer()
-    return lambda: [len(words(text).input_ids) for text in TEXTS]
+    records, words = conversations(folder), AutoTokenizer.from_pretrained(folder)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    said = [
+        [{"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in record.turns]
+        for record in records
+    ]
+    return lambda: [len(words.apply_chat_template(each, chat_template=template)["input_ids"]) for each in said]
+
+
+def pixels(folder: Path) -> Timed:
+    """`torch.cat` of normalised pixels in fp32."""
+    import torch
+
+    seen = [(torch.rand(1, 3, 768, 768), torch.rand(1, 3, 336, 336)) for _ in range(8)]
+    return lambda: [torch.cat(each) for each in zip(*seen, strict=True)]
 
 
 REFERENCES: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer, lengths)
+    part.__name__: part for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer)
 }
