@@ -68,7 +68,8 @@ better-data: $(READY)
 	$(BIN)/python examples/better-data/better_data.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/bench.py --write
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py --pages
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,9 +1,11 @@
 """Everything about speed that a CPU can show, in one run: each part of the work beside the same work done with other libraries alone.
 
-    python benchmarks/bench.py [--json FILE] [--rounds N] [--against FILE] [--write] [GROUP …]
+    python benchmarks/bench.py [--json FILE] [--rounds N] [--against FILE] [GROUP …]
+    python benchmarks/bench.py [--json FILE] --pages
 
 The two take turns, and a ratio is taken round by round: above 1, Graftwork is quicker. `--against` names the JSON of an earlier run: a ratio that got
-worse by more than its range is reported, and the exit status is 1. `--write` puts the table into the pages that show it.
+worse by more than its range is reported, and the exit status is 1. `--pages` measures nothing, and puts
+the table of the JSON into the pages that show it.
 """
 
 from __future__ import annotations
@@ -167,10 +169,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--pages", action="store_true")
     options = parser.parse_args()
     if unknown := {*options.groups} - GROUPS.keys():
         parser.error(f"there is no group '{min(unknown)}'; there are {', '.join(GROUPS)}")
+    if options.pages:
+        made = table(json.loads(options.json.read_text(encoding="utf-8")))
+        for page in PAGES:
+            page.write_text(with_table(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+        return
     before = json.loads(options.against.read_text(encoding="utf-8")) if options.against else None
     warnings.filterwarnings("ignore")
     versions = {name: version(name) for name in ("graftwork", "torch", "transformers", "peft")}
@@ -182,9 +189,6 @@ def main() -> None:
                 told["parts"].append(row)
                 print(f"{row['what']}: {spread(row['ratios'], 2)} times as fast as {row['beside']}", flush=True)
                 options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    if options.write:
-        for page in PAGES:
-            page.write_text(with_table(page.read_text(encoding="utf-8"), table(told)), encoding="utf-8")
     if before and (found := worse(told, before)):
         print("worse than before:", *found, sep="\n  ")
         sys.exit(1)
