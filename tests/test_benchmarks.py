@@ -112,3 +112,20 @@ def test_the_whole_bench_runs(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "bench.py", "--rounds", "1", "--json", tmp_path / "bench.json"]
     subprocess.run(command, check=True)
     assert len(json.loads((tmp_path / "bench.json").read_text())["parts"]) > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "strategies.py --rounds 1 --steps 1",
+        "throughput.py --rounds 1 --steps 2 --batch-size 2",
+        "records.py --records 500",
+        "packing.py --rounds 1",
+        "fixed_costs.py --measure saving",
+        "memory_targets.py chunked-loss",
+    ],
+)
+def test_the_other_scripts_run(command: str) -> None:
+    script, *options = command.split()
+    subprocess.run([sys.executable, BENCHMARKS / script, *options], check=True)
