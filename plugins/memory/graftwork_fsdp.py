@@ -29,6 +29,8 @@ class Fsdp(MemoryStrategy[NoSettings]):
     def validate(self, plan: Plan) -> Iterable[str]:
         if plan.run_context.train.precision == "fp16":
             yield "'fsdp' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
+        if plan.run_context.train.compile:
+            yield "compiled blocks were not tried with 'fsdp', which gathers their weights; leave train.compile out"
 
     def sharder(self, assembly: Assembly) -> Callable[[nn.Module], None]:
         from torch.distributed.device_mesh import init_device_mesh

@@ -88,7 +88,7 @@ class Binding:
     site: AttentionSite
     kernels: Sequence[tuple[str, AttentionKernel[Any]]]
     ran: Counter[str] = field(default_factory=Counter)
-    """Kernel to the number of calls; a block that is computed again for its gradients counts again."""
+    """Kernel to the number of calls; a block that is computed again for its gradients counts again, and a compiled one does not count."""
     fallbacks: list[str] = field(default_factory=list)
     """Each reason for which a preferred kernel was passed over, once."""
     _chosen: dict[Hashable, tuple[str, AttentionKernel[Any]]] = field(default_factory=dict, repr=False)
@@ -120,6 +120,9 @@ class Binding:
         facts += (window, softcap, mask is not None, segments is not None)
         key = (*facts, q.dtype, q.device, backward)
         further = limits(window, softcap, mask, segments)
+        if key in self._chosen and torch.compiler.is_compiling():  # what is chosen and counted is no part of a graph
+            kernel = self._chosen[key][1]
+            return kernel.forward(q, k, v, padding=padding, causal=causal, scale=scale, dropout=dropout, **further)
         while True:
             if key not in self._chosen:
                 site = AttentionSite(self.site.name, *facts)

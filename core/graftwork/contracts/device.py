@@ -17,7 +17,10 @@ _MAIN_MEMORY: ContextVar[bool] = ContextVar("main_memory", default=False)
 def device_type(device: torch.device) -> str:
     """`cpu` or `cuda`: a device's type, or that of the device which the CPU stands for in a rehearsal. What decides by it is rehearsed as
     it will run."""
-    return _STANDS_FOR.get() or device.type
+    import torch
+
+    # A rehearsal compiles nothing, and a compiler cannot follow a context variable.
+    return device.type if torch.compiler.is_compiling() else _STANDS_FOR.get() or device.type
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class TrainSettings:
         False,
         "Put several records into each row, up to max_length tokens, instead of padding; micro_batch_size then counts rows",
     )
+    compile: bool = setting(
+        False,
+        "Compile the language model's blocks with torch.compile; where that fails, the run says so and goes on without",
+    )
     group_by_length: bool = setting(True, "Put records of similar length into one batch")
     allow_unreached: tuple[str, ...] = setting(
         (), "What no gradient needs to reach although it is trained: roles, modules, or patterns such as '*.layers.23'"

@@ -114,9 +114,10 @@ def search_candidates(
         peak = found[-1].peak
         if chosen is None and peak is not None and (budget is None or peak <= budget):
             chosen = index
-    return CandidateSearch(
-        device, budget, tuple(found), chosen, reason(found, chosen, budget, run_context.train.batch_size)
-    )
+    why = reason(found, chosen, budget, run_context.train.batch_size)
+    if run_context.train.compile:
+        why += "; of blocks that are not compiled, as train.compile is not rehearsed"
+    return CandidateSearch(device, budget, tuple(found), chosen, why)
 
 
 def with_candidate(plan: Plan, memory: Sequence[Choice], micro_batch: int | None = None) -> Plan:

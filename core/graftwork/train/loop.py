@@ -25,6 +25,7 @@ from graftwork.errors import AdapterError, CheckpointError, RunInterrupted
 from graftwork.memory import budget
 from graftwork.train import data_parallel, progress, resuming
 from graftwork.train.accumulating import Accumulator
+from graftwork.train.compiling import try_compiling
 from graftwork.train.feeding import Feed
 from graftwork.train.health import Health
 from graftwork.train.interrupting import Signals
@@ -171,9 +172,9 @@ class Loop:
         """Take the remaining steps, save, and return the verdict."""
         import torch
 
-        strategies = self.assembly.strategies
-        messages = tuple(f"{each.name}: {note}" for each in strategies if (note := each.note(self.assembly)))
-        messages += try_packing(self.assembly, self.feed, self.steps)
+        built = self.assembly
+        messages = tuple(f"{each.name}: {note}" for each in built.strategies if (note := each.note(built)))
+        messages += try_packing(built, self.feed, self.steps) + try_compiling(built, self.stepper, self.feed)
         warnings = (*self.history.messages, *self.learning.warnings)
         self.tell(events.RunStarted(self.out, self.step, self.steps, self.plan, messages, warnings))
         self.assembly.model.train()
@@ -183,8 +184,7 @@ class Loop:
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.log.begin()
-        begun = self.saving.step = self.step
-        line = dict[str, Any]()
+        begun, self.saving.step, line = self.step, self.step, dict[str, Any]()
         with ThreadPoolExecutor(1) as encoder, self.saving:
             if self.step == 0:
                 self.measure_progress(encoder)

@@ -46,6 +46,8 @@ class Zero(MemoryStrategy[ZeroSettings]):
         train = plan.run_context.train
         if train.precision == "fp16":
             yield "'zero' does not scale losses, which fp16 needs; set train.precision to 'bf16' or 'fp32'"
+        if train.compile:
+            yield "compiled blocks were not tried with 'zero', whose engine acts within them; leave train.compile out"
         try:
             given = config.read(self.settings.config)
         except GraftworkError as error:
