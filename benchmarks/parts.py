@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Timed = Callable[[], Any]
-"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike."""
+"""What is timed; it returns tensors, numbers or lists of them, which both versions should have alike, or what makes them, which is not timed."""
 
 
 def opening(folder: Path) -> Timed:
@@ -62,8 +62,57 @@ def collation(folder: Path) -> Timed:
     return timed
 
 
-def image(folder: Path) -> Timed:
-    """A JPEG of 1,024 x 768 pixels, as MGM-2B gets it: at 768 and at 336 pixels."""
+def conversations(folder: Path) -> list[Any]:
+    """256 records of one to four questions about an image; the folder becomes a LLaVA's with a tokenizer of 4,000 words."""
+    import random
+    from io import BytesIO
+
+    from PIL import Image as PILImage
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+
+    from graftwork.contracts import Image, Record, Turn
+    from graftwork_hf_vlm import example
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
+
+    def text(most: int) -> str:
+        return " ".join(words[int(len(words) * draw.random() ** 3)] for _ in range(draw.randint(5, most)))
+
+    def record(number: int) -> Record:
+        file = BytesIO()
+        PILImage.new("L", (600 + number % 5, 400)).save(file, "PNG")
+        said = [text(most) for _ in range(draw.randint(1, 4)) for most in (30, 80)]
+        turns = [Turn("assistant" if place % 2 else "user", each) for place, each in enumerate(said)]
+        turns[0] = Turn("user", f"<image>\n{turns[0].text}")
+        return Record(str(number), tuple(turns), (Image(data=file.getvalue()),))
+
+    example.write(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=[*example.SPECIAL], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text(200) for _ in range(500)), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return [record(number) for number in range(256)]
+
+
+def lengths(folder: Path) -> Timed:
+    """How many tokens 256 conversations about an image have, with a LLaVA's template."""
+    from transformers import AutoConfig
+
+    from graftwork.data.measuring import lengths_of
+    from graftwork_hf_vlm import HfVlmSettings
+    from graftwork_hf_vlm.processor import HfProcessor
+
+    records = conversations(folder)
+    processor = HfProcessor(folder, AutoConfig.from_pretrained(folder), HfVlmSettings())
+    return lambda: lengths_of(processor, records)
+
+
+def mgm_images(folder: Path) -> tuple[Any, Any]:
+    """MGM-2B's way with images, of 768 and 336 pixels, and a JPEG of 1,024 x 768."""
     import numpy
     from PIL import Image as PILImage
 
@@ -76,8 +125,37 @@ def image(folder: Path) -> Timed:
         TowerOutput((8,), ((side, side),), PixelSettings(size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
         for side, size in ((24, 336), (24, 768))
     )
-    images = Images(low, high, "pad", 1, False)
-    return lambda: [images.pixels(Image(folder / "image.jpg")) for _ in range(5)]
+    return Images(low, high, "pad", 1, False), Image(folder / "image.jpg")
+
+
+def as_seen(images: Any, pixels: Any) -> Any:
+    """What towers see of pixels, which some versions send in 8 bits and have the model normalise."""
+    return images.parts(pixels) if hasattr(images, "parts") else pixels
+
+
+def image(folder: Path) -> Timed:
+    """A JPEG of 1,024 x 768 pixels, as the host prepares it for MGM-2B, which sees it at 768 and at 336 pixels."""
+    images, jpeg = mgm_images(folder)
+
+    def timed() -> Any:
+        found = [images.pixels(jpeg) for _ in range(5)]
+        return lambda: [as_seen(images, each) for each in found]
+
+    return timed
+
+
+def pixels(folder: Path) -> Timed:
+    """The images of eight records of MGM-2B joined in a batch."""
+    from graftwork.contracts import Encoded, collate
+
+    images, jpeg = mgm_images(folder)
+    one = Encoded([5], [True], [5], images.pixels(jpeg))
+
+    def timed() -> Any:
+        batch = collate([one] * 8, pad_id=0)
+        return lambda: as_seen(images, {name: each[:1] for name, each in batch.pixels.items()})
+
+    return timed
 
 
 def mining(folder: Path) -> Timed:
@@ -136,8 +214,73 @@ def optimizer(folder: Path) -> Timed:
     return timed
 
 
+def windows(folder: Path) -> Timed:
+    """Four layers of Qwen2.5-VL's image encoder, a quarter as wide, on an image of 1,008 x 756 pixels, and their gradients."""
+    import torch
+    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as configuration
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+
+    from graftwork.attention import transformers as bridge
+    from graftwork.attention.kernels import Binding, bind
+    from graftwork.contracts import AttentionSite, NoSettings
+    from graftwork_torch_attention import Sdpa
+
+    torch.manual_seed(0)
+    bridge.register()
+    widths = {"hidden_size": 320, "intermediate_size": 855, "out_hidden_size": 512, "num_heads": 4}
+    config = configuration.Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[3], **widths)
+    encoder = modeling.Qwen2_5_VisionTransformerPretrainedModel(config)
+    config._attn_implementation = getattr(bridge, "WINDOWED", bridge.ATTN_IMPLEMENTATION)
+    site = AttentionSite("vision", head_dim=80, heads=4, kv_heads=4, causal=False, padding=False)
+    bind(encoder.modules(), Binding(site, [("sdpa", Sdpa(NoSettings()))]))
+    grid = torch.tensor([[1, 54, 72]])
+    pixels = torch.randn(54 * 72, 3 * 2 * 14 * 14)
+
+    def timed() -> Any:
+        encoder.zero_grad()
+        found = encoder(pixels, grid_thw=grid).pooler_output
+        found.square().mean().backward()
+        return [found, encoder.blocks[0].attn.qkv.weight.grad]
+
+    return timed
+
+
+def lora(folder: Path) -> Timed:
+    """LoRA of rank 16 on the seven linear layers of three blocks as wide as SmolLM2-135M's, bf16, 512 tokens, and its gradients."""
+    import torch
+    from torch import nn
+
+    from graftwork_lora import Lora, LoraSettings
+
+    torch.manual_seed(0)
+    blocks = nn.ModuleList()
+    for _ in range(3):
+        sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+        blocks.append(nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes))
+    blocks.to(torch.bfloat16).requires_grad_(False)
+    names = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
+    Lora(LoraSettings(rank=16, alpha=32.0)).inject(blocks, names, fresh=True)
+    for parameter in blocks.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape) * 0.02
+    tokens = torch.randn(512, 576).bfloat16()
+
+    def timed() -> Any:
+        blocks.zero_grad()
+        hidden = tokens
+        with torch.autocast("cpu", torch.bfloat16):
+            for q, k, v, o, gate, up, down in blocks:  # type: ignore[misc]
+                hidden = hidden + o(q(hidden)) + (k(hidden) + v(hidden)).sum(-1, keepdim=True)
+                hidden = hidden + down(gate(hidden) * up(hidden))
+        hidden.float().square().mean().backward()
+        return [hidden.float(), *(each.grad for each in blocks.parameters() if each.requires_grad)]
+
+    return timed
+
+
 PARTS: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, image, mining, optimizer)
+    part.__name__: part
+    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora)
 }
 
 
@@ -145,8 +288,10 @@ def numbers(result: Any) -> Any:
     """Everything in a result as one array; what is no number, as its hash."""
     import numpy
 
+    if callable(result):
+        return numbers(result())
     if isinstance(result, dict):
-        return numbers(list(result.values()))
+        return numbers([result[name] for name in sorted(result)])
     if isinstance(result, (list, tuple)):
         return numpy.concatenate([numbers(each) for each in result])
     if isinstance(result, str):
@@ -174,14 +319,18 @@ def serve() -> None:
             print(json.dumps({"seconds": used, "result": str(file)}), flush=True)
 
 
+def tree_on_path(tree: Path) -> str:
+    """The PYTHONPATH with which a process runs the version of the project in `tree`."""
+    return os.pathsep.join(map(str, [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]))
+
+
 class Version:
     """A process that measures parts in one version of the project: this one, or that in another tree."""
 
     def __init__(self, tree: Path | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         if tree:
-            roots = [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]
-            environment["PYTHONPATH"] = os.pathsep.join(map(str, roots))
+            environment["PYTHONPATH"] = tree_on_path(tree)
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve"],
             env=environment,

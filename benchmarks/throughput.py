@@ -14,15 +14,17 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import trainer
 
 from graftwork.build import compose
 from graftwork.config import runfile
 from graftwork.config.resolve import resolve
-from graftwork.contracts import IGNORED, Encoded, Event, Plan, StepTaken, collate
+from graftwork.contracts import Encoded, Event, Plan, StepTaken
 from graftwork.data.sampling import Sampler
 from graftwork.data.training_data import load_training_data
 from graftwork.train import loop
@@ -60,82 +62,29 @@ def time_graftwork(plan: Plan, catalog: Catalog) -> float:
     return ends[-1] - ends[0]
 
 
-class HuggingFace(torch.nn.Module):
-    """The same model as `transformers.Trainer` wants it: logits for all positions, and their loss."""
+class Read(Sequence[Encoded]):
+    """The records of a plan in the order of its batches, read and encoded when they are asked for."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, plan: Plan, catalog: Catalog, processor: Any, steps: int, batch_size: int) -> None:
+        self.processor, self.data = processor, load_training_data(plan, catalog, processor)
+        sampler = Sampler(self.data.lengths, batch_size, seed=plan.run_context.seed, by_length=True)
+        self.order = [index for step in range(steps) for index in sampler.batch(step)]
 
-    def forward(self, batch: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The mean cross entropy of the num_label_tokens positions."""
-        logits = self.model.logits(self.model(batch))
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
-        )
-        return {"loss": loss}
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.processor.encode(self.data.records[self.order[index]])
 
 
 def time_trainer(plan: Plan, catalog: Catalog, steps: int, batch_size: int) -> float:
     """The same seconds in `transformers.Trainer`, with `peft`'s LoRA on the same modules."""
-    from dataclasses import replace
-
-    from peft import LoraConfig, inject_adapter_in_model
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
     bare = replace(plan, model_spec=replace(plan.model_spec, peft=None, on=(), also_train=()))
     assembly = compose.build(bare, catalog)
-    data = load_training_data(plan, catalog, assembly.processor)
-    sampler = Sampler(data.lengths, batch_size, seed=plan.run_context.seed, by_length=True)
-    order = [index for step in range(steps) for index in sampler.batch(step)]
-    targets = [
-        f"{name}.{leaf}" if leaf else name
-        for role in ("language.attention", "language.mlp")
-        for name in assembly.structure.roles[role]
-        for leaf, module in assembly.model.get_submodule(name).named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=32, target_modules=targets), assembly.model)
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **others: Any) -> None:
-            ends.append(time.perf_counter())
-
-    class Records(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(order)
-
-        def __getitem__(self, index: int) -> Encoded:
-            return assembly.processor.encode(data.records[order[index]])
-
-    def join(examples: Sequence[Encoded]) -> dict[str, Any]:
-        batch = collate(examples, pad_id=assembly.processor.pad_id)
-        return {"batch": batch, "labels": batch.labels}
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *arguments: Any, **others: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        def _prepare_input(self, data: Any) -> Any:
-            return data.to(self.args.device) if hasattr(data, "pixels") else super()._prepare_input(data)
-
+    trainer.inject_lora(assembly)
+    records = Read(plan, catalog, assembly.processor, steps, batch_size)
     with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            out,
-            per_device_train_batch_size=batch_size,
-            max_steps=steps,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            logging_strategy="no",
-        )
-        InOrder(
-            HuggingFace(assembly.model), arguments, train_dataset=Records(), data_collator=join, callbacks=[Clock()]
-        ).train()
+        ends = trainer.train(assembly, records, batch_size, steps, Path(out), learning_rate=RATE)
     return ends[-1] - ends[0]
 
 
@@ -151,7 +100,7 @@ def main() -> None:
     plan = make_plan(catalog, options.steps, options.batch_size)
     images = (options.steps - 1) * options.batch_size
     ratios = []
-    for number in range(options.approximates):
+    for number in range(options.rounds):
         ours = images / time_graftwork(plan, catalog)
         theirs = images / time_trainer(plan, catalog, options.steps, options.batch_size)
         ratios.append(ours / theirs)

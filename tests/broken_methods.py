@@ -12,7 +12,15 @@ import torch
 from torch.func import functional_call
 
 from graftwork import NoSettings
-from graftwork.contracts import Adapter, Approximation, ExternalFolder, MemoryStrategy, PeftMethod, cross_entropy
+from graftwork.contracts import (
+    Adapter,
+    Approximation,
+    ExternalFolder,
+    MemoryStrategy,
+    PeftMethod,
+    Stepper,
+    cross_entropy,
+)
 from graftwork.errors import AdapterError
 
 # PEFT methods -----------------------------------------------------------------------------------------------------------
@@ -322,6 +330,22 @@ class KeepsItsStepsToItself(Nothing):
 
     def optimizer(self, groups: Any, settings: Any) -> Any:
         return CountingAdamW(groups)
+
+
+class SavesWhatItGoesOnChanging(Nothing):
+    """Its stepper returns the optimizer's own tensors"""
+
+    def stepper(self, assembly: Any, settings: Any) -> Any:
+        class Sharing(Stepper):
+            def state(self) -> Any:
+                names = {id(parameter): name for name, parameter in self.parameters.items()}
+                states = self.optimizer.state.items()
+                return {f"{names[id(p)]}/{key}": value for p, values in states for key, value in values.items()}
+
+            def restore(self, state: Any) -> None:
+                super().restore({name: tensor.clone() for name, tensor in state.items()})
+
+        return Sharing(assembly, settings)
 
 
 class SwitchesDropoutOff(Nothing):

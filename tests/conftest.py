@@ -12,9 +12,8 @@ import golden_table
 import pytest
 import torch
 from hub_stand_in import Hub, served
-from tiny_runs import CHANGES, COMPONENTS, METHODS, PlanOf, Run, plan_of
+from tiny_runs import CHANGES, COMPONENTS, METHODS, PlanOf, Run, plan_of, random_base
 
-from graftwork.build import compose
 from graftwork.contracts import DictLookup
 from graftwork.train.loop import Outcome, train
 
@@ -46,12 +45,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def base(lookup: DictLookup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the weights of a random MGM-Gemma; `low/` and `high/` in it hold the towers' configurations."""
-    folder = tmp_path_factory.mktemp("base")
-    assembly = compose.build(plan_of(None, folder, {"peft": None}), lookup, device="cpu")
-    assembly.architecture.write(assembly, folder)
-    return folder
+    return random_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

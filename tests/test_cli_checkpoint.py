@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
@@ -15,8 +20,9 @@ from tiny_runs import Run
 from graftwork.checkpoint import manifest
 from graftwork.checkpoint.store import GOLDEN_INPUTS, TENSORS
 from graftwork.cli import Session, main
+from graftwork.contracts import StepTaken
 from graftwork.errors import CheckpointError
-from graftwork.jobs.verify import verify_in_fresh_process
+from graftwork.jobs.verify import FreshProcess
 
 
 def graftwork(*arguments: str | Path) -> Result:
@@ -156,15 +162,67 @@ def test_verify_says_what_to_install(copy: Path) -> None:
 
 
 def test_a_fresh_process_verifies_a_checkpoint_or_says_why_not(copy: Path) -> None:
-    facts = verify_in_fresh_process(copy, Session().catalog)
+    with FreshProcess(Session().catalog) as fresh:
+        facts = fresh.verify(copy)
     assert facts["error"] <= facts["tolerance"]  # rounding depends on the number of threads
     damage(copy / TENSORS)
-    with pytest.raises(CheckpointError) as caught:
-        verify_in_fresh_process(copy, Session().catalog)
+    with FreshProcess(Session().catalog) as fresh, pytest.raises(CheckpointError) as caught:
+        fresh.start(manifest.read(copy).plan)
+        fresh.verify(copy)
     assert caught.value.sentence == (
         f"'{copy}' could not be verified in a fresh process: '{copy / TENSORS}' was changed after it was written; restore "
         "the checkpoint from a copy"
     )
+
+
+def test_a_fresh_process_can_be_started_before_the_checkpoint_is_there(copy: Path, tmp_path: Path) -> None:
+    plan, later = manifest.read(copy).plan, tmp_path / "later"
+    with FreshProcess(Session().catalog) as fresh:
+        listen = fresh.starting(plan, lambda event: None)
+        facts: dict[str, Any] = {"loss": 1.0, "learning_rate": 0.1, "gradient_norm": 1.0, "images": 1, "tokens": 9}
+        listen(StepTaken(tmp_path, 1, 1000, seconds=9.0, **facts))
+        assert not fresh.process
+        listen(StepTaken(tmp_path, 999, 1000, seconds=9.0, **facts))
+        first = fresh.process
+        listen(StepTaken(tmp_path, 1000, 1000, seconds=9.0, **facts))
+        copy.rename(later)
+        assert fresh.verify(later)["verified"] == "reopens as saved"
+        assert first and fresh.process is first
+
+
+def test_one_that_ended_before_it_was_asked_is_started_again(copy: Path) -> None:
+    with FreshProcess(Session().catalog) as fresh:
+        fresh.start(manifest.read(copy).plan)
+        assert fresh.process
+        fresh.process.kill()
+        fresh.process.wait()
+        assert fresh.verify(copy)["verified"] == "reopens as saved"
+
+
+STARTS = """
+import os, sys, time
+from pathlib import Path
+from graftwork.checkpoint import manifest
+from graftwork.cli import Session
+from graftwork.jobs.verify import FreshProcess
+
+fresh = FreshProcess(Session().catalog)
+fresh.start(manifest.read(Path(sys.argv[1])).plan)
+print(fresh.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_waiting_process_ends_with_the_one_that_started_it_however_that_ends(copy: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTS, str(copy)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert starter.stdout
+    waiting = psutil.Process(int(starter.stdout.readline()))
+    starter.kill()
+    starter.communicate()
+    waiting.wait(timeout=120)
 
 
 # merge and export -----------------------------------------------------------------------------------------------------

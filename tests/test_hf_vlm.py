@@ -25,6 +25,7 @@ from graftwork.config.runfile import parse_run
 from graftwork.contracts import DictLookup, Record, Turn
 from graftwork.errors import DataError, WeightsError
 from graftwork_hf_vlm import HfVlm, HfVlmSettings
+from graftwork_hf_vlm.processor import TOLD
 from graftwork_torch_attention import Eager, Sdpa
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -124,6 +125,20 @@ def test_a_processor_is_read_whose_videos_or_module_ask_for_more(name: str, fold
     processor: Any = built(folder_of(name)).processor
     assert type(processor.hf).__name__ == FAMILIES[name].processor
     assert processor.length(RECORDS[1]) == len(processor.encode(RECORDS[1]).input_ids)
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "llava_next", "qwen2_5_vl", "idefics3", "gemma3", "mistral3", "internvl", "got_ocr2"]
+)
+def test_lengths_measured_together_are_those_of_records_encoded_one_by_one(name: str, folder_of: Any) -> None:
+    processor: Any = built(folder_of(name)).processor
+    odd = replace(RECORDS[2], turns=RECORDS[2].turns[:1] * 2)
+    found = processor.lengths([*RECORDS, odd, *READ])
+    assert "do not take turns" in str(found.pop(len(RECORDS)))
+    records = [*RECORDS, *READ]
+    assert found == [len(processor.encode(each).input_ids) for each in records]
+    assert found == [len(processor.tokenizer(processor.spread(each).text, **TOLD)["input_ids"]) for each in records]
+    assert processor.lengths([odd]) and processor.lengths([]) == []
 
 
 @pytest.mark.parametrize("name", ["aya_vision", "hyperclovax_vision_v2"])

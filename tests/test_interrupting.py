@@ -79,8 +79,9 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_as_if_nothing_had_bee
 
 def test_a_step_that_is_saved_already_is_not_saved_again(whole: Run, lookup: DictLookup, tmp_path: Path) -> None:
     told: list[Event] = []
-    error = interrupted(whole, lookup, tmp_path, signal_at(CheckpointSaved, 2, signal.SIGTERM, told=told))
+    error = interrupted(whole, lookup, tmp_path, signal_at(StepTaken, 2, signal.SIGTERM, told=told))
     assert error.checkpoint == tmp_path / "checkpoint-2"
+    assert [type(event) for event in told[-2:]] == [CheckpointSaved, RunStopped]
     assert [event.step for event in told if isinstance(event, CheckpointSaved)] == [2]
     error = interrupted(whole, lookup, tmp_path, signal_at(RunStarted, 2, signal.SIGTERM))
     assert error.checkpoint == tmp_path / "checkpoint-2"

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from graftwork.conformance.processor import differing
 from graftwork.contracts import IGNORED, Encoded, Image, Record, Turn
 from graftwork.errors import DataError, WeightsError
+from graftwork_mgm.pixels import normalised
 from graftwork_mgm.processor import MgmProcessor, load_tokenizer
 
 IMAGE = Image(GOLDEN / "images" / "0000.png")
@@ -51,7 +52,9 @@ def test_pixels_are_scaled_shifted_and_divided_each_by_itself(processor: MgmProc
     noise = numpy.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=numpy.uint8)
     mean, std = (numpy.array(values, dtype=numpy.float32) for values in (pixels.mean, pixels.std))
     expected = torch.from_numpy((noise.astype(numpy.float32) / 255 - mean) / std).permute(2, 0, 1)[None]
-    found = processor.images.normalised(PILImage.fromarray(noise), size)
+    square = processor.images.square(PILImage.fromarray(noise), pixels, size)
+    assert square.dtype == torch.uint8
+    found = normalised(square, pixels)
     assert found.equal(expected) and found.is_contiguous()
 
 
@@ -157,7 +160,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
 
 
 def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(processor: MgmProcessor) -> None:
-    pixels = processor.images.normalised(PILImage.new("RGB", (64, 32), "white"), 64)
+    of_low = processor.images.low.pixels
+    pixels = normalised(processor.images.square(PILImage.new("RGB", (64, 32), "white"), of_low, 64), of_low)
     mean, std = (torch.tensor(values)[:, None] for values in ((122, 116, 104), processor.images.low.pixels.std))
     grey = (mean / 255 - torch.tensor(processor.images.low.pixels.mean)[:, None]) / std
     torch.testing.assert_close(pixels[0, :, 0], grey.expand(3, 64), atol=1e-5, rtol=0)
@@ -166,12 +170,12 @@ def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(processor: MgmP
 
 def test_an_image_too_narrow_to_be_made_square_is_refused(processor: MgmProcessor) -> None:
     with pytest.raises(DataError, match="40000 x 10 pixels is too narrow to be made square; cut it"):
-        processor.images.normalised(PILImage.new("RGB", (40_000, 10)), 128)
+        processor.images.square(PILImage.new("RGB", (40_000, 10)), processor.images.low.pixels, 128)
 
 
 def test_tiles_cut_the_image_row_by_row_behind_the_whole(tmp_path: Path) -> None:
     processor = small(GOLDEN / "full", image_grid=2, image_global=True, image_size_aux=256).processor
-    pixels = processor.encode(record("<image>\nQ", images=1)).pixels
+    pixels = processor.images.parts(processor.encode(record("<image>\nQ", images=1)).pixels)
     mosaic = torch.nn.functional.interpolate(pixels["high"], size=(112, 112), mode="bilinear")
     whole = torch.nn.functional.interpolate(mosaic, size=(56, 56), mode="bilinear")
     top, bottom = mosaic[..., :56, :], mosaic[..., 56:, :]

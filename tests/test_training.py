@@ -191,8 +191,10 @@ def test_the_caller_and_the_observers_are_told_in_order(go: Train, lookup: DictL
     assert lookup.events == told
     kinds = [(type(event), getattr(event, "step", None)) for event in told]
     taken = [(StepTaken, step) for step in range(1, 5)]
-    expected = [(RunStarted, 0), *taken[:2], (CheckpointSaved, 2), *taken[2:], (CheckpointSaved, 4), (RunEnded, 4)]
-    assert kinds == expected
+    place = kinds.index((CheckpointSaved, 2))
+    del kinds[place]  # It is written during the steps after it, and told at the end of one of them.
+    assert 3 <= place <= 5
+    assert kinds == [(RunStarted, 0), *taken, (CheckpointSaved, 4), (RunEnded, 4)]
     started, ended = told[0], told[-1]
     assert isinstance(started, RunStarted)
     assert isinstance(ended, RunEnded)

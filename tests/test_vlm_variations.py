@@ -18,7 +18,7 @@ from vlm_families import FAMILIES, PARTS
 from graftwork.contracts import Record, Turn
 from graftwork.data import load_image
 from graftwork.errors import DataError
-from graftwork_hf_vlm.processor import message_of
+from graftwork_hf_vlm.template import message_of
 
 TEMPLATE, TOKENIZER, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "processor_config.json"
 Change = Callable[[Path], object]

@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 from torch import Tensor
 
+from graftwork.build import compose
 from graftwork.checkpoint import verification
 from graftwork.checkpoint.store import newest
 from graftwork.config import runfile
@@ -179,6 +180,14 @@ def plan_of(
         else:
             here[last] = deepcopy(value)
     return resolve(runfile.parse_run(table, folder), lookup or DictLookup(*COMPONENTS))
+
+
+def random_base(folder: Path) -> Path:
+    """Write the weights of a random MGM-Gemma into a folder, with the configurations of its towers in `low/` and `high/`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assembly = compose.build(plan_of(None, folder, {"peft": None}), DictLookup(*COMPONENTS), device="cpu")
+    assembly.architecture.write(assembly, folder)
+    return folder
 
 
 def logits_of(assembly: Assembly, records: int = 4) -> tuple[Tensor, Tensor]:

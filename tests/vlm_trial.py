@@ -23,7 +23,7 @@ from graftwork.contracts import IGNORED, Assembly, DictLookup, Image, Plan, Reco
 from graftwork.data import load_image
 from graftwork.evaluate.evaluation import image_features
 from graftwork.evaluate.generation import answer
-from graftwork.jobs.verify import verify_in_fresh_process
+from graftwork.jobs.verify import FreshProcess
 from graftwork.memory.rehearsal import rehearsing, watching
 from graftwork.train.loop import train
 from graftwork_hf_vlm import HfVlm
@@ -157,7 +157,8 @@ def trained(folder: Path, out: Path, unread: Sequence[str] = ()) -> Opened:
     """A checkpoint of a run on LoRA, verified in a fresh process and opened here."""
     outcome = train(lora_plan(folder, unread), LOOKUP, out, device="cpu")
     assert all(torch.tensor(line["loss"]).isfinite() for line in outcome.log)
-    facts = verify_in_fresh_process(newest(out), LOOKUP)
+    with FreshProcess(LOOKUP) as fresh:
+        facts = fresh.verify(newest(out))
     opened = open_checkpoint(out, LOOKUP, device="cpu", precision="fp32")
     assert opened.verification.error < 1e-5 and opened.verification.distance > 1e-4, facts
     assert opened.assembly.changes_image_features

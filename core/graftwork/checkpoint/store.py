@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftwork.contracts.assembly import Assembly
+    from graftwork.contracts.model import Processor
 
 TENSORS = "tensors.safetensors"
 GOLDEN_INPUTS = "golden.safetensors"
@@ -62,10 +64,21 @@ class Opened:
         return weights.sha256(self.folder / manifest.FILE)
 
 
-def save(
+@dataclass(frozen=True)
+class Capture:
+    """What a checkpoint will hold, copied, so that it can be written while the model goes on training."""
+
+    manifest: Manifest
+    """Without the files, and without the hashes of the base weights."""
+    tensors: Mapping[str, Tensor]
+    golden: Mapping[str, Tensor]
+    processor: Processor
+    optimizer: Mapping[str, Tensor] | None
+    learned: learning.LearningMap | None
+
+
+def capture(
     assembly: Assembly,
-    folder: Path,
-    lookup: Lookup,
     *,
     step: int,
     steps: int,
@@ -77,55 +90,88 @@ def save(
     accounts: Accounts | None = None,
     initialised_from: tuple[manifest.Ancestor, ...] = (),
     learned: learning.LearningMap | None = None,
-) -> Manifest:
-    """Write a checkpoint and give it its name only when it is complete.
+) -> Capture | None:
+    """Copy all that a checkpoint of the model, as it is now, will hold; None on all processes but the first, which writes it.
 
-    It is written into a hidden folder beside `folder`, rebuilt from its own manifest on the meta device, compared, synced
-    and renamed. Whatever goes wrong, an existing checkpoint stays as it was. `origin` adds to the provenance, and
-    `accounts` to those of the base weights' files. Raises CheckpointError. Collective: all processes hand in their part of the model, and the first one writes.
+    `golden` gets the logits that it must give; the tensors of `optimizer` must be copies already. `origin` adds to the
+    provenance, and `accounts` to those of the base weights' files. Collective: all processes hand in their part of the model.
+    """
+    facts = verification.measure(assembly, golden)
+    with assembly.full_params(assembly.state_to_save()):
+        if not processes.is_first():
+            return None
+        added = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in assembly.state_to_save().items()}
+    entries = {n: manifest.TensorEntry(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in added.items()}
+    described = Manifest(
+        graftwork=__version__,
+        step=step,
+        steps=steps,
+        plan=assembly.plan,
+        tensors=entries,
+        files={},
+        golden=facts,
+        counts=dict(assembly.adaptation.counts),
+        health=health,
+        newly_initialised=assembly.adaptation.newly_initialised,
+        attention=assembly.kernel_usage(),
+        data=deepcopy(dict(data)),
+        provenance={**provenance(), **(origin or {})},
+        accounts={**assembly.base_files, **(accounts or {})},
+        initialised_from=initialised_from,
+    )
+    return Capture(described, added, dict(golden), assembly.processor, optimizer, learned)
+
+
+def rebuild(captured: Capture, folder: Path, lookup: Lookup) -> dict[str, bytes]:
+    """Rebuild the model on the meta device from what the manifest of `folder` will say, and compare every name and shape; the
+    files of its processor, by their names. Raises CheckpointError. It draws random numbers and puts them back, so not while another thread computes.
+    """
+    import torch
+
+    with unfinished(folder) as work:
+        (work / PROCESSOR).mkdir()
+        captured.processor.save(work / PROCESSOR)
+        manifest.write(captured.manifest, work)
+        with torch.random.fork_rng():
+            rebuilt = compose.build_shape(manifest.read(work).plan, lookup, processor_folder=work / PROCESSOR)
+        filling.check_keys(rebuilt.state_to_save(), {n: each.shape for n, each in captured.manifest.tensors.items()})
+        files = [file for file in (work / PROCESSOR).rglob("*") if file.is_file()]
+        return {file.relative_to(work).as_posix(): file.read_bytes() for file in files}
+
+
+def write(captured: Capture, folder: Path, processor: Mapping[str, bytes]) -> Manifest:
+    """Write a checkpoint and give it its name only when it is complete; `processor` are files that `rebuild` returned.
+
+    It is written into a hidden folder beside `folder`, compared with its manifest, synced and renamed. Whatever goes wrong, an existing
+    checkpoint stays as it was. Raises CheckpointError. It computes nothing with torch, so it may run beside training.
     """
     from safetensors.torch import save_file
 
-    facts = verification.measure(assembly, golden)
-    with assembly.full_params(assembly.state_to_save()):
-        added = {name: tensor.detach().cpu().contiguous() for name, tensor in assembly.state_to_save().items()}
-    if not processes.is_first():
-        processes.all_gather_object(None)  # Nobody goes on before the checkpoint has its name.
-        return manifest.read(folder)
     with unfinished(folder) as work:
-        save_file(added, work / TENSORS)
-        save_file(golden, work / GOLDEN_INPUTS)
-        (work / PROCESSOR).mkdir()
-        assembly.processor.save(work / PROCESSOR)
-        if optimizer is not None:
+        save_file(dict(captured.tensors), work / TENSORS)
+        save_file(dict(captured.golden), work / GOLDEN_INPUTS)
+        for name, content in processor.items():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).write_bytes(content)
+        if captured.optimizer is not None:
             (work / OPTIMIZER).mkdir()
-            save_file(dict(optimizer), work / OPTIMIZER / "state.safetensors")
-        if learned is not None:
-            learning.write(learned, work)
-        written = Manifest(
-            graftwork=__version__,
-            step=step,
-            steps=steps,
-            plan=with_fingerprints(assembly.plan, folder),
-            tensors={
-                n: manifest.TensorEntry(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in added.items()
-            },
-            files=manifest.describe_files(work),
-            golden=facts,
-            counts=dict(assembly.adaptation.counts),
-            health=health,
-            newly_initialised=assembly.adaptation.newly_initialised,
-            attention=assembly.kernel_usage(),
-            data=dict(data),
-            provenance={**provenance(), **(origin or {})},
-            accounts={**assembly.base_files, **(accounts or {})},
-            initialised_from=initialised_from,
-        )
+            save_file(dict(captured.optimizer), work / OPTIMIZER / "state.safetensors")
+        if captured.learned is not None:
+            learning.write(captured.learned, work)
+        plan = with_fingerprints(captured.manifest.plan, folder)
+        written = replace(captured.manifest, plan=plan, files=manifest.describe_files(work))
         manifest.write(written, work)
-        rebuild_shape(work, lookup)
+        filling.check_keys(manifest.read(work).tensors, weights.shapes_in(work / TENSORS))
         put_in_place(work, folder)
-    processes.all_gather_object(None)
     return written
+
+
+def save(assembly: Assembly, folder: Path, lookup: Lookup, **facts: Any) -> Manifest:
+    """Save a checkpoint, and return when it has its name; `facts` are those that `capture` takes. Raises CheckpointError. Collective."""
+    if captured := capture(assembly, **facts):
+        written = write(captured, folder, rebuild(captured, folder, lookup))
+    processes.all_gather_object(None)  # Nobody goes on before the checkpoint has its name.
+    return written if captured else manifest.read(folder)
 
 
 def with_fingerprints(plan: Plan, folder: Path) -> Plan:
@@ -143,16 +189,6 @@ def with_fingerprints(plan: Plan, folder: Path) -> Plan:
     model_spec = plan.model_spec
     parts = {part: marked(choice) for part, choice in model_spec.parts.items()}
     return replace(plan, model_spec=replace(model_spec, model=marked(model_spec.model), parts=parts))
-
-
-def rebuild_shape(folder: Path, lookup: Lookup) -> None:
-    """Rebuild a checkpoint's model on the meta device from the manifest, and compare every name and shape."""
-    import torch
-
-    read = manifest.read(folder)
-    with torch.random.fork_rng():
-        rebuilt = compose.build_shape(read.plan, lookup, processor_folder=folder / PROCESSOR)
-    filling.check_keys(rebuilt.state_to_save(), weights.shapes_in(folder / TENSORS))
 
 
 def provenance() -> dict[str, str]:

@@ -156,6 +156,9 @@ def open_checkpoint(
 @click.pass_obj
 def verify(session: Session, /, checkpoint: Path, against: Path | None, as_json: bool, **options: Any) -> None:
     """Rebuild CHECKPOINT from its files alone, and verify that it gives the logits that it was saved with."""
+    from graftwork.jobs.verify import AWAITED, awaited
+
+    checkpoint = awaited(session.catalog) if str(checkpoint) == AWAITED else checkpoint
     with open_checkpoint(session, checkpoint, options) as found:
         opened = found.verify(against=against)
     from graftwork.report.learning_wording import summary

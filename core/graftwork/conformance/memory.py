@@ -119,6 +119,17 @@ def resuming_goes_on_exactly(subject: Subject) -> Iterator[str]:
             )
 
 
+def what_is_saved_is_a_copy(subject: Subject) -> Iterator[str]:
+    """A checkpoint is written while the next steps are taken, which must not change what it will hold."""
+    assembly = assembled(subject)
+    by = stepper(assembly)
+    train(assembly, steps=1, by=by)
+    kept = {name: (tensor, tensor.clone()) for name, tensor in by.state().items()}
+    train(assembly, steps=1, by=by)
+    if changed := sorted(name for name, (tensor, before) in kept.items() if not tensor.equal(before)):
+        yield f"what 'state' returns must stay as it was, and the next step changed '{changed[0]}'; return copies"
+
+
 def trained_values(assembly: Assembly) -> dict[str, Tensor]:
     """The values of all trained parameters, by name."""
     with assembly.full_params(assembly.trained()):
@@ -130,4 +141,5 @@ CHECKS: tuple[Check, ...] = (
     names_and_shapes_stay,
     answers_stay,
     resuming_goes_on_exactly,
+    what_is_saved_is_a_copy,
 )

@@ -292,8 +292,9 @@ def features_can_be_kept(subject: Subject) -> Iterator[str]:
     for feature, own in zip(features, alone, strict=True):
         if any(far(*pair) for pair in zip(tensors_in(feature), tensors_in(own), strict=True)):
             yield "each entry of 'encode_images' must be of its own image, in order, and beside other images one is another than alone; put images first"
-    # What the images show goes; whole numbers, which say how they lie in the batch, stay.
-    blind = {name: torch.zeros_like(p) if p.is_floating_point() else p for name, p in batch.pixels.items()}
+    # What the images show goes; whole numbers of more than 8 bits, which say how they lie in the batch, stay.
+    shows = {name for name, p in batch.pixels.items() if p.is_floating_point() or p.dtype == torch.uint8}
+    blind = {name: torch.zeros_like(p) if name in shows else p for name, p in batch.pixels.items()}
     if apart := far(hidden(assembly, replace(batch, pixels=blind), features), hidden(assembly, batch)):
         yield f"'features' must stand for the pixels, and with them the output is {apart:.3g} away; use them instead of calling 'encode_images'"
 

@@ -86,8 +86,8 @@ def _training_only(record: Record, place: int) -> tuple[Turn, ...]:
 
 
 def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
-    """For each part `[images, 3, height, width]` in the size of its tower; of a model without parts whatever it takes. Finite, and the
-    same each time."""
+    """For each part `[images, 3, height, width]` in the size of its tower, or in 8 bits whole tiles of it, of which the model makes what
+    the parts take; of a model without parts whatever it takes. Finite, and the same each time."""
     assembly = built(subject).assembly
     for record in records():
         encoded, again = assembly.processor.encode(record), assembly.processor.encode(record)
@@ -103,6 +103,8 @@ def pixels_are_what_the_parts_take(subject: Subject) -> Iterator[str]:
                 yield f"pixels must be for the parts of the model, and '{part}' is none; use the names of 'parts'"
                 return
             side = assembly.outputs[part].pixels.size
+            if str(pixels.dtype) == "torch.uint8":
+                side = max(1, pixels.shape[-1] // side) * side
             if tuple(pixels.shape[1:]) != (3, side, side) or not pixels.isfinite().all():
                 yield f"pixels for '{part}' must be finite and [images, 3, {side}, {side}], and they are {tuple(pixels.shape)}; fix 'encode'"
 

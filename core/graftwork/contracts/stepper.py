@@ -152,12 +152,13 @@ class Stepper:
         return value.to(parameter.device)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs of the optimizer, by parameter name and key, on the CPU. Collective."""
+        """What a resumed run needs of the optimizer, by parameter name and key, copied to the CPU: it is written to a file while the
+        next steps are taken. Collective."""
         import torch
 
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
-            # Copied, for a file holds no tensor twice; a whole number becomes a tensor, and one again in `restore`.
+            # Copied one by one, for a file holds no tensor twice either; a whole number becomes a tensor, and one again in `restore`.
             f"{names[id(parameter)]}/{key}": self.unshard(torch.as_tensor(value).detach())
             .to("cpu", copy=True)
             .contiguous()

@@ -17,7 +17,7 @@ from graftwork.checkpoint.store import checkpoints, newest
 from graftwork.contracts.lookup import Lookup
 from graftwork.errors import CheckpointError
 from graftwork.jobs.run import installed, preferred_kernels
-from graftwork.jobs.verify import verify_in_fresh_process
+from graftwork.jobs.verify import FreshProcess
 from graftwork.weights import sha256
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def import_folder(
     kernels = preferred_kernels(lookup)
     imported = importing.import_folder(diagnosis, lookup, out, precision=precision, kernels=kernels)
     try:
-        facts = verify_in_fresh_process(out, lookup, against=diagnosis.folder)
+        with FreshProcess(lookup, against=diagnosis.folder) as fresh:
+            facts = fresh.verify(out)
         written = manifest.record(out, {"verified": facts["verified"], "compared": "; ".join(facts["compared"])})
     except BaseException:  # a signal too
         shutil.rmtree(out, ignore_errors=True)

@@ -29,7 +29,7 @@ from graftwork.jobs.outcome import data_notes, memory_facts, notes, provenance_o
 from graftwork.jobs.planning import images_of
 from graftwork.jobs.results import Compared, Scored, TrainResult
 from graftwork.jobs.run import Run, installed
-from graftwork.jobs.verify import open_for, verify_in_fresh_process
+from graftwork.jobs.verify import FreshProcess, open_for
 from graftwork.memory import budget
 from graftwork.memory.budget import CandidateSearch
 from graftwork.report import ReportContent, write_report
@@ -89,11 +89,13 @@ def carry_out(
     kernels = ", ".join(f"{kernel.kernel} ({kernel.site})" for kernel in outline.kernels)
     share = f"training {outline.trained:,} of {outline.total:,} parameters ({outline.share:.2%})"
     listen(Message(f"{share}, attention: {kernels}"))
-    outcome = loop.train(plan, lookup, out, resume=resume, accept_data=accept_data, device=device, listen=listen)
-    # Verifying and comparing build the model again: two of them were not rehearsed.
-    outcome.assembly = None
-    free_memory()
-    return finish(plan, lookup, outline, outcome, out, search, listen, take_over)
+    with FreshProcess(lookup) as fresh:
+        heard = fresh.starting(plan, listen)
+        outcome = loop.train(plan, lookup, out, resume=resume, accept_data=accept_data, device=device, listen=heard)
+        # Verifying and comparing build the model again: two of them were not rehearsed.
+        outcome.assembly = None
+        free_memory()
+        return finish(plan, lookup, outline, outcome, out, fresh, search, listen, take_over)
 
 
 def as_begun(plan: Plan, begun: Plan) -> Plan:
@@ -146,6 +148,7 @@ def finish(
     outline: Outline,
     outcome: Outcome,
     out: Path,
+    fresh: FreshProcess,
     search: CandidateSearch | None = None,
     listen: Listener = ignore,
     take_over: bool = False,
@@ -158,7 +161,7 @@ def finish(
     verification: dict[str, Any] = {}
     answers: list[Scored | Compared] = []
     if verdict.healthy:
-        own_facts = verify_in_fresh_process(outcome.checkpoint, lookup) if processes.is_first() else {}
+        own_facts = fresh.verify(outcome.checkpoint) if processes.is_first() else {}
         (facts, *_) = processes.all_gather_object(own_facts)
         verification = {name: fact for name, fact in facts.items() if fact not in ([], "")}
         if undecided := facts["undecided"]:

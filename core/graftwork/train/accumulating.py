@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 class Accumulator:
     """Feeds a stepper the micro-batches of a step."""
 
-    def __init__(self, stepper: Stepper, size: int, fatal: Callable[[], bool], smaller: Callable[[int], None]) -> None:
-        """`size` is how many rows a micro-batch has at most; it is halved where memory runs out, and `smaller` told, unless that is `fatal`."""
-        self.stepper, self.assembly, self.size = stepper, stepper.assembly, size
-        self.fatal, self.smaller = fatal, smaller
+    def __init__(self, stepper: Stepper, fatal: Callable[[], bool], smaller: Callable[[int], None]) -> None:
+        """Where memory runs out, `smaller` is told the new size, unless that is `fatal`."""
+        self.stepper, self.assembly, self.fatal, self.smaller = stepper, stepper.assembly, fatal, smaller
+        self.size = stepper.settings.micro_batch_size or stepper.settings.batch_size
+        """How many rows a micro-batch has at most."""
 
     def __call__(self, micro_batches: Sequence[MicroBatch], loss_weight: float) -> list[Tensor]:
         """Accumulate the gradients of a step; each micro-batch's share of its loss, on the device.

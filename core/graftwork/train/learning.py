@@ -196,7 +196,7 @@ class Learning:
         reached = torch.tensor([name in self.reached for name in self.names])
         numbers = torch.tensor([self.steps, self.since])
         told = {"counted": self.counted, "first": self.first, "last": self.last}
-        return {f"learning/{key}": value.cpu() for key, value in told.items()} | {
+        return {f"learning/{key}": value.to("cpu", copy=True) for key, value in told.items()} | {
             "learning/before": torch.cat([*self.before, torch.zeros(0)]),
             "learning/reached": reached,
             "learning/steps": numbers,

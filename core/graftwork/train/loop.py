@@ -34,6 +34,7 @@ from graftwork.train.log import Log, line_of
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
 from graftwork.train.packing import try_packing
 from graftwork.train.progress import Measurement
+from graftwork.train.saving import Saving
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
@@ -156,14 +157,14 @@ class Loop:
         """Batches so far that were no steps, as none of their records can be used."""
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
-        size = self.settings.micro_batch_size or self.settings.batch_size
-        self.accumulate = Accumulator(self.stepper, size, lambda: self.is_early, self.use_smaller)
+        self.accumulate = Accumulator(self.stepper, lambda: self.is_early, self.use_smaller)
         overflows_in = assembly.architecture.overflows_in
         self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.learning = Learning(assembly, self.stepper, self.settings.allow_unreached)
         self.log = Log(out)
+        self.saving = Saving(out, self.settings.keep, lookup, self.tell)
         self.golden = verification.golden_inputs(self.feed.first_usable(), assembly.processor)
         self.filler = self.feed.shortest_with_images() if self.stepper.needs_equal_micro_batches else None
 
@@ -183,8 +184,8 @@ class Loop:
         if self.assembly.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.log.begin()
-        begun, saved, line = self.step, self.step, dict[str, Any]()
-        with ThreadPoolExecutor(1) as encoder:
+        begun, self.saving.step, line = self.step, self.step, dict[str, Any]()
+        with ThreadPoolExecutor(1) as encoder, self.saving:
             if self.step == 0:
                 self.measure_progress(encoder)
             for share, totals, started in self.shares(encoder):
@@ -194,6 +195,7 @@ class Loop:
                         self.accumulate.try_largest(self.feed.longest)
                 if self.step % self.settings.log_every == 0:
                     self.log.write(line)
+                self.saving.poll()
                 if self.is_over:
                     break
                 if self.step in self.measured_steps:
@@ -202,14 +204,13 @@ class Loop:
                         self.tell(events.NotLearning(self.out, self.step, found))
                 if self.settings.save_every and self.step % self.settings.save_every == 0:
                     self.save()
-                    saved = self.step
             if self.step != begun and not self.stopped_by:
                 self.log.write(line)
                 self.measure_progress(encoder)
             if self.stopped_by:
-                raise self.stop(saved)
-            if self.step != saved:
-                self.save()
+                raise self.stop()
+            self.save()
+            self.saving.wait()
         verdict = self.health.verdict()
         self.tell(events.RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         if number := max(processes.all_gather_object(self.signals.number)):
@@ -217,14 +218,14 @@ class Loop:
         peak = peak_memory(self.assembly.device) or None
         return Outcome(self.folder, verdict, self.assembly, self.data.summary, self.log.lines, peak)
 
-    def stop(self, saved: int) -> RunInterrupted:
-        """Save the step that a signal ended the run after, unless it is the one that was `saved` last; what to raise."""
+    def stop(self) -> RunInterrupted:
+        """Save the step that a signal ended the run after; what to raise."""
         why = ""
-        if self.step != saved:
-            try:
-                self.save()
-            except AdapterError as error:
-                why = error.sentence  # So early that there is nothing to save.
+        try:
+            self.save()
+        except AdapterError as error:
+            why = error.sentence  # So early that there is nothing to save.
+        self.saving.wait()
         folder = self.folder if self.step and not why else None
         interrupted = RunInterrupted(self.stopped_by, self.step, self.steps, folder, why)
         self.tell(events.RunStopped(self.out, self.step, self.steps, interrupted.signal, folder))
@@ -269,7 +270,7 @@ class Loop:
     @property
     def is_early(self) -> bool:
         """Whether nothing is lost by beginning again."""
-        return self.step < EARLY_STEPS and not store.checkpoints(self.out)
+        return self.step < EARLY_STEPS and not (self.saving.step or store.checkpoints(self.out))
 
     def measure_progress(self, encoder: Executor) -> None:
         """Measure the validation loss, and the records that are followed through the run, once after a step; `encoder` is who
@@ -344,14 +345,15 @@ class Loop:
             self.lookup.emit(event)
 
     def save(self) -> None:
-        """Save a complete checkpoint of this step, and remove the oldest."""
+        """Begin to save a complete checkpoint of this step, unless it is saved; it is written while the next ones are taken. Collective."""
+        if self.step == self.saving.step:
+            return
+        self.saving.wait()
         self.health.data_faults = self.data.faults()
         learned = self.learning.map()
         self.health.unlearned = [*learned.faults()]
-        store.save(
+        captured = store.capture(
             self.assembly,
-            self.folder,
-            self.lookup,
             step=self.step,
             steps=self.steps,
             golden=self.golden,
@@ -361,9 +363,7 @@ class Loop:
             initialised_from=self.ancestors,
             learned=learned,
         )
-        for old in store.checkpoints(self.out)[: -self.settings.keep] if processes.is_first() else ():
-            writing.remove(old)
-        self.tell(events.CheckpointSaved(self.out, self.step, self.folder))
+        self.saving.begin(captured, self.step, self.folder)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs besides the trained tensors, as tensors."""

@@ -118,7 +118,9 @@ class Engine(Stepper):
             for name, parameter in self.parameters.items():
                 state[f"{name}/step"] = values["step"].cpu().clone()
                 for key in MOMENTS:
-                    state[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).cpu().contiguous()
+                    state[f"{name}/{key}"] = (
+                        safe_get_full_optimizer_state(parameter, key).to("cpu", copy=True).contiguous()
+                    )
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from jinja2.exceptions import TemplateError
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -23,9 +23,8 @@ from graftwork.errors import DataError, WeightsError
 from graftwork_hf_vlm import HfVlm, HfVlmSettings, image_token_id, resolution
 from graftwork_hf_vlm.loading import SETTINGS, load_processor, settings_in
 from graftwork_hf_vlm.model import COUNTS, POSITIONS, without_layers
+from graftwork_hf_vlm.template import Span, Template, Written, check
 
-PLACE = re.compile(r"[ \n]*<image>[ \n]*")
-"""An image in a text. What space is around it is the template's business."""
 FILES = (
     *SETTINGS,
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
@@ -34,30 +33,23 @@ FILES = (
 SMALL = (64, 56, 96, 224, 336, 384, 448)
 """Sides in pixels of images, one of which any processor takes."""
 SILENT = "does not say what text an image becomes"
+TOLD = {"add_special_tokens": False, "return_offsets_mapping": True}
+"""How a text is tokenised."""
 KINDS = "mm_token_type_ids"
 """The token field that says which tokens are an image's, which some models find positions by."""
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Written:
-    """A conversation as the template writes it."""
+class Spread:
+    """A written conversation, every image spread over its tokens."""
 
     text: str
-    answers: tuple[Span, ...] = ()
-    """Where in the text the answers are that carry loss, each with the token that ends it."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A written conversation in tokens, every image spread over its own."""
-
-    ids: list[int]
-    offsets: list[Span]
-    """Where each token is in the spread text."""
+    before: str
+    """The text in which each image is one token."""
     answers: tuple[Span, ...]
-    images: tuple[Span, ...]
-    """Where in the spread text each image is."""
+    """Where in the spread text the answers are that carry loss."""
+    images: tuple[dict[str, Any], ...]
+    """What each image became, and where, as transformers' processor says it."""
 
 
 class HfProcessor:
@@ -81,14 +73,12 @@ class HfProcessor:
         self.stop_ids: frozenset[int] = frozenset(stops)
         self.stops: list[str] = tokenizer.convert_ids_to_tokens(sorted(stops))
         self.image_id = image_token_id(config)
-        # A template that does not write the first token leaves it to the tokenizer, as LLaVA-1.5's does.
-        whole, (plain, *_) = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
-        self.first = "".join(tokenizer.convert_ids_to_tokens(whole[: whole.index(plain)]))
         # What stands for a whole image in the text; one processor names it otherwise than what it is spread over.
         self.place: str = getattr(self.hf, "image_placeholder_token", "") or getattr(self.hf, "image_token", "")
         if not self.place:
             raise self._unserved(SILENT)
-        self.trains_last_answer_only = self._rewrites()
+        self.template = Template(tokenizer, self.hf.chat_template, self.stops, self.place)
+        self.trains_last_answer_only = self.template.rewrites
         self.replacements = lru_cache(4096)(self.replacements_of)
         self.resized_to = lru_cache(4096)(partial(resolution.resized, self.hf))
         find = getattr(without_layers(config), "get_rope_index", None)
@@ -116,113 +106,15 @@ class HfProcessor:
         for roles in (("system", "user", "assistant"), ("user", "assistant")):
             turns = tuple(Turn(role, "x") for role in roles)
             with suppress(DataError):
-                shown += self.render(Record("", turns), len(turns), prompt=False)
+                shown += self.template.render(Record("", turns), len(turns), prompt=False)
         meant = {token for token in special if token in known or token in shown}
         return frozenset({*meant, self.hf.image_token, self.place, *self.stops})
-
-    # Writing ------------------------------------------------------------------------------------------------------------
-
-    def render(self, record: Record, count: int, prompt: bool) -> str:
-        """The first `count` turns as the template writes them, and with `prompt` what asks for an answer."""
-        messages = [message_of(turn) for turn in record.turns[:count]]
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.hf.chat_template, tokenize=False, add_generation_prompt=prompt
-            )
-        except (TemplateError, TypeError) as error:
-            raise DataError(
-                f"record '{record.id}' does not fit the model's chat template ({error}); change its turns"
-            ) from None
-        return text if text.startswith(self.first) else self.first + text
-
-    def _rewrites(self) -> bool:
-        """Whether the template writes an answer otherwise once another follows it."""
-        for thought in ("", "<think>\n1\n</think>\n\n"):
-            said = [("user", "A?"), ("assistant", f"{thought}B"), ("user", "C?"), ("assistant", "D")]
-            record = Record("", tuple(Turn(role, text) for role, text in said))  # type: ignore[arg-type]
-            try:
-                whole, first = (self.render(record, count, prompt=False) for count in (4, 2))
-            except DataError:
-                continue  # It takes no such conversation, and says so where a record is one.
-            if not whole.startswith(first.rstrip()):
-                return True
-        return False
-
-    def written(self, record: Record) -> Written:
-        """The conversation as text. Turn by turn, so that no marker has to say where answers are."""
-        self._check(record)
-        asks = record.turns[-1].role == "user"
-        whole = self.render(record, len(record.turns), prompt=asks)
-        self._check_written(record, whole)
-        text, done, answers = "", 0, list[Span]()
-        for number, turn in enumerate(record.turns):
-            if turn.role != "assistant":
-                continue
-            head = self.render(record, number, prompt=True)
-            until = len(whole) if number + 1 == len(record.turns) else self._end(record, number + 1, whole)
-            if not whole.startswith(head) or until < len(head):
-                if turn.trained is False or asks:
-                    continue
-                raise DataError(
-                    f"the chat template writes answers in the middle of record '{record.id}' otherwise than as answers; a record can "
-                    "train the last one only: make one for each answer, as a run does"
-                )
-            at = len(head)
-            for piece in filter(None, (piece.strip() for piece in PLACE.split(turn.text))):
-                at = whole.index(piece, at) + len(piece)
-            place, stop = min(
-                ((found, stop) for stop in self.stops if (found := whole.find(stop, at, until)) >= 0), default=(-1, "")
-            )
-            begin = len(text) + len(head) - done
-            if stop:
-                text, done = text + whole[done : place + len(stop)], place + len(stop)
-            else:  # the template never ends an answer
-                text, done = text + whole[done:at] + str(self.tokenizer.eos_token), at
-            if turn.trained is not False and not asks:
-                answers.append((begin, len(text)))
-        return Written(text + whole[done:], tuple(answers))
-
-    def _end(self, record: Record, count: int, whole: str) -> int:
-        """Where the first `count` turns end in the whole text; -1 where the template writes them otherwise there."""
-        text = self.render(record, count, prompt=False)
-        return len(text) if whole.startswith(text) else -1
-
-    def _check(self, record: Record) -> None:
-        """DataError for a record that no template can write."""
-        roles = [turn.role for turn in record.turns]
-        turns = roles[roles[:1] == ["system"] :]
-        if not turns or any(role != ("user", "assistant")[n % 2] for n, role in enumerate(turns)):
-            raise DataError(
-                f"in record '{record.id}' user and assistant do not take turns; correct the record or leave it out"
-            )
-        if (found := sum(turn.text.count("<image>") for turn in record.turns)) != len(record.images):
-            raise DataError(
-                f"record '{record.id}' has {len(record.images)} images and '<image>' {found} times; make them agree"
-            )
-        for turn in record.turns:
-            plain = turn.text.replace("<image>", "")
-            if control := next((control for control in self.controls if control in plain), None):
-                raise DataError(
-                    f"record '{record.id}' has '{control}' in its text, which means something to the model; remove it"
-                )
-
-    def _check_written(self, record: Record, whole: str) -> None:
-        """DataError where the template leaves out a turn or an image."""
-        kept = [
-            turn for turn in record.turns if not (self.trains_last_answer_only and turn.trained is False)
-        ]  # what a model thought is left out of earlier answers
-        lost = [piece for turn in kept for piece in PLACE.split(turn.text) if piece.strip() not in whole]
-        if lost or whole.count(self.place) != len(record.images):
-            what = f"'{lost[0][:40]}'" if lost else "an image"
-            raise DataError(f"the model's chat template leaves out {what} of record '{record.id}'; change its turns")
-
-    # Tokens -------------------------------------------------------------------------------------------------------------
 
     def replacements_of(self, sizes: tuple[Span, ...]) -> list[str]:
         """What images of these sizes become in the text: transformers' processor says so of blank ones in a question, whose pixels do not
         matter, so they are computed in the cheapest way."""
         blank = [PILImage.new("RGB", size) for size in sizes]
-        asked = self.render(Record("", (Turn("user", "<image>" * len(sizes) + "?"),)), 1, prompt=True)
+        asked = self.template.render(Record("", (Turn("user", "<image>" * len(sizes) + "?"),)), 1, prompt=True)
         cheap = {"resample": PILImage.Resampling.NEAREST, "do_rescale": False, "do_normalize": False}
         made = self.hf(text=[asked], images=blank, return_tensors="pt", return_text_replacement_offsets=True, **cheap)
         if "text_replacement_offsets" not in made:
@@ -241,7 +133,7 @@ class HfProcessor:
     @cached_property
     def joined_in(self) -> dict[str, int]:
         """The dimension in which transformers' processor joins what two records have of images, where that is not the first."""
-        asked = self.render(Record("", (Turn("user", "<image>?"),)), 1, prompt=True)
+        asked = self.template.render(Record("", (Turn("user", "<image>?"),)), 1, prompt=True)
         blank = PILImage.new("RGB", self.small)
 
         def made(count: int) -> Any:
@@ -259,8 +151,13 @@ class HfProcessor:
         }
         return {name: places[0] for name, places in grown.items() if places and places[0]}
 
-    def tokens(self, record: Record) -> tuple[Tokens, str]:
-        """The record's tokens, and the text before images were spread; no image is decoded."""
+    def written(self, record: Record) -> Written:
+        """The conversation as text."""
+        check(record, self.controls)
+        return self.template.written(record)
+
+    def spread(self, record: Record) -> Spread:
+        """The conversation as the text that is tokenised; no image is decoded."""
         written = self.written(record)
         sizes = tuple(image_size(image) for image in record.images)
         moved: list[dict[str, Any]] = []
@@ -277,51 +174,77 @@ class HfProcessor:
             grown: int = sum(m["new_span"][1] - m["new_span"][0] - len(m["text"]) for m in passed)
             return char + grown
 
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         answers = tuple((place(begin), place(end)) for begin, end in written.answers)
-        images = tuple(tuple(m["new_span"]) for m in moved)
-        return Tokens(found["input_ids"], found["offset_mapping"], answers, images), written.text
+        return Spread(text, written.text, answers, tuple(moved))
 
     def encode(self, record: Record) -> Encoded:
         """The tokens, labels and pixels of a record (see `graftwork.contracts.Processor`)."""
-        tokens, text = self.tokens(record)
+        spread = self.spread(record)
         images = [load_image(image) for image in record.images] or None
         try:
-            made = self.hf(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+            made = self.hf(
+                text=[spread.before], images=images, return_text_replacement_offsets=True, return_tensors="pt", **TOLD
+            )
         except ValueError as error:
             if images:
                 raise refused(record, error) from None
-            # Some read no text without an image; the tokens are all that there is of it.
-            made = {"input_ids": torch.tensor([tokens.ids])}
-        ids = tokens.ids
-        if made.pop("input_ids")[0].tolist() != ids:
+            made = {}  # Some read no text without an image; the tokens are all that there is of it.
+        offsets, moved = made.pop("offset_mapping", None), made.pop("text_replacement_offsets", None)
+        if offsets is None or (images and moved is None):
+            # What transformers' processor does not say is found in the text, and the tokens tell whether that is the same.
+            found = self.tokenizer([spread.text], return_tensors="pt", **TOLD)
+            offsets = found["offset_mapping"]
+            agree = torch.equal(made.setdefault("input_ids", found["input_ids"]), found["input_ids"])
+        else:
+            agree = not images or (*moved[0],) == spread.images
+        if not agree:
             raise DataError(
                 f"the images of record '{record.id}' become other tokens than those of their sizes; leave it out"
             )
+        ids, offsets = made.pop("input_ids")[0].numpy(), offsets[0].numpy()
         made.pop("attention_mask", None)
         made = {name: value.movedim(self.joined_in.get(name, 0), 0) for name, value in made.items()}
-        fields = {name: value[0].tolist() for name, value in made.items() if value.shape == (1, len(ids))}
+        fields = {name: value[0].numpy() for name, value in made.items() if value.shape == (1, len(ids))}
         pixels: dict[str, Tensor] = {name: value for name, value in made.items() if name not in fields}
-        seen = [token == self.image_id for token in ids]
+        seen = ids == self.image_id
         if record.images:
-            pixels[COUNTS] = torch.tensor(
-                [
-                    sum(
-                        is_image and overlaps(each, [span]) for is_image, each in zip(seen, tokens.offsets, strict=True)
-                    )
-                    for span in tokens.images
-                ]
-            )
-        labels = [
-            token if overlaps(each, tokens.answers) and not is_image else IGNORED
-            for token, each, is_image in zip(ids, tokens.offsets, seen, strict=True)
-        ]
-        shown = [self.pad_id if is_image else token for token, is_image in zip(ids, seen, strict=True)]
-        return Encoded(shown, seen, labels, pixels, token_fields=fields)
+            counts = [(seen & overlapping(offsets, [image["new_span"]])).sum() for image in spread.images]
+            pixels[COUNTS] = torch.tensor(numpy.array(counts))
+        labels = numpy.where(overlapping(offsets, spread.answers) & ~seen, ids, IGNORED)
+        return Encoded(numpy.where(seen, self.pad_id, ids), seen, labels, pixels, token_fields=fields)
 
     def length(self, record: Record) -> int:
         """How many tokens `encode` makes."""
-        return len(self.tokens(record)[0].ids)
+        (length,) = self.lengths([record])
+        if isinstance(length, DataError):
+            raise length
+        return length
+
+    def lengths(self, records: Sequence[Record]) -> list[int | DataError]:
+        """The length of each record, or why it does not fit; all their texts are tokenised together."""
+        texts, found = list[str](), list[int | DataError]()
+        for record in records:
+            try:
+                text = self.spread(record).text
+            except DataError as error:
+                found.append(error)
+                continue
+            short = self.repeated.sub(r"\1\1", text) if self.repeated else text
+            found.append((len(text) - len(short)) // len(self.hf.image_token))
+            texts.append(short)
+        if not texts:
+            return found
+        # transformers would make a list of all the ids. Its call sets what its own tokenizer does with long texts: nothing.
+        self.tokenizer(texts[:1], add_special_tokens=False, verbose=False)
+        sizes = map(len, self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return [each if isinstance(each, DataError) else each + next(sizes) for each in found]
+
+    @cached_property
+    def repeated(self) -> re.Pattern[str] | None:
+        """Image tokens in a row, each of which is a token wherever it stands; None where that is not known."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        known = any(each.content == self.hf.image_token and not each.single_word for each in added)
+        return re.compile(f"({re.escape(self.hf.image_token)}){{3,}}") if known else None
 
     def resized(self, record: Record) -> list[tuple[Span, Span]]:
         """For each image its width and height, and those of the whole of it as the model gets it; CoordinatesRefused where it is cropped,
@@ -382,14 +305,10 @@ def refused(record: Record, error: ValueError) -> DataError:
     return DataError(f"transformers' processor refuses record '{record.id}' ({str(error)[:160]}); leave it out")
 
 
-def overlaps(token: Span, spans: Sequence[Span]) -> bool:
-    """Whether a token has a character in one of the spans."""
-    return any(token[0] < end and token[1] > begin for begin, end in spans)
-
-
-def message_of(turn: Turn) -> dict[str, Any]:
-    """A turn as chat templates take one."""
-    content: list[dict[str, str]] = []
-    for number, piece in enumerate(PLACE.split(turn.text)):
-        content += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece)
-    return {"role": turn.role, "content": content}
+def overlapping(tokens: Any, spans: Sequence[Span]) -> Any:
+    """Whether each token, by its offsets `[tokens, 2]`, has a character in one of the spans."""
+    begins, ends = tokens.T
+    found = numpy.zeros(len(tokens), dtype=bool)
+    for begin, end in spans:
+        found |= (begins < end) & (ends > begin)
+    return found

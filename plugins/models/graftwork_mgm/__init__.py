@@ -263,20 +263,15 @@ class Mgm(ModelArchitecture[MgmSettings]):
         self, config: Mapping[str, Any], folder: Path | None, outputs: Mapping[str, TowerOutput]
     ) -> Processor:
         """The processor, with the tokenizer in `folder`."""
-        from graftwork_mgm.processor import Images, MgmProcessor, load_tokenizer
+        from graftwork_mgm.pixels import Images
+        from graftwork_mgm.processor import MgmProcessor, load_tokenizer
 
         if folder is None:
             raise WeightsError(f"'{self.name}' needs a folder with a tokenizer: set 'weights' or 'config'")
         return MgmProcessor(
             load_tokenizer(folder, self.backbone.tokenizer),
             TEMPLATES[config.get("template", self.backbone.template)],
-            Images(
-                outputs["low"],
-                outputs.get("high"),
-                config["aspect_ratio"],
-                config["image_grid"],
-                config["image_global"],
-            ),
+            Images.of(config, outputs),
             config["language"]["vocab_size"],
         )
 

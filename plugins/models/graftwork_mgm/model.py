@@ -15,6 +15,7 @@ from graftwork.attention import packing
 from graftwork.contracts import Batch, Structure, TowerOutput
 from graftwork_mgm import TOWERS
 from graftwork_mgm.backbones import Backbone
+from graftwork_mgm.pixels import Images
 
 KEY_BIASES = ("model.vlm_uni_aux_projector.0.bias", "model.vlm_uni_aux_projector.1.bias")
 """What they add to the scores of a window is the same for all its pixels, and the softmax ignores it."""
@@ -26,12 +27,12 @@ class VisionLanguage(nn.Module):
     Everything with weights sits inside the language model, under the names of published weights.
     """
 
-    def __init__(self, language: Any, parts: Sequence[str], grid: int, overview: bool) -> None:
+    def __init__(self, language: Any, parts: Sequence[str], images: Images) -> None:
         """`language` is transformers' model without a head, with towers, connector and mining's projections inside."""
         super().__init__()
         self.model = language
-        self.mining = Mining(language, grid, overview)
-        self.parts, self.views = tuple(parts), grid**2 + overview
+        self.mining = Mining(language, images.grid, images.overview)
+        self.parts, self.images, self.views = tuple(parts), images, images.views
         self.scale = getattr(language.embed_tokens, "scalar_embed_scale", 1.0)
         """Gemma scales what enters it, images too; where transformers does so in the embedding, images miss it. Asked for now: what
         a PEFT library puts around an embedding does not say."""
@@ -42,7 +43,10 @@ class VisionLanguage(nn.Module):
 
     def maps(self, pixels: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Every part's maps for all views of the images; autograd keeps nothing of a tower that is not trained."""
-        return {part: self.tower(part)(pixels[part]) for part in self.parts} if pixels else {}
+        if not pixels:
+            return {}
+        seen = dict(self.images.parts(pixels))
+        return {part: self.tower(part)(seen.pop(part)) for part in self.parts}
 
     def encode_images(self, pixels: Mapping[str, Tensor]) -> list[dict[str, list[Tensor]]]:
         """For each image every part's maps of its views."""
@@ -206,7 +210,7 @@ def structure(
 ) -> Structure:
     """The built model and its map."""
     language = language_model(backbone, config["language"], attn_implementation)
-    model = VisionLanguage(language, tuple(towers), config["image_grid"], config["image_global"])
+    model = VisionLanguage(language, tuple(towers), Images.of(config, outputs))
     for part, tower in towers.items():
         owner, _, name = TOWERS[part].rpartition(".")
         model.get_submodule(owner).add_module(name, tower)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from PIL import Image as PILImage
 
-from graftwork.contracts import IGNORED, Encoded, Image, Record, TowerOutput, Turn, refuse_unknown_settings
-from graftwork.data import MAX_PIXELS, load_image
+from graftwork.contracts import IGNORED, Encoded, Record, Turn, refuse_unknown_settings
 from graftwork.errors import DataError, WeightsError
 from graftwork.weights import read_json, refuse_pointer
 from graftwork_mgm.backbones import Template
+from graftwork_mgm.pixels import Images
 
 PLACE = "<image>"
 IMAGE = -200
@@ -56,79 +54,6 @@ TOKENIZER_SETTINGS = frozenset(
     }
 )
 """Settings of a tokenizer that are followed, or change nothing of how text is written here."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """How an image becomes pixels, and how many tokens it takes."""
-
-    low: TowerOutput
-    high: TowerOutput | None
-    aspect_ratio: str
-    """`pad` to a square of the mean colour, or cut the middle `square` out."""
-    grid: int
-    """The low tower sees `grid` x `grid` tiles of the image."""
-    overview: bool
-    """Whether it sees the whole image as well, before the tiles."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens for each image."""
-        rows, columns = self.low.grids[0]
-        return rows * columns * (self.grid**2 + self.overview)
-
-    def pixels(self, image: Image) -> dict[str, torch.Tensor]:
-        """`high`: `[1, 3, size, size]`; `low`: `[tiles, 3, size, size]`, the whole if wanted, then the tiles row by row.
-
-        The low image is interpolated from the normalised high one, as the published models were trained; towers that were trained with
-        other means and deviations than one another get each its own.
-        """
-        side = self.low.pixels.size
-        fine = self.normalised(load_image(image), self.high.pixels.size if self.high else side * self.grid)
-        mosaic = self.as_low(resized(fine, side * self.grid))
-        tiles = mosaic[0].unfold(1, side, side).unfold(2, side, side).flatten(1, 2).transpose(0, 1)
-        low = torch.cat([resized(mosaic, side), tiles]) if self.overview else tiles.contiguous()
-        return {"low": low, "high": fine} if self.high else {"low": low}
-
-    def as_low(self, fine: torch.Tensor) -> torch.Tensor:
-        """Pixels that are normalised for the high tower, as the low one wants them."""
-        pixels, of_high = self.low.pixels, (self.high or self.low).pixels
-        if (pixels.mean, pixels.std) == (of_high.mean, of_high.std):
-            return fine
-        (low_mean, low_std), (mean, std) = (
-            [torch.tensor(values)[:, None, None] for values in (each.mean, each.std)] for each in (pixels, of_high)
-        )
-        return (fine * std + mean - low_mean) / low_std
-
-    def normalised(self, image: PILImage.Image, size: int) -> torch.Tensor:
-        """An RGB image as `[1, 3, size, size]`: made square, scaled, normalised, as the high tower wants it where there is one."""
-        pixels = (self.high or self.low).pixels
-        long, short = max(image.size), min(image.size)
-        pad = self.aspect_ratio == "pad"
-        if (long * long if pad else size * size * long // short) > 4 * MAX_PIXELS:
-            raise DataError(
-                f"an image of {image.width} x {image.height} pixels is too narrow to be made square; cut it"
-            )
-        if pad:
-            square = PILImage.new("RGB", (long, long), tuple(int(255 * mean) for mean in pixels.mean))
-            square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
-            image, short = square, long
-        filtering = PILImage.Resampling(pixels.resample)
-        scaled = image.resize((size * image.width // short, size * image.height // short), filtering)
-        left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
-        # Channel by channel before any arithmetic: numpy is slow over a last dimension of three.
-        array = numpy.moveaxis(numpy.asarray(scaled.crop((left, top, left + size, top + size))), 2, 0)
-        array = numpy.ascontiguousarray(array).astype(numpy.float32)
-        mean, std = (numpy.asarray(values, dtype=numpy.float32)[:, None, None] for values in (pixels.mean, pixels.std))
-        array /= 255
-        array -= mean
-        array /= std
-        return torch.from_numpy(array).unsqueeze(0)
-
-
-def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """`[1, 3, size, size]`, bilinear and without antialiasing."""
-    return torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
 
 
 class MgmProcessor:

@@ -1,0 +1,82 @@
+"""Whether the memory that was predicted is what a step takes: each plan rehearsed, then carried out on the device."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from report import Report
+from subject import CATALOG, CUDA, Size, Subject, build, clean
+
+from graftwork.config.machine import cores, detect_machine
+from graftwork.contracts import batch_of, stepper_for
+from graftwork.memory.rehearsal import longest_rows, rehearsing
+
+
+def predict(subject: Subject, number: int) -> int:
+    """The peak that a rehearsal for CUDA finds of one of the subject's plans, in bytes."""
+    memory, micro = subject.plans[number]
+    with rehearsing(subject.plan(memory, micro), CATALOG, detect_machine(), device="cuda") as watched:
+        return watched.take(micro).footprint.peak
+
+
+def carry_out(subject: Subject, number: int) -> dict[str, Any]:
+    """Two steps of the same records as in the rehearsal, of which the second has all that a step can have in memory."""
+    memory, micro = subject.plans[number]
+    plan = subject.plan(memory, micro)
+    assembly = build(plan)
+    assembly.model.train()
+    stepper = stepper_for(assembly, plan.run_context.train)
+    rows = longest_rows(assembly.processor, subject.length)
+    clean()
+    for _, row in rows * 2:
+        for last in (False, True):
+            batch = batch_of(assembly.processor, row * micro).to(assembly.device)
+            stepper.accumulate(batch, 1.0, last=last)
+        stepper.gradient_norm()
+        stepper.update()
+        stepper.clear()
+    if not CUDA:
+        return {}
+    torch.cuda.synchronize()
+    facts = torch.cuda.memory_stats()
+    return {
+        # What tensors asked for is what a rehearsal can know; the allocator gives a block whole where little of it is left.
+        "requested": facts["requested_bytes.all.peak"],
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "retries": facts["num_alloc_retries"],
+        "kernels": {site: told.get("ran") for site, told in assembly.kernel_usage().items()},
+    }
+
+
+def compare(subject: Subject, report: Report) -> None:
+    """All plans of a subject, predicted in other processes while they are carried out here."""
+    workers = max(1, min(len(subject.plans), cores() // 2))
+    # On a CPU there is nothing to wait for meanwhile.
+    with ProcessPoolExecutor(workers, get_context("spawn")) if CUDA else ThreadPoolExecutor(1) as pool:
+        predictions = [pool.submit(predict, subject, number) for number in range(len(subject.plans))]
+        for number, (memory, micro) in enumerate(subject.plans):
+
+            def one(number: int = number) -> dict[str, Any]:
+                found = carry_out(subject, number)
+                predicted = predictions[number].result(timeout=report.left)
+                if found:
+                    found["predicted over allocated"] = round(predicted / found["allocated"], 4)
+                return {"predicted": predicted, **found}
+
+            report.take(f"{subject.name}, {', '.join(memory) or 'no strategy'}, {micro} at a time", one, needs=8)
+        for prediction in predictions:
+            prediction.cancel()
+
+
+def memory(size: Size, report: Report) -> None:
+    """MGM-2B."""
+    compare(size.mgm, report)
+
+
+def vlm_memory(size: Size, report: Report) -> None:
+    """A vision-language model of Hugging Face."""
+    compare(size.vlm, report)

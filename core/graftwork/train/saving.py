@@ -1,0 +1,77 @@
+"""Checkpoints written beside training: what they will hold is copied between two steps, and a thread writes it during the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from graftwork import processes
+from graftwork.checkpoint import store, writing
+from graftwork.checkpoint.store import Capture
+from graftwork.contracts.events import CheckpointSaved
+from graftwork.contracts.lookup import Lookup
+from graftwork.errors import GraftworkError
+
+
+class Saving:
+    """Writes one checkpoint at a time, removes the oldest, and tells of each once it has its name.
+
+    Only files are written beside training: what computes, exchanges or tells anything is done by the thread that trains. On leaving, what was
+    begun is written to its end.
+    """
+
+    def __init__(self, out: Path, keep: int, lookup: Lookup, tell: Callable[[CheckpointSaved], None]) -> None:
+        self.out, self.keep, self.lookup, self.tell = out, keep, lookup, tell
+        self.step = 0
+        """The step whose checkpoint was begun last, or that the run goes on from; 0 where there is none."""
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[CheckpointSaved] | None = None
+        self._rebuilt: object = None
+        self._processor: dict[str, bytes] = {}
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._thread.shutdown()
+        failure = self._written.exception() if self._written else None
+        if isinstance(error, GraftworkError) and failure:
+            error.details += (f"besides: {failure}",)
+        elif error and failure:
+            error.add_note(f"besides: {failure}")
+
+    def begin(self, captured: Capture | None, step: int, folder: Path) -> None:
+        """Begin to write the checkpoint `folder` of a step; the one before must have been waited for, so that there are never two copies.
+        Raises CheckpointError for what could not be opened."""
+        self.step = step
+        if captured is None:
+            return
+        # Once a run: building draws random numbers, which training must not see, and its outcome follows from these alone.
+        if (held := (captured.manifest.plan, captured.manifest.tensors)) != self._rebuilt:
+            self._processor, self._rebuilt = store.rebuild(captured, folder, self.lookup), held
+        self._written = self._thread.submit(self._write, captured, step, folder)
+
+    def _write(self, captured: Capture, step: int, folder: Path) -> CheckpointSaved:
+        try:
+            store.write(captured, folder, self._processor)
+            for old in store.checkpoints(self.out)[: -self.keep]:
+                writing.remove(old)
+        except GraftworkError:
+            raise  # Its sentence names the folder, and so the step.
+        except BaseException as error:
+            error.add_note(f"while the checkpoint of step {step} was written")
+            raise
+        return CheckpointSaved(self.out, step, folder)
+
+    def poll(self) -> None:
+        """Tell of a checkpoint that has got its name meanwhile; raises what it failed with. Nothing is waited for."""
+        if self._written and self._written.done():
+            written, self._written = self._written, None
+            self.tell(written.result())
+
+    def wait(self) -> None:
+        """Wait until what was begun is written, and tell of it; raises on all processes what it failed with. Collective."""
+        written, self._written = self._written, None
+        if event := processes.first_alone(lambda: written and written.result()):
+            self.tell(event)
