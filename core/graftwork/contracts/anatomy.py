@@ -91,8 +91,8 @@ class BuildContext:
     attn_implementation: str = "eager"
     """The name to give transformers' models, under which Graftwork's kernels are registered."""
     windowed_attn_implementation: str = ""
-    """The name to give instead those image encoders whose attention takes `cu_seqlens`, so that all of its windows are computed together;
-    empty where there is none."""
+    """The name to give instead, once they are built, to image encoders of transformers whose attention takes `cu_seqlens`, so that all of their windows
+    are computed together; empty where there is none."""
 
 
 @dataclass(frozen=True)
