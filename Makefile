@@ -8,7 +8,7 @@ ZERO := .venv/.zero
 DATA_BIN := .venv-data/bin
 DATA := .venv-data/.ready
 
-.PHONY: help setup demo test test-all test-data smollm2 better-data lint format demo-base clean
+.PHONY: help setup demo test test-all test-data smollm2 better-data bench lint format demo-base clean
 
 help:
 	@echo "make demo       set up, then train, verify, compare and report a tiny model on this machine"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-data  the tests with Data-Juicer and Ray, in an environment of their own (689 MB)"
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
 	@echo "make better-data  labels by a model, verified, and what they are worth (half an hour)"
+	@echo "make bench      how fast each part is beside other libraries (a quarter of an hour)"
 	@echo "make lint       formatting, lint and types"
 	@echo "make demo-base  train the demo's base weights again, from nothing (examples/tiny-vlm; minutes)"
 
@@ -65,6 +66,10 @@ smollm2: $(SMOLLM2)
 
 better-data: $(READY)
 	$(BIN)/python examples/better-data/better_data.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py --pages
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

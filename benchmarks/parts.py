@@ -62,19 +62,16 @@ def collation(folder: Path) -> Timed:
     return timed
 
 
-def lengths(folder: Path) -> Timed:
-    """256 records of one to four questions about an image, measured with a LLaVA's template and a tokenizer of 4,000 words."""
+def conversations(folder: Path) -> list[Any]:
+    """256 records of one to four questions about an image; the folder becomes a LLaVA's with a tokenizer of 4,000 words."""
     import random
     from io import BytesIO
 
     from PIL import Image as PILImage
     from tokenizers import Tokenizer, pre_tokenizers, trainers
-    from transformers import AutoConfig
 
     from graftwork.contracts import Image, Record, Turn
-    from graftwork.data.measuring import lengths_of
-    from graftwork_hf_vlm import HfVlmSettings, example
-    from graftwork_hf_vlm.processor import HfProcessor
+    from graftwork_hf_vlm import example
 
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
@@ -98,8 +95,19 @@ def lengths(folder: Path) -> Timed:
     )
     tokenizer.train_from_iterator((text(200) for _ in range(500)), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
+    return [record(number) for number in range(256)]
+
+
+def lengths(folder: Path) -> Timed:
+    """How many tokens 256 conversations about an image have, with a LLaVA's template."""
+    from transformers import AutoConfig
+
+    from graftwork.data.measuring import lengths_of
+    from graftwork_hf_vlm import HfVlmSettings
+    from graftwork_hf_vlm.processor import HfProcessor
+
+    records = conversations(folder)
     processor = HfProcessor(folder, AutoConfig.from_pretrained(folder), HfVlmSettings())
-    records = [record(number) for number in range(256)]
     return lambda: lengths_of(processor, records)
 
 
@@ -246,14 +254,18 @@ def serve() -> None:
             print(json.dumps({"seconds": used, "result": str(file)}), flush=True)
 
 
+def tree_on_path(tree: Path) -> str:
+    """The PYTHONPATH with which a process runs the version of the project in `tree`."""
+    return os.pathsep.join(map(str, [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]))
+
+
 class Version:
     """A process that measures parts in one version of the project: this one, or that in another tree."""
 
     def __init__(self, tree: Path | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         if tree:
-            roots = [tree / "core", tree / "registry", *sorted((tree / "plugins").iterdir())]
-            environment["PYTHONPATH"] = os.pathsep.join(map(str, roots))
+            environment["PYTHONPATH"] = tree_on_path(tree)
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve"],
             env=environment,

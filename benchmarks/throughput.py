@@ -81,6 +81,7 @@ def time_trainer(plan: Plan, catalog: Catalog, steps: int, batch_size: int) -> f
     """The same seconds in `transformers.Trainer`, with `peft`'s LoRA on the same modules."""
     bare = replace(plan, model_spec=replace(plan.model_spec, peft=None, on=(), also_train=()))
     assembly = compose.build(bare, catalog)
+    trainer.inject_lora(assembly)
     records = Read(plan, catalog, assembly.processor, steps, batch_size)
     with tempfile.TemporaryDirectory() as out:
         ends = trainer.train(assembly, records, batch_size, steps, Path(out), learning_rate=RATE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,26 @@ def inject_lora(assembly: Assembly) -> None:
 
 
 def train(
-    assembly: Assembly, records: Sequence[Encoded] | Any, micro_batch: int, steps: int, folder: Path, **settings: Any
+    assembly: Assembly,
+    records: Sequence[Encoded],
+    micro_batch: int,
+    steps: int,
+    folder: Path,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    **settings: Any,
 ) -> list[float]:
-    """The seconds at which each step ended. `records` come in order; a sequence may encode them when it is asked. `settings` are
-    those of TrainingArguments."""
+    """When each step ended, by the `clock`, of a model that has its adapter. `records` come in order; a sequence may encode them when it is
+    asked. `settings` are those of TrainingArguments."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    inject_lora(assembly)
     ends: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *arguments: Any, **others: Any) -> None:
             if assembly.device.type == "cuda":
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            ends.append(clock())
 
     class Records(torch.utils.data.Dataset[Encoded]):
         def __len__(self) -> int:

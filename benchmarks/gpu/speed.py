@@ -145,6 +145,7 @@ def beside_trainer(subject: Subject, report: Report, cases: Sequence[tuple[Seque
         def theirs(memory: Sequence[str] = memory, micro: int = micro) -> dict[str, float]:
             others = {"also_train": list(subject.also_train)} if subject.also_train else None
             assembly = build(subject.plan(micro=micro, peft=others))
+            trainer.inject_lora(assembly)
             if memory:
                 assembly.model.model.gradient_checkpointing_enable({"use_reentrant": False})
             examples = Records(assembly, subject.length, subject.labels).take(micro)
