@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from process_runs import Runs
 from test_resume import assert_equal, interrupted
 from tiny_runs import CHANGES, PlanOf, Run
 
@@ -136,3 +137,15 @@ def test_how_many_there_are_is_what_training_leaves_free(monkeypatch: pytest.Mon
         found.append(preparing.workers(None, cuda))
     assert found == [0, 7, 16, 7, 0]
     assert preparing.workers(None, cpu) == 0 and preparing.workers(3, cpu) == 3 and preparing.workers(0, cuda) == 0
+
+
+@pytest.mark.slow
+def test_each_of_several_processes_has_workers_and_nothing_else_is_said(base: Path, tmp_path: Path) -> None:
+    runs = Runs(tmp_path, base)
+    for count, changes in ((1, []), (2, ['memory.use=["ddp"]'])):
+        said = [
+            runs.train(f"{count}-{workers}", count, [*changes, f"train.workers={workers}"], "--device", "cpu")
+            for workers in (0, 2)
+        ]
+        assert_equal(tmp_path / f"{count}-2", tmp_path / f"{count}-0")
+        assert len(said[0].splitlines()) == len(said[1].splitlines())
