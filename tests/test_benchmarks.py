@@ -123,6 +123,7 @@ def test_the_whole_bench_runs(tmp_path: Path) -> None:
         "records.py --records 500",
         "packing.py --rounds 1",
         "fixed_costs.py --measure saving",
+        "feeding.py --images 8 --rounds 1",
         "memory_targets.py chunked-loss",
     ],
 )
