@@ -98,6 +98,17 @@ def test_a_killed_writer_of_this_machine_is_in_nobodys_way_and_is_cleared_up(tmp
     assert [*folder.iterdir()] == []
 
 
+def test_a_copy_of_a_killed_writer_holds_none_of_its_locks(tmp_path: Path) -> None:
+    # As of one whose records are prepared by copies of it, which notice seconds later that it is gone.
+    copied = HOLDING.replace("sys, time", "os, sys, time").replace(
+        "    print(", "    os.fork() or (time.sleep(5), os._exit(0))\n    print("
+    )
+    killed(copied, tmp_path / "out")
+    enter(tmp_path / "out")
+    writing.sweep(tmp_path / "out")
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
 def test_a_living_writer_of_another_machine_is_refused_whatever_is_asked_for(tmp_path: Path) -> None:
     file = written_elsewhere(tmp_path, silent=SILENT_SECONDS - 60)
     before = file.read_bytes()

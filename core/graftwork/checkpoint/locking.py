@@ -192,6 +192,7 @@ def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:
     descriptor = os.open(path, flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locked[descriptor] = os.fstat(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise
@@ -199,6 +200,23 @@ def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+_locked: dict[int, os.stat_result] = {}
+"""The files of descriptors that hold a lock, or did."""
+
+
+def _let_go() -> None:
+    """Close the locks in a copy of this process, such as prepares records: it would hold them until it ends, which may be later."""
+    for descriptor, file in _locked.items():
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), file):
+                os.close(descriptor)
+    _locked.clear()
+
+
+if fcntl:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
