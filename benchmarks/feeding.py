@@ -36,7 +36,7 @@ class Images:
         """The records of a batch."""
         return range(BATCH * batch, BATCH * (batch + 1))
 
-    def found(self, index: int) -> Encoded:
+    def made(self, index: int) -> Encoded:
         """A record, encoded."""
         return Encoded([5], [True], [5], self.images.pixels(self.jpeg))
 

@@ -18,9 +18,13 @@ from test_resume import assert_equal, interrupted
 from tiny_runs import CHANGES, PlanOf, Run
 
 from graftwork import processes
+from graftwork.build import compose
+from graftwork.conformance.processor import differing
 from graftwork.contracts import IGNORED, DictLookup, Encoded, Event, StepTaken
+from graftwork.data.training_data import load_training_data
 from graftwork.errors import DataError, GraftworkError, RunInterrupted
-from graftwork.train import preparing
+from graftwork.train import feeding, preparing
+from graftwork.train.feeding import Feed
 from graftwork.train.loop import train
 from graftwork.train.preparing import LOST, Parcel
 
@@ -124,6 +128,26 @@ def test_a_parcel_gives_back_what_was_packed(room: int, monkeypatch: pytest.Monk
     assert found.pixels.keys() == pixels.keys()
     assert all(
         found.pixels[name].equal(each) and found.pixels[name].dtype == each.dtype for name, each in pixels.items()
+    )
+
+
+@pytest.mark.parametrize(("free", "times"), [(1 << 40, 1), (1 << 16, 3)])
+def test_records_that_come_again_are_encoded_once_where_memory_allows(
+    free: int, times: int, lookup: DictLookup, run: PlanOf, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "available_memory", lambda: free)
+    plan = run({"data.source": [{"use": "shapes", "count": 8, "broken": [3]}], "train.steps": 6})
+    assembly = compose.build(plan, lookup, device="cpu")
+    asked, encode = list[str](), assembly.processor.encode
+    monkeypatch.setattr(assembly.processor, "encode", lambda record: (asked.append(record.id), encode(record))[1])
+    feed = Feed(plan.run_context, assembly.processor, load_training_data(plan, lookup, assembly.processor))
+    shares = [feed.share(batch) for batch in range(6)]
+    assert asked.count("shapes/0") == times and asked.count("shapes/3") == 3
+    again = Feed(
+        replace(plan.run_context, train=replace(plan.run_context.train, steps=2)), assembly.processor, feed.data
+    )
+    assert not again.room and not differing(
+        again.share(4).micro_batches[0].examples[0], shares[4].micro_batches[0].examples[0]
     )
 
 

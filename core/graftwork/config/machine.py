@@ -81,9 +81,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_bytes() -> int:
+def available_memory() -> int:
+    """How many bytes of main memory are free, without those that files take; 0 where that is unknown."""
+    return _memory_bytes("SC_AVPHYS_PAGES")
+
+
+def _memory_bytes(pages: str = "SC_PHYS_PAGES") -> int:
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and other systems may not know these names
         return 0
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from graftwork import processes
+from graftwork.config.machine import available_memory
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
 from graftwork.contracts.packing import micro_batches
@@ -16,6 +18,20 @@ from graftwork.train import data_parallel
 Found: TypeAlias = Encoded | DataError
 """A record, encoded, or why it cannot be."""
 
+MAX_KEPT, SHARE = 2 << 30, 8
+"""The most bytes of encoded records that are kept, and into how many parts what is free of main memory is divided for that."""
+
+
+def room() -> int:
+    """The bytes that encoded records may take of main memory; 0 where it is not known what is free."""
+    return min(MAX_KEPT, available_memory() // SHARE // processes.on_this_machine())
+
+
+def size_of(encoded: Encoded) -> int:
+    """The bytes of a record, but for a few."""
+    arrays: list[Any] = [encoded.input_ids, encoded.image_token_mask, encoded.labels, *encoded.token_fields.values()]
+    return sum(each.nbytes for each in (*arrays, *encoded.pixels.values()))
+
 
 class Feed:
     """The data of a run, encoded."""
@@ -24,6 +40,11 @@ class Feed:
         self.settings, self.strict = run_context.train, run_context.strict_data
         self.processor, self.data = processor, data
         self.sampler = data.sampler(run_context)
+        settings, records = run_context.train, len(data.records)
+        again = settings.steps * settings.batch_size > records if settings.steps else settings.epochs > 1
+        self.room = room() if again else 0
+        """The bytes that encoded records may take; 0 where none comes again, or there is one so large that not all might fit."""
+        self.kept: dict[int, Encoded] = {}
 
     def indices(self, batch: int) -> list[int]:
         """This process's records of a batch."""
@@ -125,7 +146,21 @@ class Feed:
         return encoded
 
     def found(self, index: int) -> Found:
-        """A record, encoded, or why it cannot be."""
+        """A record, encoded, or why it cannot be; kept for when it comes again, where memory allows."""
+        if index in self.kept:
+            return self.kept[index]
+        found = self.made(index)
+        if not self.room or not isinstance(found, Encoded):
+            return found
+        if size_of(found) * len(self.data.records) <= self.room:
+            self.kept[index] = found
+        else:
+            self.room = 0
+            self.kept.clear()
+        return found
+
+    def made(self, index: int) -> Found:
+        """A record, encoded anew, or why it cannot be."""
         try:
             return encode(self.data.records[index], self.processor, self.settings.max_length)
         except DataError as error:

@@ -107,7 +107,7 @@ def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
         """A data set of what becomes of each record."""
 
         def __getitem__(self, index: int) -> tuple[int, Found]:
-            return index, feed.found(index)
+            return index, feed.made(index)
 
     in_flight = workers * PREFETCHED
     loader: DataLoader[Any] = DataLoader(
