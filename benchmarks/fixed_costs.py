@@ -69,7 +69,7 @@ def verification(folder: Path) -> dict[str, float]:
         "model": {"use": "mgm-gemma", "weights": str(base), "parts": towers},
         "peft": {"use": "lora", "on": ["language.attention"], "rank": 4},
         "data": {"source": [{"use": "easy-vqa", "limit": 400}]},
-        "train": {"steps": 30, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "max_length": 128},
+        "train": {"steps": 40, "batch_size": 8, "learning_rate": 5e-3, "precision": "fp32", "max_length": 128},
     }
     ends: list[float] = []
     begun = time.perf_counter()

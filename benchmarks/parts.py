@@ -214,50 +214,58 @@ def optimizer(folder: Path) -> Timed:
     return timed
 
 
+def qwen_encoder(attention: str) -> tuple[Any, Timed]:
+    """Four layers of Qwen2.5-VL's image encoder, a quarter as wide, with an implementation of attention; and a pass over an image of 1,008 x 756
+    pixels with its gradients."""
+    import torch
+    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as configuration
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+
+    torch.manual_seed(0)
+    widths = {"hidden_size": 320, "intermediate_size": 855, "out_hidden_size": 512, "num_heads": 4}
+    config = configuration.Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[3], **widths)
+    encoder = modeling.Qwen2_5_VisionTransformerPretrainedModel(config)
+    config._attn_implementation = attention
+    grid, pixels = torch.tensor([[1, 54, 72]]), torch.randn(54 * 72, 3 * 2 * 14 * 14)
+
+    def timed() -> Any:
+        encoder.zero_grad()
+        found = encoder(pixels, grid_thw=grid).pooler_output
+        found.square().mean().backward()
+        return [found, encoder.blocks[0].attn.qkv.weight.grad]
+
+    return encoder, timed
+
+
 def windows(folder: Path) -> Timed:
     """Four layers of Qwen2.5-VL's image encoder, a quarter as wide, on an image of 1,008 x 756 pixels, and their gradients."""
-    import torch
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
-
     from graftwork.attention import transformers as bridge
     from graftwork.attention.kernels import Binding, bind
     from graftwork.contracts import AttentionSite, NoSettings
     from graftwork_torch_attention import Sdpa
 
-    torch.manual_seed(0)
     bridge.register()
-    widths = {"hidden_size": 320, "intermediate_size": 855, "num_heads": 4}
-    config = qwen.Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[3], out_hidden_size=512, **widths)
-    encoder = qwen.Qwen2_5_VisionTransformerPretrainedModel(config)
-    config._attn_implementation = getattr(bridge, "WINDOWED", bridge.ATTN_IMPLEMENTATION)
-    site = AttentionSite("vision", 80, 4, 4, causal=False, padding=False)
+    encoder, timed = qwen_encoder(getattr(bridge, "WINDOWED", bridge.ATTN_IMPLEMENTATION))
+    site = AttentionSite("vision", head_dim=80, heads=4, kv_heads=4, causal=False, padding=False)
     bind(encoder.modules(), Binding(site, [("sdpa", Sdpa(NoSettings()))]))
-    grid, pixels = torch.tensor([[1, 54, 72]]), torch.randn(54 * 72, 3 * 2 * 14 * 14)
-
-    def timed() -> Any:
-        encoder.zero_grad()
-        (found := encoder(pixels, grid_thw=grid).pooler_output).square().mean().backward()
-        return [found, encoder.blocks[0].attn.qkv.weight.grad]
-
     return timed
 
 
-def lora(folder: Path) -> Timed:
-    """LoRA of rank 16 on the seven linear layers of three blocks as wide as SmolLM2-135M's, bf16, 512 tokens, and its gradients."""
+def lora_blocks(adapt: Callable[[Any, list[str]], Any]) -> Timed:
+    """Three blocks of seven linear layers as wide as SmolLM2-135M's that are adapted, and a pass over 512 tokens in bf16 with its gradients."""
     import torch
     from torch import nn
 
-    from graftwork_lora import Lora, LoraSettings
-
     torch.manual_seed(0)
-    sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-    blocks = nn.ModuleList(nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes) for _ in range(3))
+    blocks = nn.ModuleList()
+    for _ in range(3):
+        sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+        blocks.append(nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes))
     blocks.to(torch.bfloat16).requires_grad_(False)
-    names = [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
-    Lora(LoraSettings(rank=16, alpha=32.0)).inject(blocks, names, fresh=True)
-    trained = [parameter for parameter in blocks.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = torch.randn(parameter.shape) * 0.02
+    adapt(blocks, [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)])
+    for parameter in blocks.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape) * 0.02
     tokens = torch.randn(512, 576).bfloat16()
 
     def timed() -> Any:
@@ -268,27 +276,22 @@ def lora(folder: Path) -> Timed:
                 hidden = hidden + o(q(hidden)) + (k(hidden) + v(hidden)).sum(-1, keepdim=True)
                 hidden = hidden + down(gate(hidden) * up(hidden))
         hidden.float().square().mean().backward()
-        return [hidden.float(), *(each.grad for each in trained)]
+        return [hidden.float(), *(each.grad for each in blocks.parameters() if each.requires_grad)]
 
     return timed
 
 
-def efficientnet(folder: Path) -> Timed:
-    """A frozen EfficientNet-Lite0 on an image of 768 pixels, bf16."""
-    import torch
+def lora(folder: Path) -> Timed:
+    """LoRA of rank 16 on the seven linear layers of three blocks as wide as SmolLM2-135M's, bf16, 512 tokens, and its gradients."""
+    from graftwork_lora import Lora, LoraSettings
 
-    from graftwork.contracts import BuildContext
-    from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
-
-    torch.manual_seed(0)
-    tower = EfficientNetLite(EfficientNetSettings()).build({"image_size": 768}, BuildContext())
-    tower, pixels = tower.bfloat16().eval().requires_grad_(False), torch.randn(1, 3, 768, 768)
-    return lambda: [tower(pixels)[0].float()]
+    method = Lora(LoraSettings(rank=16, alpha=32.0))
+    return lora_blocks(lambda blocks, names: method.inject(blocks, names, fresh=True))
 
 
 PARTS: dict[str, Callable[[Path], Timed]] = {
     part.__name__: part
-    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora, efficientnet)
+    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora)
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from parts import Timed
+from parts import Timed, conversations, lora_blocks, qwen_encoder
 
 
 def opening(folder: Path) -> Timed:
@@ -116,7 +116,6 @@ def optimizer(folder: Path) -> Timed:
 
 def lengths(folder: Path) -> Timed:
     """transformers' `apply_chat_template`, conversation by conversation, which leaves images out."""
-    from parts import conversations
     from transformers import AutoTokenizer
 
     records, words = conversations(folder), AutoTokenizer.from_pretrained(folder)
@@ -136,6 +135,25 @@ def pixels(folder: Path) -> Timed:
     return lambda: [torch.cat(each) for each in zip(*seen, strict=True)]
 
 
+def windows(folder: Path) -> Timed:
+    """transformers with `sdpa`, which calls attention for each window."""
+    return qwen_encoder("sdpa")[1]
+
+
+def lora(folder: Path) -> Timed:
+    """peft's LoRA, with its matrices in fp32."""
+
+    def adapt(blocks: Any, names: list[str]) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=16, lora_alpha=32, target_modules=names), blocks)
+        for name, parameter in blocks.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    return lora_blocks(adapt)
+
+
 REFERENCES: dict[str, Callable[[Path], Timed]] = {
-    part.__name__: part for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer)
+    part.__name__: part
+    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora)
 }

@@ -4,8 +4,8 @@
 
 The model is a random MGM-Gemma of the shape in examples/demo-base, some sizes larger, with LoRA on the language model, and connector and
 mining trained. Time is CPU time over that of the plain steps of the same round, so that what else the machine does matters
-little. Memory is the most bytes of tensors alive in a step, weights, gradients and optimizer included, watched operation by
-operation. `host-offload` is watched with the CPU in the place of a device, without the bytes that it moves; its time needs
+little. Memory is the most bytes of tensors alive in a step of records of 64 tokens whose text is all labelled, weights, gradients and optimizer
+included, by the tracker of rehearsals. `host-offload` has the CPU in the place of a device, without the bytes that it moves; its time needs
 a GPU.
 """
 
@@ -17,20 +17,19 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from graftwork.build import compose
 from graftwork.config import runfile
 from graftwork.config.resolve import resolve
-from graftwork.contracts import Assembly, Batch, Stepper, collate, stepper_for
+from graftwork.contracts import Batch, Plan, Stepper, collate, stepper_for
+from graftwork.contracts.device import standing_for
 from graftwork.data.training_data import load_training_data
+from graftwork.memory.rehearsal import watching
 from graftwork_registry import Catalog
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo-base"
@@ -51,6 +50,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+LENGTH = 64
+"""The tokens of a record whose memory is measured."""
+
+
 def table(base: Path, options: argparse.Namespace, memory: Sequence[str], *, weights: bool) -> dict[str, Any]:
     """The run file: base weights in `base`, or with `weights` false the configurations for them."""
     language = {"weights": str(base)} if weights else {"config": str(base / "language"), "image_size_aux": 128}
@@ -68,7 +71,7 @@ def table(base: Path, options: argparse.Namespace, memory: Sequence[str], *, wei
         "memory": {"use": list(memory), "chunked-loss": {"labels": 32}}
         if "chunked-loss" in memory
         else {"use": [*memory]},
-        "data": {"source": [{"use": "easy-vqa", "split": "train", "kind": "open", "images": 16}]},
+        "data": {"source": [{"use": "easy-vqa", "split": "train", "kind": "open", "pictures": 16}]},
         "train": {"batch_size": options.batch_size, "precision": options.precision, "max_length": 512},
     }
 
@@ -87,36 +90,6 @@ def make_base(folder: Path, catalog: Catalog, options: argparse.Namespace) -> No
     assembly.architecture.write(assembly, folder)
 
 
-class Watch(TorchDispatchMode):
-    """The most bytes of storages alive, besides those of `hosts`, from what was there before and what operations make."""
-
-    def __init__(self, there: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.hosts: set[int] = set()
-        self.total = self.peak = 0
-        self.note(there)
-
-    def note(self, tensors: Sequence[Any]) -> None:
-        """Count what is alive now, with these among it."""
-        for tensor in tensors:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                known = self.alive.get(storage._cdata)
-                if known is None or known[0].expired():
-                    self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                    self.total += storage.nbytes()
-        if self.total > self.peak:  # only then it matters what is no longer there
-            self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
-            self.total = sum(size for key, (_, size) in self.alive.items() if key not in self.hosts)
-            self.peak = max(self.peak, self.total)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.note(tree_leaves(result))
-        return result
-
-
 def take_step(stepper: Stepper, batch: Batch, num_label_tokens: int) -> float:
     """One step of training; its loss."""
     loss = stepper.accumulate(batch, num_label_tokens)
@@ -126,33 +99,12 @@ def take_step(stepper: Stepper, batch: Batch, num_label_tokens: int) -> float:
     return float(loss)
 
 
-def peak_of(assembly: Assembly, stepper: Stepper, batch: Batch, num_label_tokens: int) -> int:
-    """The most bytes alive in a step, after one that has made the optimizer's state."""
-    import graftwork_host_offload
-
-    model = assembly.model
-    if any(strategy.name == "host-offload" for strategy in assembly.strategies):
-        model.forward = partial(graftwork_host_offload.forward, model, model.forward, 64 << 10, assembly.device)
-    take_step(stepper, batch, num_label_tokens)
-    state = [value for values in stepper.optimizer.state.values() for value in values.values()]
-    watch = Watch([*model.parameters(), *model.buffers(), *state, *tree_leaves(vars(batch))])
-    pack = graftwork_host_offload.Away.pack
-
-    def watched(self: Any, tensor: torch.Tensor) -> Any:
-        kept = pack(self, tensor)
-        if isinstance(kept, graftwork_host_offload.Moved):
-            watch.hosts.add(kept.host.untyped_storage()._cdata)
-        return kept
-
-    graftwork_host_offload.Away.pack = watched  # type: ignore[method-assign]
-    try:
-        with watch:
-            take_step(stepper, batch, num_label_tokens)
-    finally:
-        graftwork_host_offload.Away.pack = pack  # type: ignore[method-assign]
-    if "forward" in vars(model):
-        del model.forward
-    return watch.peak
+def peak_of(plan: Plan, catalog: Catalog, records: int) -> int:
+    """The most bytes alive in a step of so many records of the same length, by the tracker of rehearsals; `host-offload` takes the CPU for a
+    device."""
+    away = any(choice.name == "host-offload" for choice in plan.run_context.memory)
+    with standing_for("cuda") if away else nullcontext(), watching(plan, catalog, longest=LENGTH) as watched:
+        return watched.take(records).footprint.peak
 
 
 def main() -> None:
@@ -180,9 +132,9 @@ def main() -> None:
                 num_label_tokens = sum(int(each.num_label_tokens) for each in encoded)
             assembly.model.train()
             stepper = stepper_for(assembly, plan.run_context.train)
-            running[variant] = stepper, peak_of(assembly, stepper, batch, num_label_tokens)
+            running[variant] = stepper, peak_of(plan, catalog, options.batch_size)
         seconds: dict[str, list[float]] = {variant: [] for variant in running}
-        for _ in range(options.approximates):
+        for _ in range(options.rounds):
             for variant, (stepper, _) in running.items():
                 began = time.process_time()
                 for _ in range(options.steps):

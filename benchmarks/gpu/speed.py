@@ -16,6 +16,7 @@ from report import Report
 from subject import ALL, CUDA, DEVICE, Records, Size, Subject, build, clean, peak_gib, seconds, sync
 
 from graftwork.contracts import batch_of, stepper_for, summed_loss
+from graftwork.train import compiling
 
 sys.path.append(str(Path(__file__).parents[1]))
 import trainer
@@ -32,6 +33,9 @@ class Running:
         self.assembly = build(self.plan)
         self.assembly.model.train()
         self.stepper = stepper_for(self.assembly, self.plan.run_context.train)
+        if self.plan.run_context.train.compile:
+            blocks = map(self.assembly.model.get_submodule, self.assembly.structure.blocks["language"])
+            compiling.compile_blocks([*blocks], compiling.BACKEND)
         self.micro, self.batch = micro, subject.batch
         self.examples = Records(self.assembly, subject.length, subject.labels).take(micro)
         self.labels = sum(each.num_label_tokens for each in self.examples) * (self.batch / micro)

@@ -28,6 +28,8 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CATALOG = Catalog.discover()
 LORA = {"use": "lora", "on": ["language.attention", "language.mlp"], "rank": 16, "alpha": 32.0}
+TINY = "bf16" if CUDA else "fp32"
+"""The precision of tiny models: few CPUs compute bf16 fast."""
 ALL = ("checkpointing", "chunked-loss", "mining-recompute")
 """The strategies with which MGM-2B needs the least while its weights stay in 16 bits."""
 
@@ -47,9 +49,10 @@ class Subject:
     """The records of a step."""
     plans: Sequence[tuple[tuple[str, ...], int]] = ()
     """Memory strategies and micro-batches, whose memory and speed are measured."""
+    precision: str = "bf16"
 
     def plan(self, memory: Sequence[str] = (), micro: int | None = None, **changes: Any) -> Plan:
-        """A plan for LoRA, in bf16 where there is a GPU; `changes` replace tables of the run file, or leave them out, or add to `train`."""
+        """A plan for LoRA; `changes` replace tables of the run file, or leave them out, or add to `train`."""
         table: dict[str, Any] = {
             "seed": 17,
             "model": dict(self.model),
@@ -61,7 +64,7 @@ class Subject:
         train = {
             "batch_size": self.batch,
             "micro_batch_size": micro,
-            "precision": "bf16" if CUDA else "fp32",
+            "precision": self.precision,
             "max_length": self.length,
         }
         table["train"] = {**train, "learning_rate": 2e-4, **changes.pop("train", {})}
@@ -89,7 +92,7 @@ class Size:
         model = {"use": "mgm-gemma", "config": language, "image_size_aux": 64 if self.tiny else 768, "parts": parts}
         if self.tiny:
             plans: Sequence[tuple[tuple[str, ...], int]] = (((), 1), (ALL, 2))
-            return Subject("MGM, tiny", model, 112, 24, ("connector", "mining"), 2, plans)
+            return Subject("MGM, tiny", model, 112, 24, ("connector", "mining"), 2, plans, TINY)
         plans = (
             ((), 1),
             (("chunked-loss",), 4),
@@ -107,7 +110,7 @@ class Size:
             from graftwork_hf_vlm.example import write
 
             write(folder := Path(tempfile.mkdtemp()))
-            return Subject("LLaVA, tiny", {"use": "hf-vlm", "config": str(folder)}, 64, 16, (), 2, (((), 2),))
+            return Subject("LLaVA, tiny", {"use": "hf-vlm", "config": str(folder)}, 64, 16, (), 2, (((), 2),), TINY)
         folder = EXAMPLES / "recipes" / "qwen2.5-vl-3b" / "config"
         model = {"use": "hf-vlm", "config": str(folder), "max_pixels": 802_816}
         plans = (((), 1), (("chunked-loss",), 4), (("checkpointing", "chunked-loss"), 8))

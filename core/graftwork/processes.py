@@ -51,6 +51,11 @@ def count() -> int:
     return int(group.get_world_size()) if group else 1
 
 
+def on_this_machine() -> int:
+    """How many processes there are on this machine, as launchers say; 1 where none does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def is_first() -> bool:
     """Whether this is the process that prints, logs and writes."""
     return rank() == 0
@@ -131,7 +136,7 @@ def join(device: str | None = None, expected: int | None = None) -> Iterator[Non
             )
         torch.cuda.set_device(local)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+        torch.set_num_threads(max(1, torch.get_num_threads() // on_this_machine()))
     try:
         torch.distributed.init_process_group(_backend(on_cuda), timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:

@@ -20,6 +20,8 @@ class MicroBatch:
     examples: Sequence[Encoded]
     rows: Sequence[int] = ()
     """How many of the records, in order, share each row; empty where each has its own."""
+    batch: Batch | None = None
+    """The records collated, where that was done beforehand."""
 
     def by_row(self) -> list[list[Encoded]]:
         """The records of each row."""

@@ -102,6 +102,11 @@ class TrainSettings:
     too_long: Literal["skip", "cut"] = setting(
         "skip", "What happens to longer records, of which 'cut' loses the answer's end; both are counted and said"
     )
+    workers: int | None = setting(
+        None,
+        "Processes that read and encode records ahead of the steps; by default none on a CPU, and beside a GPU up to 16, one less than the cores",
+        minimum=0,
+    )
     packing: bool = setting(
         False,
         "Put several records into each row, up to max_length tokens, instead of padding; micro_batch_size then counts rows",

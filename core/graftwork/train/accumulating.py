@@ -48,7 +48,7 @@ class Accumulator:
             self.smaller(self.size)
 
     def _accumulate(self, each: MicroBatch, loss_weight: float, *, last: bool) -> Tensor:
-        batch = batch_of(self.assembly.processor, each.examples, rows=each.rows)
+        batch = each.batch or batch_of(self.assembly.processor, each.examples, rows=each.rows)
         return self.stepper.accumulate(batch.to(self.assembly.device), loss_weight, last=last)
 
     def try_largest(self, longest: Callable[[int], Sequence[Encoded]]) -> None:

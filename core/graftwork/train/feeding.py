@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
@@ -11,6 +12,9 @@ from graftwork.contracts.plan import RunContext
 from graftwork.data.training_data import TrainingData, encode
 from graftwork.errors import DataError
 from graftwork.train import data_parallel
+
+Found: TypeAlias = Encoded | DataError
+"""A record, encoded, or why it cannot be."""
 
 
 class Feed:
@@ -21,10 +25,14 @@ class Feed:
         self.processor, self.data = processor, data
         self.sampler = data.sampler(run_context)
 
-    def share(self, batch: int) -> data_parallel.Share:
-        """This process's encoded records of a batch, in micro-batches."""
-        settings, indices = self.settings, data_parallel.strided_slice(self.sampler.batch(batch))
-        encoded, unusable = self._encode(indices)
+    def indices(self, batch: int) -> list[int]:
+        """This process's records of a batch."""
+        return data_parallel.strided_slice(self.sampler.batch(batch))
+
+    def share(self, batch: int, found: Iterable[tuple[int, Found]] | None = None) -> data_parallel.Share:
+        """This process's encoded records of a batch, in micro-batches; what was `found` of its records, where that was done elsewhere."""
+        settings, indices = self.settings, self.indices(batch)
+        encoded, unusable = self._encode(indices, found)
         examples = [
             encoded[index] for index in indices if index in encoded
         ]  # One may come twice, where sources are mixed.
@@ -116,15 +124,23 @@ class Feed:
         self.data.leave_out(unusable)
         return encoded
 
-    def _encode(self, indices: Sequence[int]) -> tuple[dict[int, Encoded], dict[int, str]]:
+    def found(self, index: int) -> Found:
+        """A record, encoded, or why it cannot be."""
+        try:
+            return encode(self.data.records[index], self.processor, self.settings.max_length)
+        except DataError as error:
+            return DataError(error.sentence, error.details)  # As such it can be sent to another process.
+
+    def _encode(
+        self, indices: Sequence[int], found: Iterable[tuple[int, Found]] | None = None
+    ) -> tuple[dict[int, Encoded], dict[int, str]]:
         """Records, encoded, and a line for each that cannot be, by index."""
         encoded, unusable = dict[int, Encoded](), dict[int, str]()
-        for index in dict.fromkeys(indices):
-            record = self.data.records[index]
-            try:
-                encoded[index] = encode(record, self.processor, self.settings.max_length)
-            except DataError as error:
-                if self.strict:
-                    raise
-                unusable[index] = f"{record.place}: {error}"
+        for index, each in found or ((index, self.found(index)) for index in dict.fromkeys(indices)):
+            if isinstance(each, Encoded):
+                encoded[index] = each
+            elif self.strict:
+                raise each
+            else:
+                unusable[index] = f"{self.data.records[index].place}: {each}"
         return encoded, unusable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from graftwork.train.learning import Learning
 from graftwork.train.log import Log, line_of
 from graftwork.train.out_of_memory import OutOfMemory, free_memory, out_of_memory_told, peak_memory
 from graftwork.train.packing import try_packing
+from graftwork.train.preparing import Ahead
 from graftwork.train.progress import Measurement
 from graftwork.train.saving import Saving
 from graftwork.train.schedule import learning_rate_factor, warmup_steps
@@ -185,7 +186,7 @@ class Loop:
             torch.cuda.reset_peak_memory_stats(self.assembly.device)
         self.log.begin()
         begun, self.saving.step, line = self.step, self.step, dict[str, Any]()
-        with ThreadPoolExecutor(1) as encoder, self.saving:
+        with Ahead(self.feed, self.assembly.device) as encoder, self.saving:
             if self.step == 0:
                 self.measure_progress(encoder)
             for share, totals, started in self.shares(encoder):
@@ -241,13 +242,13 @@ class Loop:
         """Whether there is no further step."""
         return self.step >= self.steps or self.health.should_abort
 
-    def shares(self, encoder: Executor) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
+    def shares(self, encoder: Ahead) -> Iterator[tuple[data_parallel.Share, data_parallel.Tally, float]]:
         """This process's share of each step to come, what all processes have of it, and when it was begun. Collective.
 
         The next batch is encoded during a step. One none of whose records can be used is passed over for good, so that no
         other record comes twice in an epoch; a run whose length is counted in epochs is then a step shorter.
         """
-        upcoming = encoder.submit(self.feed.share, self.step + self.passed_over)
+        upcoming = encoder.share(self.step + self.passed_over)
         in_a_row, started = 0, time.perf_counter()
         while not self.is_over:
             totals = data_parallel.tally(share := upcoming.result(), self.signals.number)
@@ -262,7 +263,7 @@ class Loop:
                 if not self.steps or in_a_row == len(self.data.records):
                     raise self.feed.nothing_usable()
             if self.step + usable < self.steps:
-                upcoming = encoder.submit(self.feed.share, self.step + usable + self.passed_over)
+                upcoming = encoder.share(self.step + usable + self.passed_over)
             if usable:
                 yield share, totals, started
                 in_a_row, started = 0, time.perf_counter()  # Waiting for data is part of a step's time.
@@ -273,8 +274,7 @@ class Loop:
         return self.step < EARLY_STEPS and not (self.saving.step or store.checkpoints(self.out))
 
     def measure_progress(self, encoder: Executor) -> None:
-        """Measure the validation loss, and the records that are followed through the run, once after a step; `encoder` is who
-        encodes all records. Collective."""
+        """Measure the validation loss and the followed records, once after a step; `encoder` encodes all. Collective."""
         if self.measured == self.step:
             return
         self.measured, seed, count = self.step, self.plan.run_context.seed, len(self.data.records)

@@ -128,6 +128,7 @@ def comparable(plan: Plan, without: Sequence[str] = ()) -> dict[str, Any]:
         "candidates",
         "budget",
         "micro_batch_size",
+        "workers",
         "allow_unreached",
         *without,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -110,10 +111,23 @@ def joined(images: Sequence[Mapping[str, Sequence[Tensor]]]) -> dict[str, list[T
     }
 
 
+CHANNELS = 256
+"""How many channels of a map are enlarged at a time."""
+
+
 def pyramid(maps: Sequence[Tensor]) -> Tensor:
     """All maps at the finest one's resolution, joined along the width."""
     size = list(maps[0].shape[-2:])
-    return torch.cat([maps[0], *(scaled(coarse, size) for coarse in maps[1:])], dim=1)
+    if any(each.requires_grad for each in maps):
+        return torch.cat([maps[0], *(scaled(coarse, size) for coarse in maps[1:])], dim=1)
+    # Some channels at a time, so that little is in memory twice.
+    dtype, widths = reduce(torch.promote_types, (each.dtype for each in maps)), [each.shape[1] for each in maps]
+    joined = maps[0].new_empty((len(maps[0]), sum(widths), *size), dtype=dtype)
+    for into, each in zip(torch.split(joined, widths, 1), maps, strict=True):
+        parts = (torch.split(tensor, CHANNELS, 1) for tensor in (into, each))
+        for place, channels in zip(*parts, strict=True):
+            place.copy_(channels if each is maps[0] else scaled(channels, size))
+    return joined
 
 
 def scaled(maps: Tensor, size: list[int]) -> Tensor:
@@ -126,6 +140,10 @@ def cut(maps: Tensor, rows: int, columns: int) -> Tensor:
     windows = torch.unflatten(torch.unflatten(maps, 2, (rows, -1)), 4, (columns, -1))
     images, width, row, y, column, x = range(6)
     return windows.permute(images, row, column, y, x, width).flatten(3, 4).flatten(0, 2)
+
+
+AT_ONCE = 48
+"""How many windows of mining are in memory at a time, unless a row of patches has more."""
 
 
 class Mining(nn.Module):
@@ -146,15 +164,25 @@ class Mining(nn.Module):
         Only what is given and what is returned is large by itself; what lies between is several times larger.
         """
         rows, columns = low.shape[-2:]
-        tokens = low.flatten(3).transpose(2, 3)
-        windows = cut(self.tiles(pyramid(high)), rows, columns)
+        tokens, whole = low.flatten(3).transpose(2, 3), self.tiles(pyramid(high))
         query, key, value = (getattr(self.owner[0], f"vlm_uni_{name}_projector") for name in ("query", "aux", "val"))
-        queries = query(tokens).flatten(0, 2)
-        if all(map(is_plain, (*key, *value))):
-            mined = folded(queries, windows, key, value)
-        else:
-            mined = pooled(queries, key(windows), value(windows), queries.shape[-1])
-        return tokens + mined.view_as(tokens)
+        queries = torch.unflatten(query(tokens).flatten(0, 1), 1, (rows, columns))
+        plain, side = all(map(is_plain, (*key, *value))), whole.shape[-2] // rows
+        # Windows are copies of pixels, and normalised in fp32: few of them are in memory at a time.
+        band = max(1, AT_ONCE // (len(queries) * columns)) if plain else rows
+        mined = []
+        for begin in range(0, rows, band):
+            asked = queries[:, begin : begin + band]
+            sought, pixels = asked.flatten(0, 2), whole[:, :, begin * side : (begin + band) * side]
+            if plain:
+                width, eps = key[0].normalized_shape, key[0].eps
+                seen = functional.layer_norm(cut(pixels, asked.shape[1], columns), width, eps=eps).to(queries.dtype)
+                found = folded(sought, seen, key, value)
+            else:
+                windows = cut(pixels, rows, columns)
+                found = pooled(sought, key(windows), value(windows), sought.shape[-1])
+            mined.append(torch.unflatten(found, 0, (len(asked), -1)))
+        return tokens + torch.cat(mined, 1).view_as(tokens)
 
     def tiles(self, whole: Tensor) -> Tensor:
         """`[images * views, width, …]`: of every map the view of the whole, if wanted, then its tiles row by row."""
@@ -169,14 +197,13 @@ class Mining(nn.Module):
         return views.flatten(0, 1)
 
 
-def folded(queries: Tensor, windows: Tensor, key: Any, value: Any) -> Tensor:
-    """The same as `pooled` with `key(windows)` and `value(windows)`, of which no pixel is projected.
+def folded(queries: Tensor, pixels: Tensor, key: Any, value: Any) -> Tensor:
+    """The same as `pooled` with `key(windows)` and `value(windows)`, of whose normalised `pixels` none is projected.
 
     A window has one query, so the key's projection is applied to it instead, and the value's to the mean of the pixels. What biases add to
     the scores is the same for all pixels of a window, and the softmax ignores it.
     """
     (key_norm, key_linear), (value_norm, value_linear) = key, value
-    pixels = functional.layer_norm(windows, windows.shape[-1:], eps=key_norm.eps).to(queries.dtype)
     sought = (queries @ key_linear.weight) * key_norm.weight
     mean = pooled(sought, pixels, pixels, queries.shape[-1])
     mined: Tensor = value_linear(mean * value_norm.weight + value_norm.bias)
