@@ -54,7 +54,9 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    if not (block.training and torch.is_grad_enabled()):
+    given = (*args, *kwargs.values(), *block.parameters())
+    wanted = any(isinstance(each, torch.Tensor) and each.requires_grad for each in given)
+    if not (wanted and block.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
     if kwargs.get("past_key_values") is not None:
         raise GraftworkError(
