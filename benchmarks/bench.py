@@ -51,10 +51,10 @@ def parts(rounds: int, folder: Path) -> Iterator[Compared]:
     from references import REFERENCES
 
     torch.set_num_threads(1)
-    for name, part in PARTS.items():
+    for name, reference in REFERENCES.items():
         (place := folder / name).mkdir()
         # In this order: the files that both read are made by the first.
-        ours, other = part(place), REFERENCES[name](place)
+        ours, other = PARTS[name](place), reference(place)
         told = [" ".join((each[name].__doc__ or "").split()).rstrip(".") for each in (PARTS, REFERENCES)]
         yield Compared(f"`{name}`. {told[0]}", told[1], timed(ours), timed(other), rounds)
 

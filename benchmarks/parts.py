@@ -218,20 +218,18 @@ def qwen_encoder(attention: str) -> tuple[Any, Timed]:
     """Four layers of Qwen2.5-VL's image encoder, a quarter as wide, with an implementation of attention; and a pass over an image of 1,008 x 756
     pixels with its gradients."""
     import torch
-    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as configuration
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
     torch.manual_seed(0)
-    widths = {"hidden_size": 320, "intermediate_size": 855, "out_hidden_size": 512, "num_heads": 4}
-    config = configuration.Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[3], **widths)
-    encoder = modeling.Qwen2_5_VisionTransformerPretrainedModel(config)
+    widths = {"hidden_size": 320, "intermediate_size": 855, "num_heads": 4}
+    config = qwen.Qwen2_5_VLVisionConfig(depth=4, fullatt_block_indexes=[3], out_hidden_size=512, **widths)
+    encoder = qwen.Qwen2_5_VisionTransformerPretrainedModel(config)
     config._attn_implementation = attention
     grid, pixels = torch.tensor([[1, 54, 72]]), torch.randn(54 * 72, 3 * 2 * 14 * 14)
 
     def timed() -> Any:
         encoder.zero_grad()
-        found = encoder(pixels, grid_thw=grid).pooler_output
-        found.square().mean().backward()
+        (found := encoder(pixels, grid_thw=grid).pooler_output).square().mean().backward()
         return [found, encoder.blocks[0].attn.qkv.weight.grad]
 
     return encoder, timed
@@ -257,15 +255,13 @@ def lora_blocks(adapt: Callable[[Any, list[str]], Any]) -> Timed:
     from torch import nn
 
     torch.manual_seed(0)
-    blocks = nn.ModuleList()
-    for _ in range(3):
-        sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-        blocks.append(nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes))
+    sizes = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+    blocks = nn.ModuleList(nn.ModuleList(nn.Linear(*size, bias=False) for size in sizes) for _ in range(3))
     blocks.to(torch.bfloat16).requires_grad_(False)
     adapt(blocks, [name for name, module in blocks.named_modules() if isinstance(module, nn.Linear)])
-    for parameter in blocks.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape) * 0.02
+    trained = [parameter for parameter in blocks.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = torch.randn(parameter.shape) * 0.02
     tokens = torch.randn(512, 576).bfloat16()
 
     def timed() -> Any:
@@ -276,7 +272,7 @@ def lora_blocks(adapt: Callable[[Any, list[str]], Any]) -> Timed:
                 hidden = hidden + o(q(hidden)) + (k(hidden) + v(hidden)).sum(-1, keepdim=True)
                 hidden = hidden + down(gate(hidden) * up(hidden))
         hidden.float().square().mean().backward()
-        return [hidden.float(), *(each.grad for each in blocks.parameters() if each.requires_grad)]
+        return [hidden.float(), *(each.grad for each in trained)]
 
     return timed
 
@@ -289,9 +285,22 @@ def lora(folder: Path) -> Timed:
     return lora_blocks(lambda blocks, names: method.inject(blocks, names, fresh=True))
 
 
+def efficientnet(folder: Path) -> Timed:
+    """A frozen EfficientNet-Lite0 on an image of 768 pixels, bf16."""
+    import torch
+
+    from graftwork.contracts import BuildContext
+    from graftwork_efficientnet import EfficientNetLite, EfficientNetSettings
+
+    torch.manual_seed(0)
+    tower = EfficientNetLite(EfficientNetSettings()).build({"image_size": 768}, BuildContext())
+    tower, pixels = tower.bfloat16().eval().requires_grad_(False), torch.randn(1, 3, 768, 768)
+    return lambda: [tower(pixels)[0].float()]
+
+
 PARTS: dict[str, Callable[[Path], Timed]] = {
     part.__name__: part
-    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora)
+    for part in (opening, hashing, collation, lengths, image, pixels, mining, optimizer, windows, lora, efficientnet)
 }
 
 

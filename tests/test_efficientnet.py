@@ -38,6 +38,18 @@ def test_it_gives_320_features_for_every_32_pixels_or_part_of_them(size: int, si
     assert tuple(features.shape) == (2, 320, side, side) and features.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_lie_together_where_nothing_is_trained(dtype: torch.dtype) -> None:
+    module, pixels = built().to(dtype), torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        (found,) = module(pixels)
+        for layer in (frozen := [*module.modules()]):
+            layer.training = layer is module  # the order alone is that of training
+        (wanted,) = module(pixels)
+    assert frozen and found.is_contiguous(memory_format=torch.channels_last) and wanted.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+
+
 def test_levels_become_what_it_was_trained_on() -> None:
     pixels = TOWER.describe(TOWER.configuration(None)).pixels
     for level in (0, 127, 255):

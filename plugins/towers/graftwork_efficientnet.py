@@ -123,7 +123,10 @@ class EfficientNetLite(VisionTower[EfficientNetSettings]):
 
             def forward(self, pixels: Tensor) -> list[Tensor]:
                 stem: Any = self._conv_stem
-                maps = functional.relu6(self._bn0(stem(pixels.to(stem.weight.dtype))))
+                # Channels lie together where nothing is trained: there convolutions are quicker so, with gradients they are not.
+                order = torch.contiguous_format if self.training else torch.channels_last
+                pixels = pixels.to(stem.weight.dtype, memory_format=order)
+                maps = functional.relu6(self._bn0(stem(pixels)))
                 for block in self._blocks:
                     maps = block(maps)
                 return [maps]

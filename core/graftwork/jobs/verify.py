@@ -20,7 +20,7 @@ from graftwork.jobs.messages import Listener, Message, ignore
 if TYPE_CHECKING:
     from graftwork.checkpoint.store import Opened
 
-AWAITED = "-"
+AWAITED = "<standard input>"
 """In the place of a checkpoint's folder: it is named on standard input (see `awaited`)."""
 LEAD_SECONDS = 30.0
 """How long before the expected end of training a process starts: its imports take seconds to half a minute on a busy machine."""
