@@ -20,7 +20,7 @@ from tiny_runs import CHANGES, PlanOf, Run
 from graftwork import processes
 from graftwork.build import compose
 from graftwork.conformance.processor import differing
-from graftwork.contracts import IGNORED, DictLookup, Encoded, Event, StepTaken
+from graftwork.contracts import IGNORED, DictLookup, Encoded, Event, StepTaken, batch_of
 from graftwork.data.training_data import load_training_data
 from graftwork.errors import DataError, GraftworkError, RunInterrupted
 from graftwork.train import feeding, preparing
@@ -173,3 +173,20 @@ def test_each_of_several_processes_has_workers_and_nothing_else_is_said(base: Pa
         ]
         assert_equal(tmp_path / f"{count}-2", tmp_path / f"{count}-0")
         assert len(said[0].splitlines()) == len(said[1].splitlines())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_beside_a_gpu_batches_are_collated_ahead_in_pinned_memory(
+    lookup: DictLookup, run: PlanOf, tmp_path: Path
+) -> None:
+    plan = run(WORKERS)
+    assembly = compose.build(plan, lookup, device="cuda")
+    feed = Feed(plan.run_context, assembly.processor, load_training_data(plan, lookup, assembly.processor))
+    with preparing.Ahead(feed, assembly.device) as ahead:
+        (micro_batch,) = ahead.share(0).result().micro_batches
+    batch, wanted = micro_batch.batch, batch_of(assembly.processor, micro_batch.examples)
+    assert batch is not None and batch.input_ids.is_pinned() and batch.pixels["high"].is_pinned()
+    assert batch.input_ids.equal(wanted.input_ids) and batch.pixels["high"].equal(wanted.pixels["high"])
+    logs = [train(run({"train.workers": count}), lookup, tmp_path / str(count), device="cuda").log for count in (0, 2)]
+    assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-5)

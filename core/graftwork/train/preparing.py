@@ -17,6 +17,7 @@ from graftwork import processes
 from graftwork.config.machine import cores
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import batch_of
+from graftwork.contracts.packing import MicroBatch
 from graftwork.errors import GraftworkError
 from graftwork.train.data_parallel import Share
 from graftwork.train.feeding import Feed, Found
@@ -73,10 +74,15 @@ class Ahead(ThreadPoolExecutor):
         share = self.feed.share(batch, self._found(batch) if self.workers else None)
         if self.device.type != "cuda":
             return share
-        processor = self.feed.processor
-        made = [batch_of(processor, each.examples, rows=each.rows).pin_memory() for each in share.micro_batches]
-        collated = [replace(each, batch=batch) for each, batch in zip(share.micro_batches, made, strict=True)]
-        return replace(share, micro_batches=collated)
+        return replace(share, micro_batches=[self._collated(each) for each in share.micro_batches])
+
+    def _collated(self, micro_batch: MicroBatch) -> MicroBatch:
+        """The micro-batch with its batch, in memory from which the device copies by itself."""
+        import torch
+
+        with torch.cuda.device(self.device):  # A thread's own would be the first one, also of another process.
+            batch = batch_of(self.feed.processor, micro_batch.examples, rows=micro_batch.rows)
+            return replace(micro_batch, batch=batch.pin_memory())
 
     def _found(self, batch: int) -> Iterator[tuple[int, Found]]:
         """What workers made of each of the batch's records."""
