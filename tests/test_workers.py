@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,3 +193,22 @@ def test_beside_a_gpu_batches_are_collated_ahead_in_pinned_memory(
     assert batch.input_ids.equal(wanted.input_ids) and batch.pixels["high"].equal(wanted.pixels["high"])
     logs = [train(run({"train.workers": count}), lookup, tmp_path / str(count), device="cuda").log for count in (0, 2)]
     assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-5)
+
+
+def test_a_worker_ends_with_a_killed_run_also_while_it_waits() -> None:
+    """Torch's own workers wait for ever for somebody to take what they have."""
+    program = (
+        "import multiprocessing, os, sys, time\n"
+        "from graftwork.train.preparing import alone\n"
+        "def work():\n    alone(os.getppid(), 0)\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        "multiprocessing.get_context('fork').Process(target=work).start()\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        worker = int(run.stdout.readline())
+        run.kill()
+    until = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()

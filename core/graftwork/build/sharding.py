@@ -78,7 +78,8 @@ def _complete_part(
         if tensor.requires_grad and name in assembly.adaptation.base_keys:
             base_copy[name] = tensor.detach().clone()
         if trained and name in trained:
-            put(tensor, trained[name])
+            # What is trained computes in fp32, in whatever precision it was saved.
+            put(tensor, trained[name].to(tensor.dtype) if tensor.requires_grad else trained[name])
     for strategy in assembly.strategies:
         strategy.quantize(assembly)
     module.to(assembly.device)

@@ -81,13 +81,16 @@ def sweep(parent: Path) -> None:
             os.close(descriptor)
 
 
+UMASK = os.umask(0)
+"""What new files are kept from; asked for once, as the only way to ask changes it for all threads."""
+os.umask(UMASK)
+
+
 def put_in_place(work: Path, folder: Path) -> None:
     """Sync a finished folder to the disk and rename it to its final name; one that has the name makes way first."""
-    mask = os.umask(0)
-    os.umask(mask)
     for path in [*sorted(work.rglob("*"), reverse=True), work]:
         # Temporary folders, and what some libraries write, are private at first; a checkpoint is as public as any file.
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
         _sync(path)
     if folder.exists():
         with hidden(folder.parent) as old:

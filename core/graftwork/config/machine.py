@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftwork.contracts.component import Requires, missing_packages
@@ -81,9 +83,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Where Linux says what a container may take, and has taken."""
+
+
 def available_memory() -> int:
     """How many bytes of main memory are free, without those that files take; 0 where that is unknown."""
-    return _memory_bytes("SC_AVPHYS_PAGES")
+    free = _memory_bytes("SC_AVPHYS_PAGES")
+    for limit, used in CGROUPS:  # A container may have less than the machine.
+        with suppress(OSError, ValueError):
+            free = min(free, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+    return free
 
 
 def _memory_bytes(pages: str = "SC_PHYS_PAGES") -> int:

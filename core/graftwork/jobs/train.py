@@ -102,7 +102,10 @@ def as_begun(plan: Plan, begun: Plan) -> Plan:
     """The plan with the memory strategies and the micro-batch that a run began with, as far as the plan still allows them."""
     current, recorded = plan.run_context, begun.run_context
     memory = recorded.memory if recorded.memory in current.candidates else current.memory
-    return budget.with_candidate(plan, memory, current.train.micro_batch_size or recorded.train.micro_batch_size)
+    sizes = [size for size in (current.train.micro_batch_size, recorded.train.micro_batch_size) if size]
+    return budget.with_candidate(
+        plan, memory, min(sizes, default=None)
+    )  # A run that ran out of memory goes on with less.
 
 
 def fitted(

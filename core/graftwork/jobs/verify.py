@@ -87,7 +87,11 @@ class FreshProcess:
         """A listener that also starts it shortly before a run is expected to take its last step."""
 
         def heard(event: object) -> None:
-            if isinstance(event, StepTaken) and (event.steps - event.step) * event.seconds < LEAD_SECONDS:
+            if (
+                not self.process
+                and isinstance(event, StepTaken)
+                and (event.steps - event.step) * event.seconds < LEAD_SECONDS
+            ):
                 self.start(plan)
             listen(event)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from graftwork.contracts.batch import Encoded
 from graftwork.contracts.device import device_type
 from graftwork.contracts.model import batch_of
 from graftwork.contracts.packing import MicroBatch
@@ -51,18 +50,17 @@ class Accumulator:
         batch = each.batch or batch_of(self.assembly.processor, each.examples, rows=each.rows)
         return self.stepper.accumulate(batch.to(self.assembly.device), loss_weight, last=last)
 
-    def try_largest(self, longest: Callable[[int], Sequence[Encoded]]) -> None:
-        """On a CUDA device, take the `longest` so many records of a run through two micro-batches, beside everything that a step has in
-        memory, and forget their gradients: what does not hold the largest step fails before much is lost."""
+    def try_largest(self, largest: Callable[[int], MicroBatch]) -> None:
+        """On a CUDA device, compute the gradients of the `largest` micro-batch of so many rows twice, beside everything that a step has in
+        memory, and forget them: what does not hold the largest step fails before much is lost. Several processes try nothing."""
         import torch
 
         if device_type(self.assembly.device) != "cuda" or self.stepper.reduces_gradients:
             return
-        largest, devices = (
-            MicroBatch(longest(self.size)),
-            [self.assembly.device] * (self.assembly.device.type == "cuda"),
-        )
-        with torch.random.fork_rng(devices=devices):  # dropout goes on as if nothing had been
+        micro_batch, device = largest(self.size), self.assembly.device
+        with torch.random.fork_rng(
+            devices=[device] * (device.type == "cuda")
+        ):  # dropout goes on as if nothing had been
             for _ in range(2):
-                self._accumulate(largest, 1.0, last=False)
+                self._accumulate(micro_batch, 1.0, last=False)
         self.stepper.optimizer.zero_grad(set_to_none=True)

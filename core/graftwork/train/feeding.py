@@ -9,7 +9,7 @@ from graftwork import processes
 from graftwork.config.machine import available_memory
 from graftwork.contracts.batch import Encoded
 from graftwork.contracts.model import Processor
-from graftwork.contracts.packing import micro_batches
+from graftwork.contracts.packing import MicroBatch, micro_batches
 from graftwork.contracts.plan import RunContext
 from graftwork.data.training_data import TrainingData, encode
 from graftwork.errors import DataError
@@ -24,7 +24,7 @@ MAX_KEPT, SHARE = 2 << 30, 8
 
 def room() -> int:
     """The bytes that encoded records may take of main memory; 0 where it is not known what is free."""
-    return min(MAX_KEPT, available_memory() // SHARE // processes.on_this_machine())
+    return min(MAX_KEPT, available_memory() // SHARE) // processes.on_this_machine()
 
 
 def size_of(encoded: Encoded) -> int:
@@ -96,19 +96,23 @@ class Feed:
             chosen += self._encode(self.sampler.batch(batch)[: count - len(chosen)])[0].values()
         return chosen
 
-    def longest(self, count: int) -> list[Encoded]:
-        """So many records that can be used: the longest of all, and the longest with images, if there are any; none is counted here."""
+    def largest(self, rows: int) -> MicroBatch:
+        """A micro-batch of so many rows: the longest record that can be used, and the longest with images, if there are any; with packing as many as
+        fill the rows. None is counted here."""
         import numpy
 
+        settings, packing = self.settings, self.settings.packing
         shortest_first = numpy.argsort(self.data.lengths, kind="stable")
         with_images = shortest_first[self.data.measured.has_images[shortest_first]]
         order = [*shortest_first[::-1][:1], *with_images[::-1], *shortest_first[::-1]]
-        found = list[Encoded]()
-        for index in map(int, order):
-            if len(found) == count:
+        found, left = list[Encoded](), rows * settings.max_length if packing else rows
+        for index in dict.fromkeys(map(int, order)):
+            if left <= 0:
                 break
-            found += self._encode([index])[0].values()
-        return found
+            for each in self._encode([index])[0].values():
+                found.append(each)
+                left -= len(each.input_ids) if packing else 1
+        return micro_batches(found, rows, settings.max_length if packing else None)[0]
 
     def two_different(self) -> list[Encoded]:
         """Two records of different text, with images where there are some; the same twice where all have the same."""
@@ -147,8 +151,8 @@ class Feed:
 
     def found(self, index: int) -> Found:
         """A record, encoded, or why it cannot be; kept for when it comes again, where memory allows."""
-        if index in self.kept:
-            return self.kept[index]
+        if (known := self.kept.get(index)) is not None:
+            return known
         found = self.made(index)
         if not self.room or not isinstance(found, Encoded):
             return found

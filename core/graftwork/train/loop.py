@@ -193,7 +193,7 @@ class Loop:
                 with out_of_memory_told(f"in step {self.step + 1}", early=lambda: self.is_early):
                     line = self.take_step(share.micro_batches, totals, started)
                     if self.step == 1:
-                        self.accumulate.try_largest(self.feed.longest)
+                        self.accumulate.try_largest(lambda rows: encoder.submit(self.feed.largest, rows).result())
                 if self.step % self.settings.log_every == 0:
                     self.log.write(line)
                 self.saving.poll()
@@ -302,8 +302,7 @@ class Loop:
         """One optimizer step on this process's share of it; `started` is when it began. Returns its line of the log."""
         import torch
 
-        factor = self.rate_factor(self.step)
-        self.stepper.set_rate(factor)
+        self.stepper.set_rate(factor := self.rate_factor(self.step))
         if self.filler:
             micro_batches = data_parallel.pad_micro_batches(micro_batches, totals, self.filler)
         losses = self.accumulate(micro_batches, totals.loss_weight)
@@ -335,8 +334,9 @@ class Loop:
     def use_smaller(self, size: int) -> None:
         """Record that micro-batches have `size` rows from this step on, also when the run is resumed, and say so."""
         self.assembly.plan = self.plan = budget.with_candidate(self.plan, self.plan.run_context.memory, size)
-        told = f"the device's memory ran out in step {self.step + 1}; going on with {budget.describe_memory(self.plan)}"
-        self.tell(events.MemoryRanOut(self.out, told))
+        self.feed.settings = self.plan.run_context.train
+        what = f"the device's memory ran out in step {self.step + 1}; going on with"
+        self.tell(events.MemoryRanOut(self.out, f"{what} {budget.describe_memory(self.plan)}"))
 
     def tell(self, event: events.Event) -> None:
         """Tell the caller and every observer, once for all processes."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +31,14 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 16
 """How many processes prepare records at most, unless a run says otherwise."""
+WATCH_SECONDS = 1.0
+"""How often a worker looks whether its parent is there."""
 TOGETHER = 4
 """How many records a worker prepares and sends together: few, so that all workers have something to do for the first step."""
 PREFETCHED = 2
 """How many times so many records each worker has prepared, or is preparing, beside those that were taken."""
 SHARED = "/dev/shm"
 """Where Linux keeps memory that processes share; containers often allow little of it."""
-LOST = (
-    "a process that prepares records ended before its time, perhaps as the main memory did not suffice; lower train.workers, or set it to 0, "
-    "and go on with --resume"
-)
 
 
 def workers(setting: int | None, device: torch.device) -> int:
@@ -52,6 +54,13 @@ def workers(setting: int | None, device: torch.device) -> int:
     return min(MAX_WORKERS, max(0, cores() // processes.on_this_machine() - 1))
 
 
+LOST = (
+    f"a process that prepares records ended before its time, perhaps as the main memory, or {SHARED}, did not suffice; lower train.workers, or set it to 0, "
+    "and go on with --resume"
+)
+FILES = "each few records that are prepared ahead take an open file, and the system allows no more; raise it (ulimit -n), or set train.workers to 0"
+
+
 class Ahead(ThreadPoolExecutor):
     """The one thread that prepares what the loop asks for, in that order."""
 
@@ -61,6 +70,8 @@ class Ahead(ThreadPoolExecutor):
         self.workers = workers(feed.settings.workers, device)
         self.parcels: Iterator[Parcel] | None = None
         self.next_batch = 0
+        self.others = multiprocessing.active_children()
+        """Processes that were there before the workers."""
 
     def share(self, batch: int) -> Future[Share]:
         """This process's share of a batch, in micro-batches; batches are asked for one after another."""
@@ -68,7 +79,10 @@ class Ahead(ThreadPoolExecutor):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[arg-type]
-        self.parcels = None  # Its processes end with it.
+        self.parcels = None  # Its processes end with it,
+        for process in multiprocessing.active_children():
+            if process not in self.others:
+                process.kill()  # but for one that waits for a file: it would be waited for in turn.
 
     def _share(self, batch: int) -> Share:
         share = self.feed.share(batch, self._found(batch) if self.workers else None)
@@ -93,6 +107,8 @@ class Ahead(ThreadPoolExecutor):
             try:
                 yield from next(self.parcels).opened()
             except RuntimeError as error:
+                if "open files" in str(error):
+                    raise GraftworkError(FILES) from None
                 if not str(error).startswith("DataLoader worker"):
                     raise
                 raise GraftworkError(LOST) from None
@@ -106,6 +122,8 @@ def in_parcels(indices: Sequence[int]) -> Iterator[list[int]]:
 
 def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
     """The records of all batches from the `first` on, as `workers` processes prepare them, in order."""
+    import resource
+
     import torch
     from torch.utils.data import DataLoader
 
@@ -115,14 +133,16 @@ def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
         def __getitem__(self, index: int) -> tuple[int, Found]:
             return index, feed.made(index)
 
-    in_flight = workers * PREFETCHED
+    in_flight = workers * PREFETCHED * processes.on_this_machine()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loader: DataLoader[Any] = DataLoader(
         Records(),  # type: ignore[arg-type]
         batch_sampler=(each for batch in count(first) for each in in_parcels(feed.indices(batch))),
         num_workers=workers,
         prefetch_factor=PREFETCHED,
         collate_fn=lambda found: Parcel.of(found, in_flight),
-        worker_init_fn=alone,
+        worker_init_fn=partial(alone, os.getpid()),
         # Copies of this process, for nothing has to be sent to them. They use no CUDA device.
         multiprocessing_context="fork",
         generator=torch.Generator(),  # It draws a seed, which must not be one of the run's random numbers.
@@ -132,8 +152,16 @@ def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
         return iter(loader)
 
 
-def alone(worker: int) -> None:
-    """Make a worker independent of what this process was: a signal to all processes is for the first to act on, and no threads go on."""
+def alone(parent: int, worker: int) -> None:
+    """Make a worker independent of what this process was: a signal to all processes is for the first to act on, and no threads go on. It ends with
+    its parent, also while it waits for somebody to take what it has."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -43,14 +43,16 @@ class Saving:
 
     def begin(self, captured: Capture | None, step: int, folder: Path) -> None:
         """Begin to write the checkpoint `folder` of a step; the one before must have been waited for, so that there are never two copies.
-        Raises CheckpointError for what could not be opened."""
+        Raises CheckpointError for what could not be opened. Collective."""
         self.step = step
-        if captured is None:
-            return
+        self._written = processes.first_alone(lambda: self._begin(captured, step, folder))
+
+    def _begin(self, captured: Capture | None, step: int, folder: Path) -> Future[CheckpointSaved]:
+        assert captured, "the first process has it"
         # Once a run: building draws random numbers, which training must not see, and its outcome follows from these alone.
         if (held := (captured.manifest.plan, captured.manifest.tensors)) != self._rebuilt:
             self._processor, self._rebuilt = store.rebuild(captured, folder, self.lookup), held
-        self._written = self._thread.submit(self._write, captured, step, folder)
+        return self._thread.submit(self._write, captured, step, folder)
 
     def _write(self, captured: Capture, step: int, folder: Path) -> CheckpointSaved:
         try:
@@ -65,8 +67,9 @@ class Saving:
         return CheckpointSaved(self.out, step, folder)
 
     def poll(self) -> None:
-        """Tell of a checkpoint that has got its name meanwhile; raises what it failed with. Nothing is waited for."""
-        if self._written and self._written.done():
+        """Tell of a checkpoint that has got its name meanwhile; raises what it failed with, among several processes once they `wait`. Nothing is
+        waited for."""
+        if self._written and self._written.done() and (processes.count() == 1 or not self._written.exception()):
             written, self._written = self._written, None
             self.tell(written.result())
 
