@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
 
@@ -53,23 +54,25 @@ def carry_out(subject: Subject, number: int) -> dict[str, Any]:
 
 
 def compare(subject: Subject, report: Report) -> None:
-    """All plans of a subject, predicted in other processes while they are carried out here."""
-    workers = max(1, min(len(subject.plans), cores() // 2))
-    # On a CPU there is nothing to wait for meanwhile.
-    with ProcessPoolExecutor(workers, get_context("spawn")) if CUDA else ThreadPoolExecutor(1) as pool:
-        predictions = [pool.submit(predict, subject, number) for number in range(len(subject.plans))]
+    """All plans of a subject, predicted in other processes while they are carried out here; on a CPU one after the other."""
+    numbers = range(len(subject.plans))
+    with ExitStack() as stack:
+        if CUDA:
+            workers = max(1, min(len(numbers), cores() // 2))
+            pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn")))
+            # Those that were not reached when time is up are not waited for.
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            predictions = [pool.submit(predict, subject, number) for number in numbers]
         for number, (memory, micro) in enumerate(subject.plans):
 
             def one(number: int = number) -> dict[str, Any]:
                 found = carry_out(subject, number)
-                predicted = predictions[number].result(timeout=report.left)
+                predicted = predictions[number].result(report.left) if CUDA else predict(subject, number)
                 if found:
                     found["predicted over allocated"] = round(predicted / found["allocated"], 4)
                 return {"predicted": predicted, **found}
 
             report.take(f"{subject.name}, {', '.join(memory) or 'no strategy'}, {micro} at a time", one, needs=8)
-        for prediction in predictions:
-            prediction.cancel()
 
 
 def memory(size: Size, report: Report) -> None:
