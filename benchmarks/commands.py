@@ -31,19 +31,19 @@ def seconds(command: Sequence[str]) -> float:
 
 
 def checkpoint(folder: Path) -> Path:
-    """A checkpoint of two steps on the demo's model, and an image to ask about."""
+    """A checkpoint of forty steps on the demo's model, and an image to ask about."""
     Image.new("RGB", (64, 64), "teal").save(folder / "image.png")
-    options = ["train.steps=2", "train.epochs=null", "train.batch_size=4", "evaluate={}", "data.source.0.pictures=40"]
+    options = ["train.epochs=1", "train.batch_size=8", "evaluate={}", "data.source.0.limit=320"]
     changes = [option for change in options for option in ("--set", change)]
     seconds([*GRAFTWORK, "train", str(DEMO), "--out", str(folder / "run"), *changes])
-    return folder / "run" / "checkpoint-2"
+    return folder / "run" / "checkpoint-40"
 
 
 def pair(name: str, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
     """A command of Graftwork's, and the bare interpreter: what gives the seconds of one."""
     arguments = [name]
     if name != "list":
-        found = folder / "run" / "checkpoint-2"
+        found = folder / "run" / "checkpoint-40"
         arguments.append(str(found if found.exists() else checkpoint(folder)))
     if name == "ask":
         arguments += [str(folder / "image.png"), "what colour is it?"]
