@@ -125,15 +125,16 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def milliseconds(values: Sequence[float]) -> str:
     """The median of seconds."""
-    return f"{statistics.median(values) * 1e3:,.3g}"
+    found = statistics.median(values) * 1e3
+    return f"{found:,.0f}" if found >= 100 else f"{found:.3g}"
 
 
 def table(told: Mapping[str, Any]) -> str:
     """The table of a run, in Markdown."""
     packages = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     lines = [
-        f"Measured on {told['begun'][:10]} on a CPU, one thread, with {packages}: processor time in milliseconds, medians; the ratio with its range.\n",
-        "| part | Graftwork | beside | | ratio |",
+        f"Measured on {told['begun'][:10]} on a CPU, one thread, with {packages}: medians of processor time, and the ratio with its range.\n",
+        "| part | Graftwork, ms | beside | ms | ratio |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in told["parts"]:
