@@ -23,6 +23,7 @@ class Accumulator:
         self.stepper, self.assembly, self.fatal, self.smaller = stepper, stepper.assembly, fatal, smaller
         self.size = stepper.settings.micro_batch_size or stepper.settings.batch_size
         """How many rows a micro-batch has at most."""
+        self.reduced = False
 
     def __call__(self, micro_batches: Sequence[MicroBatch], loss_weight: float) -> list[Tensor]:
         """Accumulate the gradients of a step; each micro-batch's share of its loss, on the device.
@@ -33,7 +34,8 @@ class Accumulator:
         import torch
 
         while True:
-            cut = [part for each in micro_batches for part in each.cut(self.size)]
+            # Only then: what several processes are given has one row more where it is filled up, and stays as it is.
+            cut = [part for each in micro_batches for part in each.cut(self.size)] if self.reduced else micro_batches
             try:
                 return [self._accumulate(each, loss_weight, last=each is cut[-1]) for each in cut]
             except torch.OutOfMemoryError:
@@ -41,7 +43,7 @@ class Accumulator:
                 if rows == 1 or self.stepper.reduces_gradients or self.fatal():
                     raise
             # Outside of `except`, as the error holds all that the pass had made.
-            self.size = (rows + 1) // 2
+            self.size, self.reduced = (rows + 1) // 2, True
             self.stepper.optimizer.zero_grad(set_to_none=True)
             free_memory()
             self.smaller(self.size)
