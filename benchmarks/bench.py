@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from parts import PARTS, spread
+
 HERE = Path(__file__).parent
 RESULT = HERE / "bench.json"
 PAGES = (HERE / "README.md", HERE.parent / "docs" / "speed.md")
@@ -47,7 +49,6 @@ class Compared:
 def parts(rounds: int, folder: Path) -> Iterator[Compared]:
     """What lies around and in a step, on one thread."""
     import torch
-    from parts import PARTS
     from references import REFERENCES
 
     torch.set_num_threads(1)
@@ -116,11 +117,6 @@ def measure(compared: Compared) -> dict[str, Any]:
         "beside seconds": [round(other, 6) for _, other in pairs],
         "ratios": [round(other / max(ours, 1e-9), 4) for ours, other in pairs],
     }
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """A median with its range."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def milliseconds(values: Sequence[float]) -> str:

@@ -21,13 +21,18 @@ BARE = {
 """What a command needs at least."""
 
 
+def children() -> float:
+    """The processor seconds of this process's children that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def seconds(command: Sequence[str]) -> float:
     """The processor seconds of a process, on one thread."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([*command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return children() - before
 
 
 def checkpoint(folder: Path) -> Path:

@@ -14,59 +14,24 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+import steps
 import torch
-from transformers import LlavaConfig
 
 from graftwork.build import compose
-from graftwork.config.resolve import resolve
-from graftwork.config.runfile import parse_run
 from graftwork.conformance import specimens
 from graftwork.contracts import Batch, Record, Stepper, Turn, batch_of, stepper_for
 from graftwork.train.compiling import BACKEND, compile_blocks
-from graftwork_hf_vlm.example import write
 from graftwork_registry import Catalog
-
-DEMO = Path(__file__).parents[1] / "examples" / "demo-base"
-SMOLLM2: dict[str, Any] = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "vocab_size": 49152,
-}
-
-
-def model(name: str, folder: Path) -> dict[str, Any]:
-    """The `[model]` table of one of both."""
-    if name == "demo":
-        parts = {part: {"config": str(DEMO / part)} for part in ("low", "high")}
-        shape = {"image_size_aux": 64, "aspect_ratio": "square"}
-        return {"use": "mgm-gemma", "config": str(DEMO / "language"), **shape, "parts": parts}
-    write(folder)
-    config = LlavaConfig.from_pretrained(folder).to_dict()
-    LlavaConfig(**config | {"text_config": config["text_config"] | SMOLLM2}).save_pretrained(folder)
-    return {"use": "hf-vlm", "config": str(folder)}
 
 
 def stepper_of(name: str, folder: Path) -> Stepper:
     """A stepper of one of both models, built in an empty folder."""
     catalog = Catalog.discover()
-    table = {
-        "model": model(name, folder),
-        "attention": {"prefer": ["sdpa"]},
-        "peft": {"use": "lora", "on": ["language.attention", "language.mlp"], "rank": 16, "alpha": 32.0},
-        "train": {"precision": "fp32"},
-    }
+    model = steps.demo_model() if name == "demo" else steps.smollm2_model(folder)
     torch.manual_seed(0)
-    plan = resolve(parse_run(table, folder), catalog)
+    plan = steps.plan_of(model, 1, catalog, peft=steps.LORA)
     assembly = compose.build(plan, catalog, device="cpu", fake_pretrained=True)
-    if isinstance(assembly.processor, compose.NoProcessor):
-        config = plan.model_spec.model.config or {}
-        assembly.processor = assembly.architecture.stand_in(config, folder, assembly.outputs)
     assembly.model.train()
     return stepper_for(assembly, plan.run_context.train)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import resource
 import statistics
 import tempfile
 import time
@@ -17,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from parts import mgm_images
+from commands import children
+from inputs import mgm_images
 
 from graftwork.contracts import Encoded, collate
 from graftwork.train.feeding import Feed
@@ -39,12 +39,6 @@ class Images:
     def made(self, index: int) -> Encoded:
         """A record, encoded."""
         return Encoded([5], [True], [5], self.images.pixels(self.jpeg))
-
-
-def children() -> float:
-    """The processor seconds of processes that ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def measured(feed: Any, count: int) -> tuple[float, float]:

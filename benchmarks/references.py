@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from parts import Timed, conversations, lora_blocks, qwen_encoder
+from inputs import Timed, conversations, lora_blocks, qwen_encoder
 
 
 def opening(folder: Path) -> Timed:

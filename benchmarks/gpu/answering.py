@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from report import Report
-from subject import DEVICE, LORA, Records, Size, Subject, build, peak_gib, seconds
+from subject import DEVICE, LORA, Size, Subject, build, peak_gib, records, seconds
 
 from graftwork.contracts import Assembly, Encoded, batch_of
 from graftwork.evaluate.generation import answer, answering
@@ -20,7 +20,7 @@ def ask(size: Size, subject: Subject, report: Report) -> Assembly:
     assembly = build(subject.plan(peft=LORA, attention={"prefer": ["sdpa"]}))
     sizes = (1, 4) if size.tiny else (1, 8, 64)
     for count in sizes:
-        prompts = Records(assembly, subject.length, 1).take(count, prompts=True)
+        prompts = records(assembly, subject, count, prompts=True)
         report.take(f"{subject.name}, {count} at a time", lambda p=prompts: timed(assembly, p), needs=8)
     return assembly
 
@@ -60,7 +60,7 @@ def vlm_answers(size: Size, report: Report) -> None:
         peer = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
     image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     for count in (1, 4) if size.tiny else (1, 8):
-        prompts = Records(assembly, size.vlm.length, 1).take(count, prompts=True)
+        prompts = records(assembly, size.vlm, count, prompts=True)
 
         def theirs(prompts: Sequence[Encoded] = prompts) -> dict[str, float]:
             batch = batch_of(assembly.processor, prompts, side="left").to(assembly.device)

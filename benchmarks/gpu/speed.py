@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from report import Report
-from subject import ALL, CUDA, DEVICE, Records, Size, Subject, build, clean, peak_gib, seconds, sync
+from subject import ALL, CUDA, DEVICE, Size, Subject, build, clean, peak_gib, records, seconds, sync
 
 from graftwork.contracts import batch_of, stepper_for, summed_loss
 from graftwork.train import compiling
@@ -37,7 +37,7 @@ class Running:
             blocks = map(self.assembly.model.get_submodule, self.assembly.structure.blocks["language"])
             compiling.compile_blocks([*blocks], compiling.BACKEND)
         self.micro, self.batch = micro, subject.batch
-        self.examples = Records(self.assembly, subject.length, subject.labels).take(micro)
+        self.examples = records(self.assembly, subject, micro)
         self.labels = sum(each.num_label_tokens for each in self.examples) * (self.batch / micro)
 
     def step(self) -> None:
@@ -152,7 +152,7 @@ def beside_trainer(subject: Subject, report: Report, cases: Sequence[tuple[Seque
             trainer.inject_lora(assembly)
             if memory:
                 assembly.model.model.gradient_checkpointing_enable({"use_reentrant": False})
-            examples = Records(assembly, subject.length, subject.labels).take(micro)
+            examples = records(assembly, subject, micro)
             clean()
             with tempfile.TemporaryDirectory() as folder:
                 count = max(1, subject.batch // micro)

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,34 +128,25 @@ def build(plan: Plan) -> Assembly:
     return assembly
 
 
-@dataclass
-class Records:
-    """Records of one length, with an image each and random words, of which the last are labelled."""
+def records(assembly: Assembly, subject: Subject, count: int, *, prompts: bool = False) -> list[Encoded]:
+    """So many of one length, with an image each and random words, of which the last are labelled; as `prompts` without labels, and of slightly
+    different lengths."""
+    blank = next(row[0] for _, row in rehearsal.longest_rows(assembly.processor, subject.length))
+    seen, words = list(blank.image_token_mask), min(assembly.processor.vocabulary, 250_000)
+    # Tokens after the image are words; those before it, and around it, belong to the template.
+    last = max(place for place, is_image in enumerate(seen) if is_image) + 2
+    first = len(seen) - (0 if prompts else subject.labels)
 
-    assembly: Assembly
-    length: int
-    labels: int
-    _blank: Encoded | None = field(default=None, repr=False)
-
-    def take(self, count: int, *, prompts: bool = False) -> list[Encoded]:
-        """So many; without labels, and of slightly different lengths, as `prompts`."""
-        rows = rehearsal.longest_rows(self.assembly.processor, self.length)
-        self._blank = self._blank or next(row[0] for _, row in rows)
-        return [self._one(self._blank, number, prompts) for number in range(count)]
-
-    def _one(self, blank: Encoded, number: int, prompt: bool) -> Encoded:
-        draw = random.Random(number)
-        seen, plain = list(blank.image_token_mask), min(self.assembly.processor.vocabulary, 250_000)
-        last = max(place for place, is_image in enumerate(seen) if is_image) + 2
-        # Tokens after the image are words; those before it, and around it, belong to the template.
-        ids = [token if place < last else draw.randrange(10, plain) for place, token in enumerate(blank.input_ids)]
-        end = len(ids) - (number % 8) * prompt
-        first = len(ids) - self.labels
-        labels = [token if place >= first and not prompt else IGNORED for place, token in enumerate(ids)]
+    def one(number: int) -> Encoded:
+        draw, end = random.Random(number), len(seen) - (number % 8) * prompts
+        ids = [token if place < last else draw.randrange(10, words) for place, token in enumerate(blank.input_ids)]
+        labels = [token if place >= first else IGNORED for place, token in enumerate(ids)]
         fields = {name: list(values)[:end] for name, values in blank.token_fields.items()}
         return replace(
             blank, input_ids=ids[:end], image_token_mask=seen[:end], labels=labels[:end], token_fields=fields
         )
+
+    return [one(number) for number in range(count)]
 
 
 def clean() -> None:

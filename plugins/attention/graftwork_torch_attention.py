@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftwork import SUPPORTED, NoSettings, Support, hookimpl
-from graftwork.attention import one_query_attention, plain_attention, visible_keys
+from graftwork.attention import one_query_attention, plain_attention, seeing_something, visible_keys
 from graftwork.contracts import AttentionCase, AttentionKernel, device_type
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Sdpa(AttentionKernel[NoSettings]):
         if q.shape[2] == 1:
             return one_query_attention(q, k, v, seen, scale, dropout)
         if seen is not None and not plain:
-            # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
-            seen = seen | ~seen.any(-1, keepdim=True)
+            seen = seeing_something(seen)
         if q.shape[1] != k.shape[1] and device_type(q.device) == "cuda" and not _groups_heads(q, seen):
             group = q.shape[1] // k.shape[1]
             k, v = (tensor[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for tensor in (k, v))

@@ -120,6 +120,12 @@ def visible_keys(
     return visible
 
 
+def seeing_something(seen: Tensor) -> Tensor:
+    """Which keys are seen, `[..., keys]`, but all where none is: attention to no key has no result, and PyTorch's can be NaN
+    (pytorch/pytorch#110213)."""
+    return seen | ~seen.any(-1, keepdim=True)
+
+
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, dropout: float) -> Tensor:
     """Attention of a single query, as in decoding, by PyTorch's scaled_dot_product_attention; `seen` is as `visible_keys` gives it.
 
@@ -129,9 +135,7 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, sc
     from torch.nn import functional
 
     batch, kv_heads = k.shape[:2]
-    if seen is not None:
-        # A query that sees nothing can come out as NaN (pytorch/pytorch#110213), so let it see everything.
-        seen = seen | ~seen.any(-1, keepdim=True)
+    seen = None if seen is None else seeing_something(seen)
     stacked = q.reshape(batch, kv_heads, -1, q.shape[-1])
     output = functional.scaled_dot_product_attention(stacked, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
     return output.reshape(batch, -1, 1, v.shape[-1])

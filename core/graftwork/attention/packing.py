@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftwork.attention.definition import seeing_something
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -80,8 +82,7 @@ def sequences_of(padding: Tensor | None, segments: Tensor | None, queries: int, 
     version = 0 if mask.is_inference() else mask._version
     if (key := (packed, queries, causal, version)) in known:
         return known[key]
-    seen = mask > 0
-    seen = seen | ~seen.any(1, keepdim=True)  # a sequence without any key would have no defined result
+    seen = seeing_something(mask > 0)
     real = seen[:, -queries:] if causal else torch.ones_like(seen[:, :1]).expand(-1, queries)
     rows, columns = real.flatten().nonzero()[:, 0], seen.flatten().nonzero()[:, 0]
     q_lengths, k_lengths = real.sum(1), seen.sum(1)

@@ -102,10 +102,9 @@ def as_begun(plan: Plan, begun: Plan) -> Plan:
     """The plan with the memory strategies and the micro-batch that a run began with, as far as the plan still allows them."""
     current, recorded = plan.run_context, begun.run_context
     memory = recorded.memory if recorded.memory in current.candidates else current.memory
+    # The smaller one: a run that ran out of memory went on with less than its run file says.
     sizes = [size for size in (current.train.micro_batch_size, recorded.train.micro_batch_size) if size]
-    return budget.with_candidate(
-        plan, memory, min(sizes, default=None)
-    )  # A run that ran out of memory goes on with less.
+    return budget.with_candidate(plan, memory, min(sizes, default=None))
 
 
 def fitted(
@@ -118,9 +117,8 @@ def fitted(
     on_cuda = device.startswith("cuda")
     free = min(processes.all_gather_object(free_bytes(device) if on_cuda else 0))
     if 0 < free < 0.9 * machine.device_bytes:
-        told = (
-            f"of a device's {format_size(machine.device_bytes)} only {format_size(free)} are free; others have the rest"
-        )
+        whole, left = format_size(machine.device_bytes), format_size(free)
+        told = f"of a device's {whole} only {left} are free; others have the rest"
         listen(Message(told, "warning"))
     allowed = budget.budget_bytes(plan, free)
     if allowed is None:

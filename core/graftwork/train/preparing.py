@@ -39,6 +39,11 @@ PREFETCHED = 2
 """How many times so many records each worker has prepared, or is preparing, beside those that were taken."""
 SHARED = "/dev/shm"
 """Where Linux keeps memory that processes share; containers often allow little of it."""
+LOST = (
+    f"a process that prepares records ended before its time, perhaps as the main memory, or {SHARED}, did not suffice; lower train.workers, or set it to 0, "
+    "and go on with --resume"
+)
+FILES = "each few records that are prepared ahead take an open file, and the system allows no more; raise it (ulimit -n), or set train.workers to 0"
 
 
 def workers(setting: int | None, device: torch.device) -> int:
@@ -52,13 +57,6 @@ def workers(setting: int | None, device: torch.device) -> int:
     if setting is not None or device.type != "cuda" or not can_fork:
         return setting or 0
     return min(MAX_WORKERS, max(0, cores() // processes.on_this_machine() - 1))
-
-
-LOST = (
-    f"a process that prepares records ended before its time, perhaps as the main memory, or {SHARED}, did not suffice; lower train.workers, or set it to 0, "
-    "and go on with --resume"
-)
-FILES = "each few records that are prepared ahead take an open file, and the system allows no more; raise it (ulimit -n), or set train.workers to 0"
 
 
 class Ahead(ThreadPoolExecutor):
