@@ -278,8 +278,8 @@ def difference(one: Any, other: Any) -> str:
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
     """A median with its range."""
-    least, *_, most = ordered = sorted(values)
-    return f"{statistics.median(ordered):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):.{digits}f} ({ordered[0]:.{digits}f} to {ordered[-1]:.{digits}f})"
 
 
 def main() -> None:
