@@ -99,10 +99,9 @@ def test_a_killed_writer_of_this_machine_is_in_nobodys_way_and_is_cleared_up(tmp
 
 
 def test_a_copy_of_a_killed_writer_holds_none_of_its_locks(tmp_path: Path) -> None:
-    # As of one whose records are prepared by copies of it, which notice seconds later that it is gone.
-    copied = HOLDING.replace("sys, time", "os, sys, time").replace(
-        "    print(", "    os.fork() or (time.sleep(5), os._exit(0))\n    print("
-    )
+    # As of one whose records are prepared by copies of it, which notice seconds later that it is gone; the copy says "ready".
+    copied = HOLDING.replace("sys, time", "os, sys, time").replace("time.sleep(600)", "time.sleep(5)\n    os._exit(0)")
+    copied = copied.replace("    print(", "    os.fork() and time.sleep(600)\n    print(")
     killed(copied, tmp_path / "out")
     enter(tmp_path / "out")
     writing.sweep(tmp_path / "out")
