@@ -105,7 +105,7 @@ def test_a_server_that_never_ends_is_left_after_the_timeout(how: str) -> None:
         fault(act, timeout=0.3, retries=1)
         == "the endpoint did not answer within 0.3 seconds, at the last of 2 attempts"
     )
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_a_server_that_sends_more_and_more_is_left() -> None:
@@ -254,5 +254,5 @@ def test_ctrl_c_ends_a_process_that_waits_for_an_endpoint() -> None:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=10)[1].decode()
+        errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")

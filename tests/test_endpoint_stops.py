@@ -8,15 +8,16 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from chat_server import Act, Body, ChatServer, ask, asked, completion, echo, failure, prompt, source_of, writer_of
+from chat_server import Act, Body, ChatServer, ask, asked, echo, failure, prompt, source_of, writer_of
 
 from graftwork.contracts import Reply
 from graftwork.errors import DataError, NoRoom
 from graftwork.processes import cache_folder
-from graftwork.writers import attempts
+from graftwork.writers import attempts, endpoint
 from graftwork.writers.endpoint import EndpointSource
 from graftwork.writers.replies import FILE
 
@@ -106,18 +107,18 @@ def test_what_waits_for_its_next_attempt_does_not_delay_the_end() -> None:
         started = time.monotonic()
         with pytest.raises(DataError, match="answered 400"):
             ask(source, prompt("busy"), prompt("bad"), prompt("never sent"))
-        assert time.monotonic() - started < 5 and len(server.bodies) == 2
+        assert time.monotonic() - started < 30 and len(server.bodies) == 2
 
 
 def test_what_hangs_when_the_work_stops_has_its_timeout_and_no_more() -> None:
     def act(body: Body, attempt: int) -> Act:
         return failure(401) if asked(body) == "bad" else Act(how="hang")
 
-    with ChatServer(act) as server, source_of(server.url, timeout=0.5, retries=9) as source:
+    with ChatServer(act) as server, source_of(server.url, timeout=0.5, retries=99) as source:
         started = time.monotonic()
         with pytest.raises(DataError, match="answered 401"):
             ask(source, prompt("bad"), prompt("slow"))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
 
 
 def test_an_exception_while_replies_are_kept_ends_what_is_under_way() -> None:
@@ -129,22 +130,38 @@ def test_an_exception_while_replies_are_kept_ends_what_is_under_way() -> None:
             started = time.monotonic()
             with pytest.raises(KeyboardInterrupt):
                 source.ask([(each, source.request(each, 20)) for each in map(prompt, "123")], keep)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
         assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
         source.close()
 
 
-def test_what_arrives_while_another_process_has_the_file_is_kept_at_the_end(tmp_path: Path) -> None:
-    """The first reply waits for the lock; the others arrive meanwhile, and the wait comes to an end too early."""
+def test_what_arrives_while_another_process_has_the_file_is_kept_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What arrives first cannot be written; the others arrive before that is known."""
+    found = SimpleQueue[Any]()
+    monkeypatch.setattr(endpoint, "SimpleQueue", lambda: found)
     with ChatServer() as server, source_of(server.url, concurrency=8) as source:
         with writer_of(source, tmp_path / "first") as writer, closing(other_process()) as other:
-            writer.cache._base.execute("PRAGMA busy_timeout = 500")
-            server.act = lambda body, attempt: lock(other, server, body)
-            release = threading.Timer(0.8, other.rollback)
-            release.start()
+            writer.cache._base.execute("PRAGMA busy_timeout = 100")
+            all_sent = threading.Barrier(8, lambda: other.execute("BEGIN IMMEDIATE"))
+
+            def act(body: Body, attempt: int) -> Act:
+                all_sent.wait(60)
+                return echo(body, attempt)
+
+            def put(replies: Any, put: Any = writer.cache.put) -> None:
+                while other.in_transaction and found.qsize() < 8 - len(replies):
+                    time.sleep(0.01)
+                try:
+                    put(replies)
+                finally:
+                    other.rollback()
+
+            server.act = act
+            monkeypatch.setattr(writer.cache, "put", put)
             with pytest.raises(NoRoom):
                 list(writer.answer([prompt(f"{number}") for number in range(8)], max_new_tokens=20))
-            release.join()
         before, server.act = len(server.bodies), echo
         answers(source, tmp_path / "again", [f"{number}" for number in range(8)])
         assert (before, len(server.bodies)) == (8, 8)
@@ -152,10 +169,3 @@ def test_what_arrives_while_another_process_has_the_file_is_kept_at_the_end(tmp_
 
 def other_process() -> sqlite3.Connection:
     return sqlite3.connect(cache_folder() / FILE, check_same_thread=False)
-
-
-def lock(other: sqlite3.Connection, server: ChatServer, body: Body) -> Act:
-    with server.lock:
-        if not other.in_transaction:
-            other.execute("BEGIN IMMEDIATE")
-    return completion(f"re: {asked(body)}")

@@ -152,7 +152,7 @@ def lines_of(file: Path) -> list[str]:
 
 def test_a_killed_process_has_kept_what_was_answered(tmp_path: Path) -> None:
     words, before, after = [f"w{number}" for number in range(40)], tmp_path / "before", tmp_path / "after"
-    with started(before, words, 0.02) as process:
+    with started(before, words, 0.1) as process:
         while len(lines_of(before / "asked")) < 10:
             assert process.poll() is None
             time.sleep(0.005)

@@ -225,7 +225,7 @@ def test_a_killed_command_is_resumed_to_the_same_bytes_and_pays_for_nothing_twic
         code = "import sys, json, graftwork; graftwork.synthesize_data(json.loads(sys.argv[1]), sys.argv[2], resume=len(sys.argv) > 3)"
         with subprocess.Popen([sys.executable, "-c", code, lines, str(tmp_path / "out")]) as process:
             assert holding.wait(60), process.poll()
-            time.sleep(0.2)
+            time.sleep(1)
             process.kill()
         answered = len(server.bodies) - 2
         hold.set()
