@@ -17,7 +17,7 @@ help:
 	@echo "make test-data  the tests with Data-Juicer and Ray, in an environment of their own (689 MB)"
 	@echo "make smollm2    train the example on real pretrained parts, and print its table"
 	@echo "make better-data  labels by a model, verified, and what they are worth (half an hour)"
-	@echo "make bench      how fast each part is beside other libraries (a quarter of an hour)"
+	@echo "make bench      how fast each part is (minutes); AGAINST=FILE says what got slower"
 	@echo "make lint       formatting, lint and types"
 	@echo "make demo-base  train the demo's base weights again, from nothing (examples/tiny-vlm; minutes)"
 
@@ -68,7 +68,7 @@ better-data: $(READY)
 	$(BIN)/python examples/better-data/better_data.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(if $(AGAINST),--against $(AGAINST))
 	$(BIN)/python benchmarks/bench.py --pages
 
 lint: $(READY)

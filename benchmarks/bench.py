@@ -175,6 +175,8 @@ def main() -> None:
         for page in PAGES:
             page.write_text(with_table(page.read_text(encoding="utf-8"), made), encoding="utf-8")
         return
+    if options.against and not options.against.is_file():
+        parser.error(f"there is no file '{options.against}' to compare with; name the JSON of an earlier run")
     before = json.loads(options.against.read_text(encoding="utf-8")) if options.against else None
     warnings.filterwarnings("ignore")
     versions = {name: version(name) for name in ("graftwork", "torch", "transformers", "peft")}
