@@ -16,7 +16,7 @@ from vlm_trial import lora_plan
 from graftwork.build import compose
 from graftwork.config.machine import Machine
 from graftwork.contracts import Assembly, DictLookup, Lookup, NoSettings, Plan, batch_of, stepper_for
-from graftwork.contracts.events import Event, RunStarted
+from graftwork.contracts.events import Event, RunStarted, RunWarned
 from graftwork.evaluate.generation import answer
 from graftwork.memory.budget import search_candidates
 from graftwork.train import compiling
@@ -154,6 +154,36 @@ def test_where_no_compiler_works_the_run_says_so_and_goes_on(
     found, (said,) = ran(run({**changes, "train.compile": True}, LOOKUP), tmp_path / "out")
     assert said == "train.compile: nothing is compiled, as the compiler failed (OSError: no compiler is installed)"
     assert found.log[0]["loss"] == plain.log[0]["loss"]
+    assert not any(hasattr(block, "uncompiled_forward") for block in blocks_of(found.assembly))
+
+
+def test_where_a_compiler_fails_later_the_run_says_so_once_and_goes_on(
+    run: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, said = list[torch.fx.GraphModule](), list[str]()
+
+    def working(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        if said:
+            raise OSError("No space left on device")
+        graphs.append(graph)
+        return graph
+
+    def listen(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            said.extend(each for each in event.notes if each.startswith("train.compile: "))
+            torch._dynamo.reset()  # as shapes that it has not seen do
+        elif isinstance(event, RunWarned):
+            said.append(event.sentence)
+
+    monkeypatch.setattr(compiling, "BACKEND", working)
+    changes = {"peft": DROPOUT, "train.steps": 2}
+    plain, _ = ran(run(changes, LOOKUP), tmp_path / "plain")
+    plan = run({**changes, "train.compile": True}, LOOKUP)
+    found = train(plan, LOOKUP, tmp_path / "out", listen=listen, device="cpu")
+    assert graphs and [line["loss"] for line in found.log] == [line["loss"] for line in plain.log]
+    assert said[1:] == [
+        "train.compile: the compiler failed (OSError: No space left on device); blocks that it fails for go on uncompiled"
+    ]
     assert not any(hasattr(block, "uncompiled_forward") for block in blocks_of(found.assembly))
 
 

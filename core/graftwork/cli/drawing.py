@@ -13,11 +13,11 @@ from graftwork.cli.printing import print_comparison, print_scores
 from graftwork.config.sizes import format_size
 from graftwork.contracts.events import (
     CheckpointSaved,
-    MemoryRanOut,
     NotLearning,
     RunEnded,
     RunStarted,
     RunStopped,
+    RunWarned,
     StepTaken,
 )
 from graftwork.jobs.messages import Answering, Checking, Listener, Looking, Message, Rehearsing, WaitingForReplies
@@ -138,7 +138,7 @@ class Drawing:
             self.console.print(f"step {event.step}/{event.steps}  {facts}")
 
     @draw.register
-    def _(self, event: MemoryRanOut) -> None:
+    def _(self, event: RunWarned) -> None:
         self.console.print(event.sentence, style="yellow", markup=False)
 
     @draw.register

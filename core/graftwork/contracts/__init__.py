@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         RunEnded,
         RunStarted,
         RunStopped,
+        RunWarned,
         StepTaken,
     )
     from graftwork.contracts.external import (
@@ -105,6 +106,7 @@ LATE = {
             "RunEnded",
             "RunStarted",
             "RunStopped",
+            "RunWarned",
             "StepTaken",
         ),
         "events",
@@ -184,6 +186,7 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "RunStopped",
+    "RunWarned",
     "Score",
     "StepTaken",
     "Stepper",

@@ -56,10 +56,15 @@ class NotLearning(Event):
 
 
 @dataclass(frozen=True)
-class MemoryRanOut(Event):
-    """The device's memory did not hold a step; the run begins again, or goes on, as the sentence says."""
+class RunWarned(Event):
+    """Something does not work as was asked for; the run goes on, as the sentence says."""
 
     sentence: str
+
+
+@dataclass(frozen=True)
+class MemoryRanOut(RunWarned):
+    """The device's memory did not hold a step; the run begins again, or goes on, as the sentence says."""
 
 
 @dataclass(frozen=True)

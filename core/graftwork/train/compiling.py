@@ -22,49 +22,76 @@ TRIED = 2
 """Records in the micro-batch that compilation is tried on: the graph of a single one serves no other number."""
 
 
-def try_compiling(assembly: Assembly, stepper: Stepper, feed: Feed) -> tuple[str, ...]:
+def try_compiling(stepper: Stepper, feed: Feed, say: Callable[[str], None]) -> tuple[str, ...]:
     """Compile the language model's blocks, if the run file asks for it; what came of it, as clauses. A model that a compiler cannot take whole, or
-    a machine without a compiler, goes on uncompiled. Collective."""
+    a machine without a compiler, goes on uncompiled. `say` gets a sentence where a compiler fails later. Collective."""
+    assembly = stepper.assembly
     if not stepper.settings.compile:
         return ()
     blocks = [assembly.model.get_submodule(name) for name in assembly.structure.blocks.get("language", ())]
-    begun = time.perf_counter()
-    compile_blocks(blocks, BACKEND)
+    begun, later = time.perf_counter(), False
+    said = set[str]()
+
+    def failed(error: Exception) -> None:
+        if not later:
+            raise error
+        sentence = f"train.compile: {described(error)}; blocks that it fails for go on uncompiled"
+        if sentence not in said:
+            say(sentence)
+        said.add(sentence)
+
+    compile_blocks(blocks, BACKEND, failed)
     problems = [each for each in processes.all_gather_object(problem(assembly, stepper, feed)) if each]
     if not blocks or problems:
         undo(blocks)
         why = problems[0] if problems else "this model does not say which blocks its language model repeats"
         return (f"train.compile: nothing is compiled, as {why}",)
-    took = f"which took {time.perf_counter() - begun:.0f} s"
+    later, took = True, f"which took {time.perf_counter() - begun:.0f} s"
     return (f"train.compile: {len(blocks)} blocks of the language model are compiled for training, {took}",)
 
 
-def compile_blocks(blocks: Sequence[nn.Module], backend: str | Callable[..., Any]) -> None:
+def _raised(error: Exception) -> None:
+    raise error
+
+
+def compile_blocks(
+    blocks: Sequence[nn.Module], backend: str | Callable[..., Any], failed: Callable[[Exception], None] = _raised
+) -> None:
     """Compile what blocks compute where gradients are asked for, in place: modules, names and hooks stay as they are. Blocks alike share one graph,
-    which serves any length."""
+    which serves any length. A block for which the compiler fails goes on as it was, unless `failed`, which is told why, raises."""
     import torch
 
     compiled = torch.compile(_uncompiled, backend=backend, dynamic=True)
     for each in blocks:
         block: Any = each
         block.uncompiled_forward = block.forward
-        block.forward = partial(_forward, block, compiled)
+        block.forward = partial(_forward, block, compiled, failed)
 
 
 def undo(blocks: Sequence[nn.Module]) -> None:
     """What `compile_blocks` did, undone."""
     for each in blocks:
         block: Any = each
-        block.forward = block.uncompiled_forward
-        del block.uncompiled_forward
+        if hasattr(block, "uncompiled_forward"):
+            block.forward = block.uncompiled_forward
+            del block.uncompiled_forward
 
 
-def _forward(block: nn.Module, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward(
+    block: nn.Module, compiled: Callable[..., Any], failed: Callable[[Exception], None], *args: Any, **kwargs: Any
+) -> Any:
     """The block's own forward, compiled where gradients are asked for."""
     import torch
+    from torch._dynamo.exc import TorchDynamoException
 
-    run = compiled if block.training and torch.is_grad_enabled() else _uncompiled
-    return run(block, *args, **kwargs)
+    if block.training and torch.is_grad_enabled():
+        try:
+            return compiled(block, *args, **kwargs)
+        except TorchDynamoException as error:  # Nothing was computed yet.
+            failed(error)
+        undo([block])
+        return block.forward(*args, **kwargs)
+    return _uncompiled(block, *args, **kwargs)
 
 
 def _uncompiled(block: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,12 +116,13 @@ def problem(assembly: Assembly, stepper: Stepper, feed: Feed) -> str:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler, or a library that it calls, raises
-            inner = getattr(error, "inner_exception", error)  # of what dynamo wraps
-            return f"the compiler failed ({type(inner).__name__}: {first_line(inner)})"
+            return described(error)
     breaks = [str(reason).strip().partition("\n")[0] for reason in counters["graph_break"]]
     return f"a block cannot be compiled whole ({breaks[0]})" if breaks else ""
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+def described(error: Exception) -> str:
+    """What a compiler failed with, as a clause."""
+    inner = getattr(error, "inner_exception", error)  # of what dynamo wraps
+    first = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")[:200]
+    return f"the compiler failed ({type(inner).__name__}: {first})"

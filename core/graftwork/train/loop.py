@@ -159,8 +159,8 @@ class Loop:
         self._listen = listen
         self.stepper = stepper_for(assembly, self.settings)
         self.accumulate = Accumulator(self.stepper, lambda: self.is_early, self.use_smaller)
-        overflows_in = assembly.architecture.overflows_in
-        self.health = Health(assembly.processor.vocabulary, assembly.precision, overflows_in, data.faults())
+        vocabulary, overflows_in = assembly.processor.vocabulary, assembly.architecture.overflows_in
+        self.health = Health(vocabulary, assembly.precision, overflows_in, data.faults())
         self.measured_steps = progress.steps_to_measure(steps, warmup_steps(steps, self.settings.warmup_ratio))
         self.feed = Feed(plan.run_context, assembly.processor, data)
         self.learning = Learning(assembly, self.stepper, self.settings.allow_unreached)
@@ -175,7 +175,8 @@ class Loop:
 
         built = self.assembly
         messages = tuple(f"{each.name}: {note}" for each in built.strategies if (note := each.note(built)))
-        messages += try_packing(built, self.feed, self.steps) + try_compiling(built, self.stepper, self.feed)
+        messages += try_packing(built, self.feed, self.steps)
+        messages += try_compiling(self.stepper, self.feed, lambda why: self.tell(events.RunWarned(self.out, why)))
         warnings = (*self.history.messages, *self.learning.warnings)
         self.tell(events.RunStarted(self.out, self.step, self.steps, self.plan, messages, warnings))
         self.assembly.model.train()
@@ -216,8 +217,8 @@ class Loop:
         self.tell(events.RunEnded(self.out, self.step, verdict.healthy, verdict.reasons, verdict.failure))
         if number := max(processes.all_gather_object(self.signals.number)):
             raise RunInterrupted(number, self.step, self.steps, self.folder)
-        peak = peak_memory(self.assembly.device) or None
-        return Outcome(self.folder, verdict, self.assembly, self.data.summary, self.log.lines, peak)
+        peak = peak_memory(built.device) or None
+        return Outcome(self.folder, verdict, built, self.data.summary, self.log.lines, peak)
 
     def stop(self) -> RunInterrupted:
         """Save the step that a signal ended the run after; what to raise."""
@@ -287,9 +288,8 @@ class Loop:
         examples = encoder.submit(progress.followed, count, seed, self.feed.encode).result()
         with out_of_memory_told(f"after step {self.step}", early=lambda: self.is_early):
             losses = progress.measure(self.assembly, examples, self.accumulate.size)
-        travelled = sum(self.rate_factor(step) for step in range(self.step))
+        travelled, weights = sum(map(self.rate_factor, range(self.step))), progress.size_of_weights(self.assembly)
         self.health.guessing = progress.loss_of_guessing(examples)
-        weights = progress.size_of_weights(self.assembly)
         self.health.measurements.append(Measurement(self.step, travelled, weights, losses))
 
     def rate_factor(self, step: int) -> float:
@@ -335,8 +335,8 @@ class Loop:
         """Record that micro-batches have `size` rows from this step on, also when the run is resumed, and say so."""
         self.assembly.plan = self.plan = budget.with_candidate(self.plan, self.plan.run_context.memory, size)
         self.feed.settings = self.plan.run_context.train
-        what = f"the device's memory ran out in step {self.step + 1}; going on with"
-        self.tell(events.MemoryRanOut(self.out, f"{what} {budget.describe_memory(self.plan)}"))
+        what = f"the device's memory ran out in step {self.step + 1}; going on with {budget.describe_memory(self.plan)}"
+        self.tell(events.MemoryRanOut(self.out, what))
 
     def tell(self, event: events.Event) -> None:
         """Tell the caller and every observer, once for all processes."""
