@@ -200,7 +200,7 @@ def test_one_that_ended_before_it_was_asked_is_started_again(copy: Path) -> None
 
 
 STARTS = """
-import os, sys, time
+import sys, time
 from pathlib import Path
 from graftwork.checkpoint import manifest
 from graftwork.cli import Session
@@ -213,16 +213,30 @@ time.sleep(600)
 """
 
 
-def test_a_waiting_process_ends_with_the_one_that_started_it_however_that_ends(copy: Path, tmp_path: Path) -> None:
+NAMES = """
+import json, os, subprocess, sys
+
+goes_on = "from graftwork.jobs.verify import awaited; import os, time; print(awaited(None), os.getpid(), flush=True); time.sleep(600)"
+fresh = subprocess.Popen([sys.executable, "-c", goes_on], stdin=subprocess.PIPE, text=True)
+print(json.dumps([os.getpid(), None]), json.dumps("folder"), sep="\\n", file=fresh.stdin, flush=True)
+fresh.wait()
+"""
+
+
+@pytest.mark.parametrize("program", [STARTS, NAMES], ids=["waiting", "verifying"])
+def test_a_fresh_process_ends_with_the_one_that_started_it_however_that_ends(
+    program: str, copy: Path, tmp_path: Path
+) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTS, str(copy)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", program, str(copy)], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert starter.stdout
-    waiting = psutil.Process(int(starter.stdout.readline()))
+    fresh = psutil.Process(int(starter.stdout.readline().split()[-1]))
     starter.kill()
-    starter.communicate()
-    waiting.wait(timeout=120)
+    starter.wait()
+    starter.stdout.close()
+    fresh.wait(timeout=120)
 
 
 # merge and export -----------------------------------------------------------------------------------------------------

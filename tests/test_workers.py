@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -110,6 +111,31 @@ def test_a_killed_worker_is_one_sentence(lookup: DictLookup, run: PlanOf, tmp_pa
     assert str(caught.value) == LOST
 
 
+def test_only_a_runs_own_workers_end_with_it(lookup: DictLookup, run: PlanOf, tmp_path: Path) -> None:
+    others = list[Any]()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepTaken) and event.step == 1:
+            others.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,)))
+            others[0].start()
+
+    train(run({"train.steps": 2} | WORKERS), lookup, tmp_path / "out", device="cpu", listen=listen)
+    assert multiprocessing.active_children() == others
+    others[0].kill()
+    others[0].join()
+
+
+def test_too_many_open_files_are_one_sentence(
+    lookup: DictLookup, run: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(preparing, "parcels", failing)
+    with pytest.raises(GraftworkError, match="ulimit -n"):
+        train(run({"train.steps": 2} | WORKERS), lookup, tmp_path / "out", device="cpu")
+
+
 @pytest.mark.parametrize("room", [0, 1 << 40])
 def test_a_parcel_gives_back_what_was_packed(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=room)
@@ -163,6 +189,11 @@ def test_how_many_there_are_is_what_training_leaves_free(monkeypatch: pytest.Mon
         assert processes.on_this_machine() == local
         found.append(preparing.workers(None, cuda))
     assert found == [0, 7, 16, 7, 0]
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    assert preparing.workers(None, cuda) == 0
+    with pytest.raises(GraftworkError, match="set it to 0"):
+        preparing.workers(1, cpu)
+    monkeypatch.undo()
     assert preparing.workers(None, cpu) == 0 and preparing.workers(3, cpu) == 3 and preparing.workers(0, cuda) == 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +31,8 @@ ROUND_SECONDS = 5.0
 GRACE_SECONDS = 15.0
 """How long a process that fails waits for its launcher to end it before it prints its error; on a busy machine the first one takes
 seconds to fail as well."""
+WATCH_SECONDS = 1.0
+"""How often a process looks whether the one that it ends with is there."""
 
 
 def _group() -> Any:
@@ -190,7 +193,21 @@ def sum_over_processes(gradients: Iterable[Tensor]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where everything is kept: `GRAFTWORK_CACHE`, else `graftwork` in the user's folder for caches."""
+    """Where everything is kept: `GRAFTWORK_CACHE`, else `graftwork` in the user's folder for caches; where nothing can be, if there is no user."""
     if named := os.environ.get("GRAFTWORK_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graftwork"
+    except RuntimeError:  # as in a container that runs under a number without a name
+        return Path(os.devnull) / "graftwork"
+
+
+def end_with(parent: int) -> None:
+    """From now on, end this process soon after the one that started it, whatever both are doing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()

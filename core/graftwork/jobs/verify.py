@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ class FreshProcess:
         )
         assert self.process.stdin
         with suppress(BrokenPipeError):  # It has failed already, and says why when it is asked.
-            print(json.dumps(plan and plan.to_json()), file=self.process.stdin, flush=True)
+            print(json.dumps([os.getpid(), plan and plan.to_json()]), file=self.process.stdin, flush=True)
 
     def starting(self, plan: Plan, listen: Listener) -> Listener:
         """A listener that also starts it shortly before a run is expected to take its last step."""
@@ -113,7 +114,8 @@ class FreshProcess:
 
 def awaited(lookup: Lookup) -> Path:
     """The folder that `FreshProcess.verify` names; meanwhile what the plan needs is imported. Exits where whoever would name it has ended."""
-    given, plan = json.loads(sys.stdin.readline() or "null"), None
+    parent, given = json.loads(sys.stdin.readline() or "[0, null]")
+    processes.end_with(parent)
     with suppress(Exception):  # Whatever is wrong, opening the checkpoint says so.
         if given and (plan := Plan.from_json(given)):
             from graftwork.build import compose

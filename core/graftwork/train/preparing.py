@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 16
 """How many processes prepare records at most, unless a run says otherwise."""
-WATCH_SECONDS = 1.0
-"""How often a worker looks whether its parent is there."""
 TOGETHER = 4
 """How many records a worker prepares and sends together: few, so that all workers have something to do for the first step."""
 PREFETCHED = 2
@@ -49,10 +45,10 @@ FILES = "each few records that are prepared ahead take an open file, and the sys
 def workers(setting: int | None, device: torch.device) -> int:
     """How many processes prepare the records of this one: what the run says, else the cores that training leaves free. On a CPU that is
     none; beside CUDA devices it is each process's share of the machine, less one for the process itself."""
-    can_fork = hasattr(os, "fork") and os.uname().sysname != "Darwin"
+    can_fork = hasattr(os, "fork") and os.uname().sysname != "Darwin" and not multiprocessing.current_process().daemon
     if setting and not can_fork:
         raise GraftworkError(
-            "train.workers: this system does not start processes as copies of one; leave it out, or set it to 0"
+            "train.workers: this system, or the process that trains, does not start processes as copies of one; leave it out, or set it to 0"
         )
     if setting is not None or device.type != "cuda" or not can_fork:
         return setting or 0
@@ -68,8 +64,7 @@ class Ahead(ThreadPoolExecutor):
         self.workers = workers(feed.settings.workers, device)
         self.parcels: Iterator[Parcel] | None = None
         self.next_batch = 0
-        self.others = multiprocessing.active_children()
-        """Processes that were there before the workers."""
+        self.forking = Forking()
 
     def share(self, batch: int) -> Future[Share]:
         """This process's share of a batch, in micro-batches; batches are asked for one after another."""
@@ -78,9 +73,8 @@ class Ahead(ThreadPoolExecutor):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[arg-type]
         self.parcels = None  # Its processes end with it,
-        for process in multiprocessing.active_children():
-            if process not in self.others:
-                process.kill()  # but for one that waits for a file: it would be waited for in turn.
+        for process in self.forking.started:
+            process.kill()  # but for one that waits for a file: it would be waited for in turn.
 
     def _share(self, batch: int) -> Share:
         share = self.feed.share(batch, self._found(batch) if self.workers else None)
@@ -98,18 +92,20 @@ class Ahead(ThreadPoolExecutor):
 
     def _found(self, batch: int) -> Iterator[tuple[int, Found]]:
         """What workers made of each of the batch's records."""
-        if self.parcels is None or batch != self.next_batch:
-            self.parcels = parcels(self.feed, batch, self.workers)
-        self.next_batch = batch + 1
-        for _ in in_parcels(self.feed.indices(batch)):
-            try:
+        try:
+            if self.parcels is None or batch != self.next_batch:
+                self.parcels = parcels(self.feed, batch, self.workers, self.forking)
+            self.next_batch = batch + 1
+            for _ in in_parcels(self.feed.indices(batch)):
                 yield from next(self.parcels).opened()
-            except RuntimeError as error:
-                if "open files" in str(error):
-                    raise GraftworkError(FILES) from None
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise GraftworkError(LOST) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if "open files" in str(error):
+                raise GraftworkError(FILES) from None
+            # One that ends while it hands something over is found by the connection to it.
+            is_lost = isinstance(error, (ConnectionError, EOFError)) or str(error).startswith("DataLoader worker")
+            if not is_lost:
+                raise
+            raise GraftworkError(LOST) from None
 
 
 def in_parcels(indices: Sequence[int]) -> Iterator[list[int]]:
@@ -118,7 +114,19 @@ def in_parcels(indices: Sequence[int]) -> Iterator[list[int]]:
     return (distinct[start : start + TOGETHER] for start in range(0, len(distinct), TOGETHER))
 
 
-def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
+class Forking(multiprocessing.context.ForkContext):
+    """Starts copies of this process, and knows which."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """A process that is not started yet."""
+        self.started.append(super().Process(*args, **kwargs))
+        return self.started[-1]
+
+
+def parcels(feed: Feed, first: int, workers: int, forking: Forking) -> Iterator[Parcel]:
     """The records of all batches from the `first` on, as `workers` processes prepare them, in order."""
     import resource
 
@@ -134,32 +142,27 @@ def parcels(feed: Feed, first: int, workers: int) -> Iterator[Parcel]:
     in_flight = workers * PREFETCHED * processes.on_this_machine()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    loader: DataLoader[Any] = DataLoader(
-        Records(),  # type: ignore[arg-type]
-        batch_sampler=(each for batch in count(first) for each in in_parcels(feed.indices(batch))),
-        num_workers=workers,
-        prefetch_factor=PREFETCHED,
-        collate_fn=lambda found: Parcel.of(found, in_flight),
-        worker_init_fn=partial(alone, os.getpid()),
-        # Copies of this process, for nothing has to be sent to them. They use no CUDA device.
-        multiprocessing_context="fork",
-        generator=torch.Generator(),  # It draws a seed, which must not be one of the run's random numbers.
-    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of copies of a process with several threads.
+        # Python warns of copies of a process with several threads, and torch of more workers than cores.
+        warnings.simplefilter("ignore")
+        loader: DataLoader[Any] = DataLoader(
+            Records(),  # type: ignore[arg-type]
+            batch_sampler=(each for batch in count(first) for each in in_parcels(feed.indices(batch))),
+            num_workers=workers,
+            prefetch_factor=PREFETCHED,
+            collate_fn=lambda found: Parcel.of(found, in_flight),
+            worker_init_fn=partial(alone, os.getpid()),
+            # Copies of this process, for nothing has to be sent to them. They use no CUDA device.
+            multiprocessing_context=forking,
+            generator=torch.Generator(),  # It draws a seed, which must not be one of the run's random numbers.
+        )
         return iter(loader)
 
 
 def alone(parent: int, worker: int) -> None:
     """Make a worker independent of what this process was: a signal to all processes is for the first to act on, and no threads go on. It ends with
     its parent, also while it waits for somebody to take what it has."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    processes.end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
