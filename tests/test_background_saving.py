@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_resume import content
 from tiny_runs import DROPOUT, PlanOf, Run
 
-from graftwork.checkpoint import manifest, store
+from graftwork.checkpoint import manifest, store, writing
 from graftwork.checkpoint.store import checkpoints, open_checkpoint
 from graftwork.contracts import DictLookup, Event, StepTaken
 from graftwork.errors import CheckpointError
@@ -88,6 +88,25 @@ def test_a_save_that_fails_is_the_error_of_the_run_and_earlier_ones_stay(
     assert {path.name for path in out.iterdir()} - {each.name for each in checkpoints(out)} == {LOG}
     for folder in checkpoints(out):
         assert open_checkpoint(folder, lookup, device="cpu").verification.error == 0.0
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stays_and_that_is_told_once(
+    run: PlanOf, lookup: DictLookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, told, remove = tmp_path / "out", list[str](), writing.remove
+
+    def kept(folder: Path) -> None:
+        if folder.name == "checkpoint-1":
+            raise PermissionError(13, "Permission denied")
+        remove(folder)
+
+    monkeypatch.setattr(writing, "remove", kept)
+    plan = run({"train.save_every": 1, "train.steps": 5, "train.keep": 1})
+    train(plan, lookup, out, device="cpu", listen=lambda event: told.extend(getattr(event, "sentence", "").split("\n")))
+    assert [each.name for each in checkpoints(out)] == ["checkpoint-1", "checkpoint-5"]
+    assert [each for each in told if each] == [
+        f"'{out / 'checkpoint-1'}', an old checkpoint, cannot be removed (Permission denied); remove it yourself"
+    ]
 
 
 LIMITS = """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from graftwork import processes
 from graftwork.checkpoint import store, writing
 from graftwork.checkpoint.store import Capture
-from graftwork.contracts.events import CheckpointSaved
+from graftwork.contracts.events import CheckpointSaved, Event, RunWarned
 from graftwork.contracts.lookup import Lookup
 from graftwork.errors import GraftworkError
 
@@ -21,12 +21,14 @@ class Saving:
     begun is written to its end.
     """
 
-    def __init__(self, out: Path, keep: int, lookup: Lookup, tell: Callable[[CheckpointSaved], None]) -> None:
+    def __init__(self, out: Path, keep: int, lookup: Lookup, tell: Callable[[Event], None]) -> None:
         self.out, self.keep, self.lookup, self.tell = out, keep, lookup, tell
         self.step = 0
         """The step whose checkpoint was begun last, or that the run goes on from; 0 where there is none."""
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._written: Future[CheckpointSaved] | None = None
+        self._written: Future[list[Event]] | None = None
+        self._kept_longer = set[Path]()
+        """Old checkpoints that cannot be removed."""
         self._rebuilt: object = None
         self._processor: dict[str, bytes] = {}
 
@@ -47,34 +49,44 @@ class Saving:
         self.step = step
         self._written = processes.first_alone(lambda: self._begin(captured, step, folder))
 
-    def _begin(self, captured: Capture | None, step: int, folder: Path) -> Future[CheckpointSaved]:
+    def _begin(self, captured: Capture | None, step: int, folder: Path) -> Future[list[Event]]:
         assert captured, "the first process has it"
         # Once a run: building draws random numbers, which training must not see, and its outcome follows from these alone.
         if (held := (captured.manifest.plan, captured.manifest.tensors)) != self._rebuilt:
             self._processor, self._rebuilt = store.rebuild(captured, folder, self.lookup), held
         return self._thread.submit(self._write, captured, step, folder)
 
-    def _write(self, captured: Capture, step: int, folder: Path) -> CheckpointSaved:
+    def _write(self, captured: Capture, step: int, folder: Path) -> list[Event]:
         try:
             store.write(captured, folder, self._processor)
-            for old in store.checkpoints(self.out)[: -self.keep]:
-                writing.remove(old)
         except GraftworkError:
             raise  # Its sentence names the folder, and so the step.
         except BaseException as error:
             error.add_note(f"while the checkpoint of step {step} was written")
             raise
-        return CheckpointSaved(self.out, step, folder)
+        return [CheckpointSaved(self.out, step, folder), *self._remove_old()]
+
+    def _remove_old(self) -> Iterator[RunWarned]:
+        """Remove what is beyond the checkpoints to keep; one that cannot be removed stays, which is told once."""
+        for old in store.checkpoints(self.out)[: -self.keep]:
+            try:
+                writing.remove(old)
+            except OSError as error:
+                if old not in self._kept_longer:
+                    why = f"'{old}', an old checkpoint, cannot be removed ({error.strerror}); remove it yourself"
+                    yield RunWarned(self.out, why)
+                self._kept_longer.add(old)
 
     def poll(self) -> None:
         """Tell of a checkpoint that has got its name meanwhile; raises what it failed with, among several processes once they `wait`. Nothing is
         waited for."""
         if self._written and self._written.done() and (processes.count() == 1 or not self._written.exception()):
             written, self._written = self._written, None
-            self.tell(written.result())
+            for event in written.result():
+                self.tell(event)
 
     def wait(self) -> None:
         """Wait until what was begun is written, and tell of it; raises on all processes what it failed with. Collective."""
         written, self._written = self._written, None
-        if event := processes.first_alone(lambda: written and written.result()):
+        for event in processes.first_alone(lambda: written.result() if written else []) or ():
             self.tell(event)
