@@ -247,6 +247,21 @@ def test_hashes_are_computed_anew_when_a_file_changes(tmp_path: Path) -> None:
     assert str(file) in known
 
 
+def test_a_user_without_a_home_has_no_cache_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file := tmp_path / "file").write_text("content")
+    with_cache = cache.known_hashes([file])
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("GRAFTWORK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache.known_hashes([file]) == with_cache
+    with pytest.raises(OSError):
+        cache.entry("key", lambda folder: None)
+
+
 def test_what_was_not_used_for_long_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path))
 

@@ -118,4 +118,5 @@ def _keep(place: Path, known: Any) -> None:
         work.write_text(json.dumps(known), encoding="utf-8")
         work.replace(place)
     except OSError:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):
+            work.unlink()
