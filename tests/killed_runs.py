@@ -85,7 +85,7 @@ class Chains:
     def __init__(self, folder: Path) -> None:
         self.runs = Runs(folder, random_base(folder / "base"))
         (folder / "killer.py").write_text(KILLER, encoding="utf-8")
-        assert self.begin("whole").process.wait() == 0
+        self.end("whole")
         self.expected = content(folder / "whole")
 
     def begin(self, out: str, touch: int = 0) -> Launched:
@@ -94,6 +94,12 @@ class Chains:
         sets = [word for setting in SETTINGS for word in ("--set", setting)]
         command = ["train", "run.toml", "--out", out, "--device", "cpu", "--resume", *sets]
         return self.runs.start("--plugin", "killer.py", *command)
+
+    def end(self, out: str) -> None:
+        """Begin a run or go on with it to its end."""
+        launched = self.begin(out)
+        said, errors = launched.output()
+        assert launched.process.returncode == 0, said + errors
 
     def kill(self, out: str, how: str, chance: random.Random) -> Kill | None:
         """Go on with a run, kill it, and open every checkpoint that it has left; None where it ended before it was killed."""
@@ -128,9 +134,7 @@ class Chains:
         for how in TURNS:
             if kill := self.kill(out, how, chance):
                 kills.append(kill)
-        launched = self.begin(out)
-        said, errors = launched.output()
-        assert launched.process.returncode == 0, said + errors
+        self.end(out)
         (lines, tensors), (expected, wanted) = content(self.runs.folder / out), self.expected
         same = tensors.keys() == wanted.keys() and all(tensors[name].equal(wanted[name]) for name in wanted)
         shutil.rmtree(self.runs.folder / out)
