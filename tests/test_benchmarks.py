@@ -134,6 +134,34 @@ def test_an_error_after_which_the_device_answers_nothing_is_written(
     assert "illegal memory access" in found["after fails"]["error"]
 
 
+def test_a_measurement_is_kept_without_its_prediction() -> None:
+    import memory
+
+    def fails() -> int:
+        raise TimeoutError("too slow")
+
+    assert memory.beside({"allocated": 4}, fails) == {
+        "predicted": None,
+        "not predicted": "TimeoutError: too slow",
+        "allocated": 4,
+    }
+    assert memory.beside({"allocated": 4}, lambda: 5)["predicted over allocated"] == 1.25
+
+
+def test_plans_for_a_gpu_need_no_optional_package_but_that_of_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
+    from subject import Size
+
+    from graftwork.contracts import component
+
+    def missing(requires: component.Requires) -> list[str]:
+        return [package for package in requires.packages if not package.startswith(("peft", "bitsandbytes"))]
+
+    monkeypatch.setattr(component, "missing_requirements", missing)
+    for subject in (each for tiny in (True, False) for each in (Size(tiny).mgm, Size(tiny).vlm)):
+        for strategies, micro in subject.plans:
+            assert subject.plan(strategies, micro).run_context.train.micro_batch_size == micro
+
+
 PARENT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
