@@ -134,7 +134,7 @@ def job(size: Size, report: Report) -> None:
             found = told(
                 "graftwork", "train", str(folder / "demo.toml"), "--out", str(out), *options, limit=report.left
             )
-            if (log := out / "log.jsonl").exists() and (lines := log.read_text().splitlines()):
+            if (log := out / "log.jsonl").exists() and (lines := log.read_text().split("\n")[:-1]):  # whole ones
                 steps = [json.loads(line) for line in lines]
                 found["losses"] = [round(steps[n]["loss"], 4) for n in (0, -1)]
                 found["images/s"] = [round(step["images"] / step["seconds"], 1) for step in steps[2:]]
