@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,35 +62,135 @@ def test_each_part_has_a_reference_and_both_run(tmp_path: Path) -> None:
     assert len(row["ratios"]) == len(row["seconds"]) == 2 and min(row["seconds"]) > 0
 
 
+def a_report(tmp_path: Path, limit: float = 300, **found: Any) -> Any:
+    """The report of a check `one`, of which `found` is known from before."""
+    import kept
+    from report import Report
+
+    entry = {"ended": "begun", "seconds": 0.0, "found": found}
+    kept.write(
+        file := tmp_path / "measure.json", {"begun": "2026-11-30T00:00:00", "tiny": True, "checks": {"one": entry}}
+    )
+    return Report(file, "one", limit)
+
+
+def found_in(folder: Path, check: str = "one") -> dict[str, Any]:
+    """What the file of all checks has of one."""
+    found: dict[str, Any] = json.loads((folder / "measure.json").read_text())["checks"][check]["found"]
+    return found
+
+
 @pytest.mark.parametrize("check", ["vlm memory", "vlm speed", "vlm answers"])
 def test_a_check_for_a_gpu_runs_on_tiny_models(check: str, tmp_path: Path) -> None:
+    import kept
     import measure
     import table
 
-    measure.carry_out(check, tmp_path, 300, tiny=True)
-    (file,) = tmp_path.iterdir()
-    found = json.loads(file.read_text())
+    told = {"begun": "2026-11-30T00:00:00", "tiny": True}
+    kept.write(
+        file := tmp_path / "measure.json", told | {"checks": {check: {"ended": "begun", "seconds": 1, "found": {}}}}
+    )
+    measure.carry_out(check, file, 300, tiny=True)
+    found = found_in(tmp_path, check)
     assert found and not [case for case, value in found.items() if isinstance(value, dict) and "error" in value]
-    told = {
-        "begun": "2026-11-30T00:00:00",
-        "tiny": True,
-        "checks": {check: {"ended": "done", "seconds": 1, "found": found}},
-    }
-    lines = [*table.lines(told)]
+    lines = [*table.lines(kept.read(file))]
     assert f"### {check}" in lines[1] and all(any(line.startswith(f"| {case} |") for line in lines) for case in found)
 
 
 def test_a_check_that_fails_or_has_no_time_left_stops_nothing(tmp_path: Path) -> None:
-    from report import Report
-
-    report = Report(tmp_path / "found.json", limit=100)
+    report = a_report(tmp_path, limit=100)
     assert report.take("fails", lambda: 1 / 0) is None
     assert report.take("late", lambda: 1, needs=1000) is None
     assert report.take("works", lambda: {"number": 7}) == {"number": 7}
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = found_in(tmp_path)
     assert found["fails"]["error"] == "ZeroDivisionError: division by zero"
     assert found["late"]["left out"].endswith(" s were left, and it takes 1000")
     assert found["works"] == {"number": 7}
+
+
+def test_a_further_call_carries_out_only_what_is_missing(tmp_path: Path) -> None:
+    report = a_report(tmp_path, was=3, failed={"error": "it did not end"}, late={"left out": "no time"})
+    assert [report.take(case, lambda: 5) for case in ("was", "failed", "late", "new")] == [3, None, 5, 5]
+    assert found_in(tmp_path) == {"was": 3, "failed": {"error": "it did not end"}, "late": 5, "new": 5}
+
+
+def test_a_case_is_in_the_file_while_it_goes_on(tmp_path: Path) -> None:
+    assert a_report(tmp_path).take("first", lambda: found_in(tmp_path)) == {"first": {"error": "it did not end"}}
+
+
+def test_an_error_after_which_the_device_answers_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import report as module
+
+    def clean() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(module, "clean", clean)
+    with pytest.raises(SystemExit):
+        a_report(tmp_path).take("fails", lambda: 1 / 0)
+    found = found_in(tmp_path)
+    assert found["fails"]["error"] == "ZeroDivisionError: division by zero"
+    assert "illegal memory access" in found["after fails"]["error"]
+
+
+def test_a_measurement_is_kept_without_its_prediction() -> None:
+    import memory
+
+    def fails() -> int:
+        raise TimeoutError("too slow")
+
+    assert memory.beside({"allocated": 4}, fails) == {
+        "predicted": None,
+        "not predicted": "TimeoutError: too slow",
+        "allocated": 4,
+    }
+    assert memory.beside({"allocated": 4}, lambda: 5)["predicted over allocated"] == 1.25
+
+
+def test_plans_for_a_gpu_need_no_optional_package_but_that_of_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
+    from subject import Size
+
+    from graftwork.contracts import component
+
+    def missing(requires: component.Requires) -> list[str]:
+        return [package for package in requires.packages if not package.startswith(("peft", "bitsandbytes"))]
+
+    monkeypatch.setattr(component, "missing_requirements", missing)
+    for subject in (each for tiny in (True, False) for each in (Size(tiny).mgm, Size(tiny).vlm)):
+        for strategies, micro in subject.plans:
+            assert subject.plan(strategies, micro).run_context.train.micro_batch_size == micro
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import measure
+measure.__file__ = sys.argv[2]
+from pathlib import Path
+measure.run(measure.CHECKS[0], Path(sys.argv[3]), 300, True)
+"""
+CHILD = """
+import os, subprocess, sys, time
+sys.path.insert(0, {folder!r})
+import measure
+measure.end_with_parent()
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdin=subprocess.DEVNULL)
+print(os.getpid(), other.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_check_ends_with_the_command_that_has_begun_it(number: signal.Signals, tmp_path: Path) -> None:
+    (child := tmp_path / "child.py").write_text(CHILD.format(folder=str(BENCHMARKS / "gpu")))
+    command = [sys.executable, "-c", PARENT, BENCHMARKS / "gpu", child, tmp_path / "measure.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        children = [int(each) for each in parent.stdout.readline().split()]
+        parent.send_signal(number)
+        parent.stdout.read()  # ends when nobody can write any more: the check and what it has started
+    assert len(children) == 2 and parent.returncode == -number
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from report import Report
 from subject import DEVICE, LORA, Size, Subject, build, peak_gib, records, seconds
 
 from graftwork.contracts import Assembly, Encoded, batch_of
-from graftwork.evaluate.generation import answer, answering
+from graftwork.evaluate.generation import Answers, answer, answering
 
 NEW_TOKENS = 32
 
@@ -25,21 +25,23 @@ def ask(size: Size, subject: Subject, report: Report) -> Assembly:
     return assembly
 
 
-def timed(assembly: Assembly, prompts: Sequence[Encoded]) -> dict[str, float]:
+def timed(assembly: Assembly, prompts: Sequence[Encoded]) -> dict[str, float | None]:
     """Seconds to the first token, milliseconds of each further one, and answers a second."""
     pixels = batch_of(assembly.processor, prompts).to(assembly.device).pixels
     with answering(assembly):
         looking = seconds(lambda: assembly.model.encode_images(pixels), times=2)
         features = assembly.model.encode_images(pixels)
 
-    def tokens(most: int) -> float:
-        return seconds(lambda: answer(assembly, prompts, max_new_tokens=most, features=features), times=2)
+    def answers(most: int) -> Answers:
+        return answer(assembly, prompts, max_new_tokens=most, features=features)
 
-    first, whole = tokens(1), tokens(NEW_TOKENS)
+    made = max(answers(NEW_TOKENS).tokens)
+    first, whole = (seconds(lambda most=most: answers(most), times=2) for most in (1, NEW_TOKENS))
     return {
         "images, s": round(looking, 4),
         "first token, s": round(first, 4),
-        "each further token, ms": round((whole - first) / (NEW_TOKENS - 1) * 1e3, 3),
+        "each further token, ms": round((whole - first) / (made - 1) * 1e3, 3) if made > 1 else None,
+        "tokens of the longest": made,
         "answers/s": round(len(prompts) / (looking + whole), 3),
         "peak GiB": round(peak_gib(), 2),
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def carry_out(subject: Subject, number: int) -> dict[str, Any]:
     rows = longest_rows(assembly.processor, subject.length)
     clean()
     for _, row in rows * 2:
-        for last in (False, True):
+        for last in (True,) if micro == subject.batch else (False, True):  # as in the rehearsal
             batch = batch_of(assembly.processor, row * micro).to(assembly.device)
             stepper.accumulate(batch, 1.0, last=last)
         stepper.gradient_norm()
@@ -55,24 +56,37 @@ def carry_out(subject: Subject, number: int) -> dict[str, Any]:
 
 def compare(subject: Subject, report: Report) -> None:
     """All plans of a subject, predicted in other processes while they are carried out here; on a CPU one after the other."""
-    numbers = range(len(subject.plans))
+    cases = {
+        f"{subject.name}, {', '.join(memory) or 'no strategy'}, {micro} at a time": number
+        for number, (memory, micro) in enumerate(subject.plans)
+    }
     with ExitStack() as stack:
         if CUDA:
-            workers = max(1, min(len(numbers), cores() // 2))
-            pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn")))
-            # Those that were not reached when time is up are not waited for.
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            predictions = [pool.submit(predict, subject, number) for number in numbers]
-        for number, (memory, micro) in enumerate(subject.plans):
+            pool = stack.enter_context(ProcessPoolExecutor(max(1, cores() // 2), get_context("spawn")))
+            stack.callback(end_children)
+            futures = {n: pool.submit(predict, subject, n) for case, n in cases.items() if not report.has(case)}
+        for case, number in cases.items():
 
-            def one(number: int = number) -> dict[str, Any]:
-                found = carry_out(subject, number)
-                predicted = predictions[number].result(report.left) if CUDA else predict(subject, number)
-                if found:
-                    found["predicted over allocated"] = round(predicted / found["allocated"], 4)
-                return {"predicted": predicted, **found}
+            def predicted(number: int = number) -> int:
+                return futures[number].result(max(0.0, report.left)) if CUDA else predict(subject, number)
 
-            report.take(f"{subject.name}, {', '.join(memory) or 'no strategy'}, {micro} at a time", one, needs=8)
+            report.take(case, lambda n=number, of=predicted: beside(carry_out(subject, n), of), needs=8)
+
+
+def beside(measured: dict[str, Any], predicted: Callable[[], int]) -> dict[str, Any]:
+    """What was measured, beside what was `predicted`, or why nothing was."""
+    try:
+        peak = predicted()
+    except Exception as error:  # a measurement on a device is worth more than its prediction, which needs none
+        return {"predicted": None, "not predicted": f"{type(error).__name__}: {str(error)[:600]}", **measured}
+    ratio = {"predicted over allocated": round(peak / measured["allocated"], 4)} if measured else {}
+    return {"predicted": peak, **measured, **ratio}
+
+
+def end_children() -> None:
+    """Kill those that predict what was not reached when time was up: the interpreter would wait for them."""
+    for process in active_children():
+        process.kill()
 
 
 def memory(size: Size, report: Report) -> None:

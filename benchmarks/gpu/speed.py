@@ -33,12 +33,14 @@ class Running:
         self.assembly = build(self.plan)
         self.assembly.model.train()
         self.stepper = stepper_for(self.assembly, self.plan.run_context.train)
-        if self.plan.run_context.train.compile:
-            blocks = map(self.assembly.model.get_submodule, self.assembly.structure.blocks["language"])
-            compiling.compile_blocks([*blocks], compiling.BACKEND)
         self.micro, self.batch = micro, subject.batch
         self.examples = records(self.assembly, subject, micro)
         self.labels = sum(each.num_label_tokens for each in self.examples) * (self.batch / micro)
+        if self.plan.run_context.train.compile:
+            blocks = map(self.assembly.model.get_submodule, self.assembly.structure.blocks["language"])
+            compiling.compile_blocks([*blocks], compiling.BACKEND)
+            with torch.compiler.set_stance("force_eager"):  # kernels are chosen
+                self.stepper.reached(batch_of(self.assembly.processor, self.examples).to(self.assembly.device))
 
     def step(self) -> None:
         """A step as the training loop takes it, without reading records from files."""
@@ -98,7 +100,8 @@ class Running:
         return found
 
     def operations(self) -> int:
-        """Floating-point operations of a record, forward and backward."""
+        """Floating-point operations of a record, forward and backward; attention should be `eager`, as older versions of PyTorch cannot count that of
+        fewer keys than queries."""
         from torch.utils.flop_counter import FlopCounterMode
 
         batch = batch_of(self.assembly.processor, self.examples).to(self.assembly.device)
@@ -129,14 +132,18 @@ def measure(size: Size, subject: Subject, report: Report) -> None:
         a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
         return 2 * side**3 / seconds(lambda: a @ b, warm=3, times=10)
 
-    reached = report.take("bf16 products, FLOP/s", ceiling) or 1.0
-    operations = report.take("operations of a record", lambda: Running(subject, (), 1).operations(), needs=15) or 0
+    reached = report.take("bf16 products, FLOP/s", ceiling)
+    eager = {"prefer": ["eager"]}
+    operations = report.take(
+        "operations of a record", lambda: Running(subject, (), 1, attention=eager).operations(), needs=15
+    )
     for memory, micro in subject.plans:
 
         def one(memory: Sequence[str] = memory, micro: int = micro) -> dict[str, Any]:
             running = Running(subject, memory, micro)
             found: dict[str, Any] = running.rate()
-            found["share of the products' rate"] = round(found["images/s"] * operations / reached, 4)
+            if reached and operations:
+                found["share of the products' rate"] = round(found["images/s"] * operations / reached, 4)
             return {**found, "ms": running.parts()}
 
         report.take(f"{subject.name}, {', '.join(memory) or 'no strategy'}, {micro} at a time", one, needs=10)
@@ -175,19 +182,22 @@ def beside_trainer(subject: Subject, report: Report, cases: Sequence[tuple[Seque
 
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "blocks compiled": {"train": {"compile": True}},
     "kernel flash": {"attention": {"prefer": ["flash", "sdpa"]}},
-    "kernel flash-4": {"attention": {"prefer": ["flash-4", "sdpa"]}},
     "kernel xformers": {"attention": {"prefer": ["xformers", "sdpa"]}},
     "kernel eager": {"attention": {"prefer": ["eager"]}},
     "host-offload": {"strategies": ["chunked-loss", "host-offload"]},
+    "kernel flash-4": {"attention": {"prefer": ["flash-4", "sdpa"]}},
+    "blocks compiled": {"train": {"compile": True}},
 }
-"""What of a run file is otherwise, and which memory strategies there are but `chunked-loss`."""
+"""What of a run file is otherwise, and which memory strategies there are but `chunked-loss`; last those that compile, which may take the longest."""
 
 
 def changes(size: Size, report: Report) -> None:
-    """What single changes bring, and that they leave the loss what it is; then where a step's time goes."""
+    """Where a step's time goes; then what single changes bring, and that they leave the loss what it is."""
     subject, micro = size.mgm, 2 if size.tiny else 8
+    for memory, at_once in ((("chunked-loss",), micro), (ALL, 2 * micro)):
+        case = f"profile, {', '.join(memory)}, {at_once} at a time"
+        report.take(case, lambda m=memory, n=at_once: profiled(Running(subject, m, n).step), needs=10)
     for name, changed in CHANGES.items():
 
         def one(changed: dict[str, Any] = changed) -> dict[str, Any]:
@@ -200,9 +210,6 @@ def changes(size: Size, report: Report) -> None:
             }
 
         report.take(f"{subject.name}, {name}, {micro} at a time", one, needs=60 if "compiled" in name and CUDA else 10)
-    for memory, at_once in ((("chunked-loss",), micro), (ALL, 2 * micro)):
-        case = f"profile, {', '.join(memory)}, {at_once} at a time"
-        report.take(case, lambda m=memory, n=at_once: profiled(Running(subject, m, n).step), needs=10)
 
 
 def profiled(work: Callable[[], Any]) -> dict[str, Any]:
@@ -216,7 +223,9 @@ def profiled(work: Callable[[], Any]) -> dict[str, Any]:
         work()
         sync()
         wall = time.perf_counter() - began
-    events = [event for event in found.key_averages() if not CUDA or "CUDA" in str(event.device_type)]
+    # An annotation, as the optimizer's, is the time of the kernels in it, once more.
+    events = [event for event in found.key_averages() if not getattr(event, "is_user_annotation", False)]
+    events = [event for event in events if not CUDA or "CUDA" in str(event.device_type)]
     spent = [
         ((e.self_device_time_total if CUDA else e.self_cpu_time_total) / 1e3, e.count, e.key[:120]) for e in events
     ]

@@ -59,7 +59,6 @@ class Subject:
             "peft": {**LORA, "also_train": list(self.also_train)},
             "memory": {"use": list(memory)},
             "attention": {"prefer": ["sdpa"]},
-            "data": {"source": [{"use": "easy-vqa", "split": "train", "pictures": 200}]},
         }
         train = {
             "batch_size": self.batch,

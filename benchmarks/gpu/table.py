@@ -21,7 +21,9 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = " ".join(str(value).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    if len(text) <= 160:
+        return text
+    return f"...{text[-157:]}" if name == "said" else f"{text[:157]}..."  # a command comes to the point at its end
 
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
