@@ -128,7 +128,8 @@ def test_only_a_runs_own_workers_end_with_it(lookup: DictLookup, run: PlanOf, tm
 def test_too_many_open_files_are_one_sentence(
     lookup: DictLookup, run: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*args: Any) -> Any:
+    def failing(feed: Feed, first: int, workers: int, forking: preparing.Forking) -> Any:
+        forking.Process(target=print)  # which the system does not start
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(preparing, "parcels", failing)

@@ -74,7 +74,8 @@ class Ahead(ThreadPoolExecutor):
         super().__exit__(*error)  # type: ignore[arg-type]
         self.parcels = None  # Its processes end with it,
         for process in self.forking.started:
-            process.kill()  # but for one that waits for a file: it would be waited for in turn.
+            if process.is_alive():
+                process.kill()  # but for one that waits for a file: it would be waited for in turn.
 
     def _share(self, batch: int) -> Share:
         share = self.feed.share(batch, self._found(batch) if self.workers else None)
@@ -115,7 +116,7 @@ def in_parcels(indices: Sequence[int]) -> Iterator[list[int]]:
 
 
 class Forking(multiprocessing.context.ForkContext):
-    """Starts copies of this process, and knows which."""
+    """Makes copies of this process, and knows which, also those that the system did not start."""
 
     def __init__(self) -> None:
         self.started: list[Any] = []
